@@ -1,0 +1,106 @@
+"""Adapter for TransformerLens' `HookedTransformer`."""
+
+from collections.abc import Sequence
+
+import torch
+from param_features.adapters.base import Adapter
+from torch import nn
+
+from param_features.params import ParamView, Site, Tap, default_fold
+
+# Attribute of the parameter: einops pattern to [d_out, d_in]. TransformerLens multiplies from the left: W is [in, out].
+_FOLDS = {
+    **dict.fromkeys(("W_Q", "W_K", "W_V", "_W_K", "_W_V"), "head i o -> (head o) i"),
+    **dict.fromkeys(("b_Q", "b_K", "b_V", "_b_K", "_b_V"), "head o -> (head o) 1"),
+    "W_O": "head i o -> o (head i)",
+    **dict.fromkeys(("W_in", "W_gate", "W_out", "W_E", "W_U", "W_pos"), "i o -> o i"),
+}
+_WORD_START = "\u2581"  # sentencepiece's mark of a leading space
+_ATTENTION_SITES = {
+    "Q": ("query_input", "hook_q"),
+    "K": ("key_input", "hook_k"),
+    "V": ("value_input", "hook_v"),
+}
+
+
+class HookedTransformerAdapter(Adapter):
+    """A `HookedTransformer`, grouped-query attention and gated MLPs included."""
+
+    def fold(self, owner: nn.Module, attribute: str, n_dims: int) -> str:
+        """Heads fold into d_out, for W_O into d_in."""
+        return _FOLDS.get(attribute, default_fold(n_dims))
+
+    def aliases(self) -> dict[str, str]:
+        """`attn.W_K` for grouped-query attention's `attn._W_K`, likewise V and the biases."""
+        spoken = {name.replace("attn._", "attn."): name for name in self.views() if "attn._" in name}
+        return super().aliases() | spoken
+
+    def taps(self, view: ParamView) -> tuple[Tap, ...]:
+        """The hook points around the parameter's use."""
+        found = [self._tap(owner, attribute) for owner, attribute in view.places]
+        return tuple(tap for tap in found if tap is not None) if None not in found else ()
+
+    def _tap(self, owner: nn.Module, attribute: str) -> Tap | None:
+        kind, _, letter = attribute.lstrip("_").partition("_")
+        if hasattr(owner, "hook_z") and letter in _ATTENTION_SITES:
+            keyword, hook = _ATTENTION_SITES[letter]
+            return _matrix_tap(owner, attribute, Site(owner, keyword), Site(getattr(owner, hook)))
+        if hasattr(owner, "hook_z") and letter == "O":
+            return _matrix_tap(owner, attribute, Site(owner.hook_z), Site(owner))
+        if hasattr(owner, "hook_pre"):
+            return self._mlp_tap(owner, attribute)
+        if hasattr(owner, "hook_normalized"):
+            return Tap("gain" if kind == "w" else "bias", owner, attribute, Site(owner.hook_normalized), Site(owner))
+        if attribute in ("W_U", "b_U"):
+            return _matrix_tap(owner, attribute, Site(owner, 0), Site(owner))
+        if attribute == "W_E":
+            return Tap("one_hot", owner, attribute, Site(owner, 0), Site(owner))
+        return None
+
+    def _mlp_tap(self, mlp: nn.Module, attribute: str) -> Tap | None:
+        is_gated = "W_gate" in mlp._parameters
+        entry = Site(mlp, 0)
+        ends = {
+            "W_in": (entry, Site(mlp.hook_pre_linear if is_gated else mlp.hook_pre)),
+            "W_gate": (entry, Site(mlp.hook_pre)),
+            # A gated MLP adds b_in to the product of its two halves, just before hook_post.
+            "b_in": (entry, Site(mlp.hook_post if is_gated else mlp.hook_pre)),
+            "W_out": (Site(mlp.hook_post), Site(mlp)),
+            "b_out": (Site(mlp.hook_post), Site(mlp)),
+        }.get(attribute)
+        return _matrix_tap(mlp, attribute, *ends) if ends else None
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of token ids."""
+        return self.model.cfg.d_vocab
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Always: the output is logits over the vocabulary."""
+        return True
+
+    def head(self) -> nn.Module | None:
+        """The unembedding, unless a soft cap follows it."""
+        softcap = getattr(self.model.cfg, "output_logits_soft_cap", -1.0) or -1.0
+        return None if softcap > 0 else self.model.unembed
+
+    def to_ids(self, text: str) -> list[int]:
+        """Ids by the model's tokenizer, with the beginning-of-sequence token if the model prepends it by default."""
+        if self.model.tokenizer is None:
+            return super().to_ids(text)
+        return self.model.to_tokens(text)[0].tolist()
+
+    def to_strings(self, ids: Sequence[int]) -> list[str]:
+        """One string per id, as TransformerLens prints them, with the leading space that sentencepiece tokenizers drop."""
+        if self.model.tokenizer is None:
+            return super().to_strings(ids)
+        texts = self.model.to_str_tokens(torch.tensor(ids), prepend_bos=False)
+        pieces = self.model.tokenizer.convert_ids_to_tokens(list(ids))
+        starts_word = [isinstance(piece, str) and piece.startswith(_WORD_START) for piece in pieces]
+        return [f" {text.lstrip(' ')}" if start else text for text, start in zip(texts, starts_word, strict=True)]
+
+
+def _matrix_tap(layer: nn.Module, attribute: str, source: Site, output: Site) -> Tap:
+    rule = "bias" if attribute.lstrip("_").startswith("b_") else "matrix"
+    return Tap(rule, layer, attribute, source, output)

@@ -1,0 +1,25 @@
+"""Parameter features: low-rank directions in a model's weights, each of which matters for few inputs."""
+
+from param_features import adapters, demo, errors
+from param_features.decompose import FitSettings
+from param_features.errors import ParamFeaturesError
+from param_features.features import ParamFeatures
+from param_features.gradients import HarvestSettings
+from param_features.loading import load
+from param_features.measure import MeasureSettings, Metrics
+from param_features.pipeline import decompose, list_params
+
+__all__ = [
+    "FitSettings",
+    "HarvestSettings",
+    "MeasureSettings",
+    "Metrics",
+    "ParamFeatures",
+    "ParamFeaturesError",
+    "adapters",
+    "decompose",
+    "demo",
+    "errors",
+    "list_params",
+    "load",
+]

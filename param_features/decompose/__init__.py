@@ -1,0 +1,17 @@
+"""Fitting directions to harvested gradients."""
+
+from param_features.decompose.fitting import Fit, fit_l3d
+from param_features.decompose.reconstruction import reconstruction_error, square_errors
+from param_features.decompose.selection import batch_top_k, check_l0, threshold_for
+from param_features.decompose.settings import FitSettings
+
+__all__ = [
+    "Fit",
+    "FitSettings",
+    "batch_top_k",
+    "check_l0",
+    "fit_l3d",
+    "reconstruction_error",
+    "square_errors",
+    "threshold_for",
+]

@@ -1,0 +1,203 @@
+"""The training loop: from harvested gradients to V_in, V_out and the threshold."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from param_features.decompose.l3d import StepLoss, l3d_loss, remove_parallel, renormalize
+from param_features.decompose.selection import threshold_for
+from param_features.decompose.settings import FitSettings
+from param_features.directions import LowRank, leading_factors
+from param_features.gradients import Gradients, GradientStore
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit returns.
+
+    Attributes:
+        v_in: Maps gradients to activations, in divergence units per unit step.
+        v_out: Unit-norm directions; `v_in` itself in a tied fit.
+        threshold: |activation| from which a feature is kept.
+        steps_done: Steps taken; fewer than asked for after an interruption.
+    """
+
+    v_in: LowRank
+    v_out: LowRank
+    threshold: float
+    steps_done: int
+
+
+def fit_l3d(
+    store: GradientStore,
+    *,
+    n_features: int,
+    rank: int,
+    l0: float,
+    settings: FitSettings,
+    generator: torch.Generator,
+    progress: bool,
+) -> Fit:
+    """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
+
+    Cost: a step costs two inner products of a batch with 2 · n_features directions and their backward passes.
+
+    Args:
+        store: Training gradients.
+        n_features: Number of directions.
+        rank: Factors per direction and parameter.
+        l0: Mean number of features kept per sample.
+        settings: The rest.
+        generator: Draws batches and starting points.
+        progress: Whether to show a progress bar with loss, error, l0 and dead features.
+    """
+    trainer = Trainer(store, n_features, rank, l0, settings, generator)
+    with tqdm(total=settings.steps, desc="fit", unit="step", disable=not progress, smoothing=0.05) as bar:
+        try:
+            for _ in range(settings.steps):
+                seen = trainer.step()
+                bar.update()
+                if trainer.n_steps % 20 == 0:
+                    bar.set_postfix(trainer.status(seen), refresh=False)
+        except KeyboardInterrupt:
+            bar.write(f"Interrupted after {trainer.n_steps} of {settings.steps} steps: keeping the features fitted so far.")
+    return trainer.result()
+
+
+class Trainer:
+    """The state of a fit: directions, optimiser, and when each feature was last kept."""
+
+    def __init__(
+        self, store: GradientStore, n_features: int, rank: int, l0: float, settings: FitSettings, generator: torch.Generator
+    ) -> None:
+        """Start from leading factors of real gradients."""
+        self.store, self.l0, self.settings, self.generator, self.rank = store, l0, settings, generator, rank
+        self.square_norm = store.square_norm()
+        self.scale = float(self.square_norm.double().mean()) ** -0.5
+        self.v_out = self._start(n_features)
+        self.v_in = self.v_out if settings.is_tied else self.v_out.map(lambda tensor: tensor.clone())
+        tensors = self.v_out.tensors + ([] if settings.is_tied else self.v_in.tensors)
+        for tensor in tensors:
+            tensor.requires_grad_()
+        self.optimizer = torch.optim.Adam(tensors, lr=settings.lr, betas=(0.9, 0.99))
+        self.last_kept = torch.zeros(n_features, dtype=torch.long, device=tensors[0].device)
+        self.n_steps = 0
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def step(self) -> StepLoss:
+        """One Adam step on one batch."""
+        index = self._next_batch()
+        gradients, norms = self._scaled(index)
+        seen = l3d_loss(
+            gradients, norms, self.v_in, self.v_out, l0=self.current_l0(), dead=self.dead, settings=self.settings
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        seen.loss.backward()
+        remove_parallel(self.v_out)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * self._lr_factor()
+        self.optimizer.step()
+        renormalize(self.v_out)
+        self.n_steps += 1
+        self.last_kept[seen.kept.any(0)] = self.n_steps
+        if self._is_time_to_resample():
+            self._resample(index, seen)
+        return seen
+
+    @property
+    def dead(self) -> Bool[Tensor, " feature"]:
+        """Features that no sample has kept for `dead_after` steps."""
+        return self.n_steps - self.last_kept > self.settings.dead_after
+
+    def current_l0(self) -> float:
+        """Falls geometrically from all features to `l0` over the warm start."""
+        n_warm = self.settings.warm_start * self.settings.steps
+        if self.n_steps >= n_warm:
+            return self.l0
+        return len(self.last_kept) * (self.l0 / len(self.last_kept)) ** (self.n_steps / n_warm)
+
+    def status(self, seen: StepLoss) -> dict[str, str]:
+        """What the progress bar shows."""
+        kept = float(seen.kept.sum()) / len(seen.kept)
+        dead = int(self.dead.sum())
+        return {
+            "loss": f"{float(seen.loss.detach()):.3f}",
+            "error": f"{seen.error:.3f}",
+            "l0": f"{kept:.1f}",
+            "dead": f"{dead}",
+        }
+
+    @torch.no_grad()
+    def result(self) -> Fit:
+        """The directions, those with the largest kept activations first, and the threshold that keeps `l0` per sample."""
+        renormalize(self.v_out)  # an interruption may have come between a step and its renormalisation
+        coords = torch.cat([self.v_in.inner(chunk) for chunk in self.store.chunks()])
+        threshold = threshold_for(coords, self.l0)
+        order = (coords * (coords.abs() >= threshold)).square().sum(0).argsort(descending=True, stable=True)
+        v_out = self.v_out.rows(order).map(lambda tensor: tensor.detach().clone())
+        v_in = v_out if self.settings.is_tied else self.v_in.rows(order).map(lambda tensor: tensor.detach().clone())
+        return Fit(v_in, v_out, threshold, self.n_steps)
+
+    def _start(self, n_features: int) -> LowRank:
+        """Leading factors of randomly chosen samples' gradients, preferring strong ones."""
+        weights = self.square_norm.sqrt().cpu()
+        index = torch.multinomial(
+            weights, n_features, replacement=int((weights > 0).sum()) < n_features, generator=self.generator
+        )
+        return self._leading(index.to(self.square_norm.device))
+
+    def _leading(self, index: Int[Tensor, " feature"]) -> LowRank:
+        directions = leading_factors(_matrices(self.store.rows(index)), self.rank)
+        renormalize(directions)
+        return directions
+
+    def _next_batch(self) -> Int[Tensor, " sample"]:
+        size = min(self.settings.batch_size, self.store.n_samples)
+        if len(self._order) < size:
+            self._order = torch.randperm(self.store.n_samples, generator=self.generator)
+        index, self._order = self._order[:size], self._order[size:]
+        return index
+
+    def _scaled(self, index: Int[Tensor, " sample"]) -> tuple[Gradients, Tensor]:
+        gradients = {name: _scale(gradient, self.scale) for name, gradient in self.store.rows(index).items()}
+        return gradients, self.square_norm[index] * self.scale**2
+
+    def _lr_factor(self) -> float:
+        done = self.n_steps / self.settings.steps
+        return min(1.0, (done + 1 / self.settings.steps) / 0.02, max(0.0, 2 * (1 - done)))
+
+    def _is_time_to_resample(self) -> bool:
+        if not self.settings.resample:
+            return False
+        every = max(1, math.floor(0.6 * self.settings.steps / self.settings.resample))
+        return self.n_steps % every == 0 and self.n_steps <= 0.6 * self.settings.steps and bool(self.dead.any())
+
+    @torch.no_grad()
+    def _resample(self, index: Int[Tensor, " sample"], seen: StepLoss) -> None:
+        """Restart dead features on samples drawn by how badly they are rebuilt; their Adam moments start anew."""
+        dead = self.dead.nonzero().squeeze(1)
+        weights = seen.errors.clamp(min=0).cpu()
+        chosen = torch.multinomial(
+            weights, len(dead), replacement=len(dead) > int((weights > 0).sum()), generator=self.generator
+        )
+        fresh = self._leading(index[chosen])
+        for directions in {id(self.v_in): self.v_in, id(self.v_out): self.v_out}.values():
+            for tensor, new in zip(directions.tensors, fresh.tensors, strict=True):
+                tensor[dead] = new
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    self.optimizer.state[tensor][moment][dead] = 0
+        self.last_kept[dead] = self.n_steps
+
+
+def _matrices(gradients: Gradients) -> dict[str, Tensor]:
+    return {name: gradient.dense().matrix for name, gradient in gradients.items()}
+
+
+def _scale(gradient, factor: float):
+    """The gradient times a number: its first stored tensor carries it."""
+    first, scaled = gradient.tensors[0], gradient.tensors[0] * factor
+    return gradient.map(lambda tensor: scaled if tensor is first else tensor)

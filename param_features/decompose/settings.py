@@ -1,0 +1,51 @@
+"""Settings of the fit."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from param_features.errors import SettingError
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How the directions are learned.
+
+    Attributes:
+        steps: Number of Adam steps.
+        batch_size: Samples per step.
+        lr: Adam's peak learning rate; rises over the first 2 % of the steps, falls linearly to zero over the last half.
+        selection: `"top_k"` keeps the largest l0 · batch coordinates; `"l1"` keeps all under an L1 penalty, V_in = V_out.
+        l1: Weight of the penalty, Σ_k |c_k| per sample against the squared error of gradients of mean square norm 1.
+        warm_start: Share of the steps over which the number kept falls from all features to l0.
+        dead_after: Steps without being kept after which a feature counts as dead.
+        revive: Weight of the auxiliary loss by which dead features learn what is left over.
+        resample: How often, in the first 60 % of the steps, features that are still dead restart on badly rebuilt samples.
+    """
+
+    steps: int = 2000
+    batch_size: int = 1024
+    lr: float = 1e-2
+    selection: Literal["top_k", "l1"] = "top_k"
+    l1: float = 0.02
+    warm_start: float = 0.1
+    dead_after: int = 100
+    revive: float = 1 / 32
+    resample: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if self.selection not in ("top_k", "l1"):
+            raise SettingError(f"selection={self.selection!r} is unknown. Accepted: 'top_k', 'l1'.")
+        for name in ("steps", "batch_size", "lr", "dead_after"):
+            if getattr(self, name) <= 0:
+                raise SettingError(f"{name}={getattr(self, name)} must be positive.")
+        for name in ("l1", "revive", "resample"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"{name}={getattr(self, name)} must not be negative.")
+        if not 0 <= self.warm_start < 1:
+            raise SettingError(f"warm_start={self.warm_start} must lie in [0, 1).")
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether V_in and V_out are one."""
+        return self.selection == "l1"

@@ -1,0 +1,97 @@
+"""Load the demo model into TransformerLens, from data files only and without network."""
+
+import json
+import warnings
+from typing import TYPE_CHECKING
+
+from param_features.demo.vocabulary import BOS, CONFIG_FILE, EOS, MODEL_DIR, PAD, TOKENIZER_FILE, UNKNOWN, WEIGHTS_FILE
+from param_features.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformer_lens import HookedTransformer
+    from transformers import PreTrainedTokenizerFast
+
+
+def load_model() -> "HookedTransformer":
+    """The demo language model: a small transformer trained on the demo stories.
+
+    Weights are as trained: no LayerNorm is folded, nothing is centred. Nothing is downloaded or drawn at random.
+
+    Returns:
+        A `HookedTransformer` on the CPU in float32 and eval mode, with its tokenizer; `<bos>` is prepended by default.
+
+    Raises:
+        MissingExtraError: TransformerLens cannot be imported, or is a version without `HookedTransformer`.
+    """
+    from safetensors.torch import load_file
+
+    config = json.loads((MODEL_DIR / CONFIG_FILE).read_text(encoding="utf-8"))
+    model = build_model(config["architecture"], load_tokenizer(MODEL_DIR / TOKENIZER_FILE))
+    saved = load_file(MODEL_DIR / WEIGHTS_FILE)
+    parameters = dict(model.named_parameters())
+    model.load_state_dict({**model.state_dict(), **{name: saved[name] for name in parameters}})
+    return model.eval()
+
+
+def build_model(
+    architecture: dict, tokenizer: "PreTrainedTokenizerFast", *, init_weights: bool = False
+) -> "HookedTransformer":
+    """An untrained model of the given architecture, on the CPU in float32.
+
+    Args:
+        architecture: Keyword arguments of `HookedTransformerConfig`, as config.json holds them.
+        tokenizer: Its tokenizer.
+        init_weights: Draw initial weights from torch's global generator; otherwise they are left to be loaded.
+
+    Returns:
+        The model.
+
+    Raises:
+        MissingExtraError: TransformerLens cannot be imported, or is a version without `HookedTransformer`.
+    """
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError as error:
+        raise MissingExtraError(_advise("HookedTransformer of TransformerLens 3", error)) from error
+    config = HookedTransformerConfig(**architecture, device="cpu", init_weights=init_weights)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        return HookedTransformer(config, tokenizer=tokenizer)
+
+
+def load_tokenizer(path: "Path") -> "PreTrainedTokenizerFast":
+    """The word-level tokenizer of the demo stories.
+
+    Args:
+        path: A tokenizer.json.
+
+    Returns:
+        A tokenizer that prepends `<bos>`, and whose tokens joined together give back the text.
+
+    Raises:
+        MissingExtraError: transformers cannot be imported.
+    """
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise MissingExtraError(_advise("PreTrainedTokenizerFast of transformers", error)) from error
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(path),
+        name_or_path="param_features.demo",
+        add_bos_token=True,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _advise(what: str, error: ImportError) -> str:
+    return (
+        f"The demo model needs {what}, and the import failed: {error}. transformer-lens from 3.9 up and below 4 is "
+        'accepted. Run: pip install "param_features[lens]".'
+    )

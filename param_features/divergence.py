@@ -1,0 +1,192 @@
+"""How far an output lies from a reference: divergences as cotangents at the output, and the references themselves."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from param_features.errors import OutputError, SettingError, nearest
+
+Outputs = Float[Tensor, "sample d_output"]
+
+
+class Divergence(ABC):
+    """D(f, y_r) of each sample, and its gradient with respect to the output f.
+
+    A reference y_r lives where `to_reference` maps outputs: probabilities for KL, outputs otherwise.
+    """
+
+    name: str
+    unit: str
+
+    @abstractmethod
+    def value(self, output: Outputs, reference: Outputs) -> Float[Tensor, " sample"]:
+        """D of each sample, in `unit`."""
+
+    @abstractmethod
+    def cotangent(self, output: Outputs, reference: Outputs) -> Outputs:
+        """∂D/∂f of each sample."""
+
+    def to_reference(self, output: Outputs) -> Outputs:
+        """An output as a reference; itself unless the divergence compares something else."""
+        return output
+
+
+class KL(Divergence):
+    """KL(y_r ‖ softmax f), in nats; cotangent softmax(f) − y_r."""
+
+    name = "kl"
+    unit = "nats"
+
+    def value(self, output: Outputs, reference: Outputs) -> Float[Tensor, " sample"]:
+        """Σ y_r (log y_r − log softmax f); zero probabilities add nothing."""
+        return functional.kl_div(output.log_softmax(-1), reference, reduction="none").sum(-1)
+
+    def cotangent(self, output: Outputs, reference: Outputs) -> Outputs:
+        """softmax(f) − y_r."""
+        return output.softmax(-1) - reference
+
+    def to_reference(self, output: Outputs) -> Outputs:
+        """Probabilities."""
+        return output.softmax(-1)
+
+
+class SquaredError(Divergence):
+    """Σ (f − y_r)²; cotangent 2 (f − y_r)."""
+
+    name = "se"
+    unit = "squared error"
+
+    def value(self, output: Outputs, reference: Outputs) -> Float[Tensor, " sample"]:
+        """Sum over the outputs, not their mean."""
+        return (output - reference).square().sum(-1)
+
+    def cotangent(self, output: Outputs, reference: Outputs) -> Outputs:
+        """2 (f − y_r)."""
+        return 2 * (output - reference)
+
+
+class Sum(Divergence):
+    """Σ f − Σ y_r: the first-order stand-in for squared error against a constant model; cotangent 1."""
+
+    name = "sum"
+    unit = "output units"
+
+    def value(self, output: Outputs, reference: Outputs) -> Float[Tensor, " sample"]:
+        """Sum of the output's entries less the reference's."""
+        return (output - reference).sum(-1)
+
+    def cotangent(self, output: Outputs, reference: Outputs) -> Outputs:
+        """Ones."""
+        return torch.ones_like(output)
+
+
+class CustomDivergence(Divergence):
+    """A user's function of (output, reference), [sample d_output] each, to one scalar per sample; by autograd."""
+
+    unit = "units of the given function"
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Wrap `function`."""
+        self.function = function
+        self.name = getattr(function, "__name__", "custom")
+
+    def value(self, output: Outputs, reference: Outputs) -> Float[Tensor, " sample"]:
+        """What the function returns.
+
+        Raises:
+            OutputError: It does not return one scalar per sample.
+        """
+        value = self.function(output, reference)
+        if not isinstance(value, Tensor) or value.shape != output.shape[:1]:
+            raise OutputError(
+                f"The divergence {self.name!r} returned {tuple(getattr(value, 'shape', ())) or type(value).__name__} for "
+                f"outputs {tuple(output.shape)}. It must return one scalar per sample, shape {tuple(output.shape[:1])}."
+            )
+        return value
+
+    def cotangent(self, output: Outputs, reference: Outputs) -> Outputs:
+        """The function's gradient at the output."""
+        with torch.enable_grad():
+            leaf = output.detach().requires_grad_()
+            return torch.autograd.grad(self.value(leaf, reference).sum(), leaf)[0]
+
+
+_DIVERGENCES: dict[str, type[Divergence]] = {cls.name: cls for cls in (KL, SquaredError, Sum)}
+
+
+def read_divergence(spec: str | Callable, *, is_logits: bool) -> Divergence:
+    """The divergence of that name; `"auto"` takes KL for logits and squared error otherwise.
+
+    Raises:
+        SettingError: The name is unknown.
+    """
+    if callable(spec):
+        return CustomDivergence(spec)
+    if spec == "auto":
+        return KL() if is_logits else SquaredError()
+    if spec not in _DIVERGENCES:
+        raise SettingError(
+            f"divergence={spec!r} is unknown. Accepted: 'auto', {', '.join(map(repr, _DIVERGENCES))}, or a function of "
+            f"(output, reference) to one scalar per sample; nearest: {nearest(str(spec), _DIVERGENCES)}."
+        )
+    return _DIVERGENCES[spec]()
+
+
+REFERENCES = ("sample", "mean", "uniform", "label")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What outputs are compared with.
+
+    Attributes:
+        kind: `"sample"` (another output drawn from the data; L3D's choice), `"mean"` (their mean), `"uniform"`, `"label"`
+            (one-hot, drawn from the model's own softmax: spans the Fisher information) or `"given"`.
+        pool: `"mean"`: the mean, [1 d_output]. `"given"`: the user's outputs, as references. At inference `"sample"` and
+            `"label"` hold the n_references that activations average over. None while drawing from the batch.
+    """
+
+    kind: str
+    pool: Float[Tensor, "n_references d_output"] | None = None
+
+    def draw(self, divergence: Divergence, output: Outputs, generator: torch.Generator) -> Outputs:
+        """One reference for each sample of a batch, drawn with `generator`."""
+        if self.pool is not None:
+            return self.pool[_integers(len(self.pool), len(output), generator)].to(output)
+        if self.kind == "uniform":
+            return torch.full_like(output, 1 / output.shape[-1])
+        if self.kind == "label":
+            labels = torch.multinomial(output.float().softmax(-1).cpu(), 1, generator=generator).to(output.device)
+            return torch.zeros_like(output).scatter_(1, labels, 1.0)
+        others = divergence.to_reference(output)
+        offset = 1 + _integers(len(output) - 1, len(output), generator).to(output.device)
+        return others[(torch.arange(len(output), device=output.device) + offset) % len(output)]
+
+
+def _integers(high: int, n: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(max(high, 1), (n,), generator=generator)
+
+
+def check_reference(spec: str | Tensor, divergence: Divergence) -> None:
+    """Refuse a reference that is unknown or means nothing for the divergence.
+
+    Raises:
+        SettingError: As said.
+    """
+    if isinstance(spec, Tensor):
+        return
+    if spec not in REFERENCES:
+        raise SettingError(
+            f"reference={spec!r} is unknown. Accepted: {', '.join(map(repr, REFERENCES))}, or a tensor of outputs "
+            f"[d_output] or [n_references, d_output]; nearest: {nearest(str(spec), REFERENCES)}."
+        )
+    if spec in ("uniform", "label") and not isinstance(divergence, KL):
+        raise SettingError(
+            f"reference={spec!r} is a distribution over logits, but the divergence is {divergence.name!r}. Use "
+            "'sample', 'mean' or your own outputs, or divergence='kl' if the outputs are logits."
+        )

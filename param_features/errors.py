@@ -1,0 +1,90 @@
+"""Every exception that the library raises on purpose.
+
+Each kind also inherits the builtin that a caller would catch without knowing this library. A message has three parts:
+what was given, what would be accepted, what to do next.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ParamFeaturesError(Exception):
+    """Base of every error raised on purpose by this library."""
+
+    def __str__(self) -> str:
+        """The message as written (a `KeyError` would print it quoted)."""
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownParameterError(ParamFeaturesError, KeyError):
+    """A parameter name, glob or regex matches nothing in the model."""
+
+
+class EmptySelectionError(ParamFeaturesError, ValueError):
+    """No parameter was asked for."""
+
+
+class InputError(ParamFeaturesError, ValueError):
+    """Tokens or inputs have the wrong type, shape or range."""
+
+
+class OutputError(ParamFeaturesError, TypeError):
+    """The model's output is neither a tensor nor an object with `.logits`."""
+
+
+class SettingError(ParamFeaturesError, ValueError):
+    """A setting lies outside what is accepted."""
+
+
+class FeatureCountError(SettingError):
+    """`n_features` or `l0` lies outside its range."""
+
+
+class RankError(SettingError):
+    """`rank` exceeds that of the largest chosen matrix."""
+
+
+class SampleCountError(ParamFeaturesError, ValueError):
+    """There are too few samples for the features asked for."""
+
+
+class NonFiniteError(ParamFeaturesError, ValueError):
+    """Weights, outputs or gradients hold NaN or infinity."""
+
+
+class NoGradientError(ParamFeaturesError, ValueError):
+    """A chosen parameter does not influence the output."""
+
+
+class MemoryEstimateError(ParamFeaturesError, MemoryError):
+    """The run would need more memory than it may use."""
+
+
+class StoreError(ParamFeaturesError, ValueError):
+    """Saved features are unfinished, tampered with or of an unknown format."""
+
+
+class FingerprintError(ParamFeaturesError, ValueError):
+    """Saved features belong to other weights than the model's."""
+
+
+class NotBoundError(ParamFeaturesError, RuntimeError):
+    """The features were loaded without a model and the call needs one."""
+
+
+class AdapterError(ParamFeaturesError, TypeError):
+    """No adapter recognises the model, or the adapter lacks what the call needs."""
+
+
+class RegistryError(ParamFeaturesError, KeyError):
+    """A registry key is unknown or already taken."""
+
+
+class MissingExtraError(ParamFeaturesError, ImportError):
+    """An optional library is not installed; the message names the `pip install` that brings it."""
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """The known names most like `name`, quoted and joined, or "none" when nothing is alike."""
+    close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.4)
+    return ", ".join(repr(candidate) for candidate in close) or "none"

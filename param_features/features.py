@@ -1,0 +1,291 @@
+"""`ParamFeatures`: what `decompose` returns and `load` gives back."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.directions import LowRank
+from param_features.divergence import Divergence
+from param_features.errors import FeatureCountError, InputError, NotBoundError
+from param_features.gradients import GradientEngine
+from param_features.inputs import ModelInputs, read_inputs
+from param_features.measure import Example, Metrics, TopLogits, activations, top_examples, top_logits
+from param_features.measure.activations import Route
+from param_features.measure.examples import Ranking
+from param_features.params import unfold_matrix
+from param_features.store import write_bundle
+from param_features.views import View, feature_view, show, tokens_view
+
+
+@dataclass(frozen=True)
+class ParamRecord:
+    """A decomposed parameter as saved: enough to read directions without the model.
+
+    Attributes:
+        shape: Shape of the tensor.
+        fold: einops pattern from the tensor to [d_out, d_in].
+        fingerprint: SHA-256 of its dtype, shape and bytes.
+    """
+
+    shape: tuple[int, ...]
+    fold: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ParamFeatures:
+    """Low-rank directions in parameter space, each of which matters for few inputs.
+
+    A feature is a local gradient direction: features need not sum to W.
+
+    Attributes:
+        v_in: Maps gradients to activations.
+        v_out: Unit-norm directions.
+        threshold: |activation| from which a feature counts as active.
+        params: The decomposed parameters by name.
+        divergence: D.
+        reference: Name of the reference that the fit used.
+        references: What activations average over, [n_references d_output], in the divergence's reference space.
+        metrics: Held-out metrics and their controls.
+        config: Settings of the run, for the record.
+        examples: Held-out inputs for `top_examples`; None when they could not be saved.
+        engine: The model's gradients; None for features loaded without a model.
+    """
+
+    v_in: LowRank
+    v_out: LowRank
+    threshold: float
+    params: Mapping[str, ParamRecord]
+    divergence: Divergence
+    reference: str
+    references: Float[Tensor, "n_references d_output"]
+    metrics: Metrics
+    config: Mapping[str, Any]
+    examples: ModelInputs | None = None
+    engine: GradientEngine | None = None
+    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return self.v_out.n_features
+
+    def __len__(self) -> int:
+        """Number of features."""
+        return self.n_features
+
+    def __repr__(self) -> str:
+        """What was decomposed and how well, with the controls."""
+        names = ", ".join(self.params)
+        head = f"ParamFeatures: {self.n_features} features of {names} (divergence {self.divergence.name!r}, reference "
+        return f"{head}{self.reference!r})\n{self.metrics!r}"
+
+    def activations(
+        self,
+        tokens: Any = None,
+        *,
+        inputs: Any = None,
+        reference: Tensor | None = None,
+        n_references: int | None = None,
+        route: Route = "auto",
+    ) -> Float[Tensor, "*sample feature"]:
+        """Every feature's activation at every sample.
+
+        Args:
+            tokens: Integers [batch, pos], or a list of strings.
+            inputs: Instead of tokens, anything that the module takes.
+            reference: Outputs to compare with, [d_output] or [n_references, d_output]; the fit's own by default.
+            n_references: How many of the stored references to average over; all by default.
+            route: `"vjp"`, `"jvp"`, or the cheaper of the two.
+
+        Returns:
+            [batch pos feature] for token models, [batch feature] otherwise; signed, in divergence units (nats for KL) per
+            unit step along the feature; 0 at padding. On the CPU.
+
+        Raises:
+            NotBoundError: The features were loaded without a model.
+            InputError: Inputs that the model cannot take, or references of the wrong shape.
+        """
+        engine = self._bound("activations")
+        found = read_inputs(engine.adapter, tokens, inputs)
+        references = self._references(reference, n_references)
+        return activations(engine, self.v_in, self.divergence, references, found, route=route)
+
+    def top_examples(
+        self, feature: int, n: int = 10, *, tokens: Any = None, inputs: Any = None, by: Ranking = "share"
+    ) -> list[Example]:
+        """The samples that a feature matters most for, one from each sequence, strongest first.
+
+        Args:
+            feature: Which one.
+            n: How many.
+            tokens: Where to look; the held-out sequences of the fit by default.
+            inputs: The same, for modules that take no tokens.
+            by: `"share"`, the part of the sample's activations that is this feature's, or `"activation"`, its size alone,
+                by which samples with a large gradient lead every feature's list.
+
+        Returns:
+            The examples; their `activation` is signed.
+
+        Raises:
+            FeatureCountError: There is no such feature.
+            NotBoundError: The features were loaded without a model.
+        """
+        self._check_feature(feature)
+        engine = self._bound("top_examples")
+        found = self._example_inputs() if tokens is None and inputs is None else read_inputs(engine.adapter, tokens, inputs)
+        acts = self._example_activations(found)
+        ids = found.tokens.cpu() if engine.per_position else None
+        acts = acts if engine.per_position else acts.unsqueeze(1)
+        return top_examples(acts, feature, ids, engine.adapter.to_strings, n=n, by=by)
+
+    def top_logits(self, feature: int, n: int = 10, *, n_examples: int = 20) -> TopLogits:
+        """The outputs that a step along a feature moves most, on average over its top examples.
+
+        Args:
+            feature: Which one.
+            n: How many in either direction.
+            n_examples: Over how many of its top examples to average.
+
+        Raises:
+            FeatureCountError: There is no such feature.
+            NotBoundError: The features were loaded without a model.
+        """
+        best = self.top_examples(feature, n_examples)
+        rows = self._example_inputs().rows([example.row for example in best])
+        positions = torch.tensor([example.position for example in best])
+        return top_logits(self._bound("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
+
+    def direction(self, feature: int) -> dict[str, Float[Tensor, "*shape"]]:
+        """A feature's unit-norm direction as dense tensors of the parameters' shapes, by name; new tensors.
+
+        Raises:
+            FeatureCountError: There is no such feature.
+        """
+        self._check_feature(feature)
+        matrices = self.v_out.rows([feature]).materialize()
+        records = self.params
+        return {name: unfold_matrix(matrix[0], records[name].fold, records[name].shape) for name, matrix in matrices.items()}
+
+    def view(self, feature: int, tokens: Any = None, *, n: int = 10) -> View:
+        """What `show` displays, as an object: `str()` gives coloured text, a notebook renders it with circuitsvis."""
+        self._check_feature(feature)
+        if tokens is None:
+            return feature_view(feature, self.top_examples(feature, n), unit=self.divergence.unit)
+        engine = self._bound("show")
+        found = read_inputs(engine.adapter, tokens, None)
+        acts = self._example_activations(found)[..., feature]
+        strings = [engine.adapter.to_strings(row.tolist()) for row in found.tokens]
+        return tokens_view(feature, strings, acts, unit=self.divergence.unit)
+
+    def show(self, feature: int, tokens: Any = None, *, n: int = 10) -> None:
+        """Display a feature's top examples, or its activations on given tokens or texts.
+
+        In a notebook with circuitsvis; in a terminal as coloured text. Blue is positive, red negative.
+
+        Args:
+            feature: Which one.
+            tokens: Texts or ids to show instead of the top examples.
+            n: How many top examples.
+
+        Raises:
+            FeatureCountError: There is no such feature.
+            NotBoundError: The features were loaded without a model.
+        """
+        show(self.view(feature, tokens, n=n))
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write `features.safetensors` and `config.json` into a directory: data only, no code.
+
+        The held-out examples are saved too, so that a colleague sees the same top examples; examples that are no tensors
+        are left out.
+        """
+        write_bundle(directory, self._tensors(), self._record())
+
+    def bound_to(self, engine: GradientEngine) -> "ParamFeatures":
+        """The same features with a model, on its device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(engine.subset.views[0].tensor.device)
+
+        v_out = self.v_out.map(move)
+        return replace(
+            self,
+            v_in=v_out if self.v_in is self.v_out else self.v_in.map(move),
+            v_out=v_out,
+            references=move(self.references),
+            examples=None if self.examples is None else self.examples.map(move),
+            engine=engine,
+            _cache={},
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything saved as tensors."""
+        tensors = {"references": self.references}
+        directions = {"v_out": self.v_out} if self.v_in is self.v_out else {"v_out": self.v_out, "v_in": self.v_in}
+        for title, rows in directions.items():
+            for name, (left, right) in rows.factors.items():
+                tensors |= {f"{title}/{name}/left": left, f"{title}/{name}/right": right}
+        if self.examples is not None and self.examples.is_all_tensors:
+            tensors |= {f"examples/args/{place}": value for place, value in enumerate(self.examples.args)}
+            tensors |= {f"examples/kwargs/{key}": value for key, value in self.examples.kwargs.items()}
+            tensors |= {} if self.examples.mask is None else {"examples/mask": self.examples.mask}
+        return tensors
+
+    def _record(self) -> dict[str, Any]:
+        """Everything saved as JSON."""
+        return {
+            "params": {name: asdict(record) for name, record in self.params.items()},
+            "is_tied": self.v_in is self.v_out,
+            "threshold": self.threshold,
+            "divergence": self.divergence.name,
+            "reference": self.reference,
+            "metrics": dict(self.metrics),
+            "config": dict(self.config),
+        }
+
+    def _bound(self, call: str) -> GradientEngine:
+        if self.engine is None:
+            raise NotBoundError(
+                f"{call}() needs the model, and these features were loaded without one. Use pf.load(dir, model=…)."
+            )
+        return self.engine
+
+    def _check_feature(self, feature: int) -> None:
+        if not isinstance(feature, int) or isinstance(feature, bool) or not 0 <= feature < self.n_features:
+            raise FeatureCountError(f"There is no feature {feature!r}. Features are numbered 0 to {self.n_features - 1}.")
+
+    def _references(self, given: Tensor | None, n: int | None) -> Tensor:
+        if given is not None:
+            rows = given.reshape(-1, given.shape[-1])
+            if rows.shape[1] != self.references.shape[1]:
+                raise InputError(
+                    f"reference has shape {tuple(given.shape)}. Outputs here have {self.references.shape[1]} numbers: give "
+                    f"[{self.references.shape[1]}] or [n_references, {self.references.shape[1]}]."
+                )
+            return self.divergence.to_reference(rows.to(self.references))
+        if n is not None and not 1 <= n <= len(self.references):
+            raise InputError(
+                f"n_references={n}, but {len(self.references)} are stored. Ask for 1 to {len(self.references)}, or fit with "
+                "measure=pf.MeasureSettings(n_references=…)."
+            )
+        return self.references[:n]
+
+    def _example_inputs(self) -> ModelInputs:
+        if self.examples is None:
+            raise InputError("These features were saved without examples. Pass tokens= or inputs=.")
+        return self.examples
+
+    def _example_activations(self, inputs: ModelInputs) -> Tensor:
+        """Activations, remembered for the fit's own examples."""
+        engine = self._bound("activations")
+        if inputs is not self.examples:
+            return activations(engine, self.v_in, self.divergence, self.references, inputs)
+        if "examples" not in self._cache:
+            self._cache["examples"] = activations(engine, self.v_in, self.divergence, self.references, inputs)
+        return self._cache["examples"]

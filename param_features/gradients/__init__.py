@@ -1,0 +1,33 @@
+"""Per-sample gradients: factored where a layer rule exists, dense otherwise, the same answer either way."""
+
+from param_features.gradients.engine import GradientEngine, Routes
+from param_features.gradients.harvest import Harvester, HarvestSettings, SamplePlan, limited, plan_samples
+from param_features.gradients.plan import OutputInfo, inspect_output, plan_engine
+from param_features.gradients.rules import LayerRule, register_rule
+from param_features.gradients.state import held_still
+from param_features.gradients.store import GradientStore, flatten, square_norm
+from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed
+
+__all__ = [
+    "Dense",
+    "Factored",
+    "Gradient",
+    "GradientEngine",
+    "GradientStore",
+    "Gradients",
+    "HarvestSettings",
+    "Harvester",
+    "Indexed",
+    "LayerRule",
+    "OutputInfo",
+    "Routes",
+    "SamplePlan",
+    "flatten",
+    "held_still",
+    "inspect_output",
+    "limited",
+    "plan_engine",
+    "plan_samples",
+    "register_rule",
+    "square_norm",
+]

@@ -1,0 +1,98 @@
+"""Capturing the inputs and outputs of tapped layers during a forward pass, with hooks that leave on exit."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from param_features.params import Site, Tap
+
+
+class StopForward(BaseException):
+    """Ends a forward pass at the head's input; never leaves this package."""
+
+
+class Capture:
+    """What hooks saw: for each site, one tensor per call of its module, in order of the calls."""
+
+    def __init__(self) -> None:
+        """Nothing captured yet."""
+        self._seen: dict[Site, list[Tensor | None]] = {}
+
+    def add(self, site: Site, tensor: Tensor | None) -> None:
+        """Record one call; None where the call had no such tensor."""
+        self._seen.setdefault(site, []).append(tensor)
+
+    def __getitem__(self, site: Site) -> list[Tensor | None]:
+        """The tensors of a site, in order of its module's calls; empty when it was never called."""
+        return self._seen.get(site, [])
+
+
+@contextmanager
+def capturing(taps: Iterable[Tap], *, stop_at: nn.Module | None = None) -> Iterator[Capture]:
+    """Hook the taps' sites. Outputs become roots of gradients: `torch.autograd.grad` may ask for each captured output.
+
+    An output that needs no gradient yet becomes a leaf, so that the graph starts there; every output is passed on as a
+    copy, so that in-place layers further up cannot spoil what was captured.
+
+    Args:
+        taps: Whose inputs and outputs to capture.
+        stop_at: A module whose first input is captured, and at whose call the forward pass ends with `StopForward`.
+    """
+    capture = Capture()
+    taps = list(taps)
+    inputs = dict.fromkeys(tap.input for tap in taps)
+    outputs = dict.fromkeys(tap.output for tap in taps)
+    handles: list[RemovableHandle] = []
+    try:
+        for site in inputs:
+            handles.append(_watch_input(capture, site))
+        for site in outputs:
+            handles.append(_root_output(capture, site))
+        if stop_at is not None:
+            handles.append(_stop_at(capture, stop_at))
+        yield capture
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _argument(args: tuple, kwargs: dict, which: str | int) -> Tensor | None:
+    if isinstance(which, str):
+        return kwargs.get(which)
+    values = args or tuple(kwargs.values())
+    return values[which] if which < len(values) and isinstance(values[which], Tensor) else None
+
+
+def _watch_input(capture: Capture, site: Site) -> RemovableHandle:
+    if site.which == "output":
+        return site.module.register_forward_hook(
+            lambda module, args, output: capture.add(site, output.detach() if isinstance(output, Tensor) else None)
+        )
+
+    def watch(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        tensor = _argument(args, kwargs, site.which)
+        capture.add(site, tensor.detach() if tensor is not None else None)
+
+    return site.module.register_forward_pre_hook(watch, with_kwargs=True)
+
+
+def _root_output(capture: Capture, site: Site) -> RemovableHandle:
+    def root(module: nn.Module, args: tuple, output: object) -> Tensor | None:
+        if not isinstance(output, Tensor):
+            capture.add(site, None)
+            return None
+        leaf = output if output.requires_grad else output.detach().requires_grad_()
+        capture.add(site, leaf)
+        return leaf.clone()
+
+    return site.module.register_forward_hook(root)
+
+
+def _stop_at(capture: Capture, head: nn.Module) -> RemovableHandle:
+    def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        capture.add(Site(head, 0), _argument(args, kwargs, 0))
+        raise StopForward
+
+    return head.register_forward_pre_hook(stop, with_kwargs=True)

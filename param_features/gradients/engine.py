@@ -1,0 +1,214 @@
+"""Per-sample gradients of a parameter subset: one forward pass of a batch shared by one backward pass per slot.
+
+A slot is one sample of every sequence of the batch (a position each), or the whole batch where a sample is an input.
+Samples of different sequences do not mix, so one backward pass of the summed divergences yields a gradient for each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from param_features.adapters import Adapter
+from param_features.errors import NonFiniteError, OutputError
+from param_features.gradients.capture import Capture, StopForward, capturing
+from param_features.gradients.rules import rule_for
+from param_features.gradients.state import held_still
+from param_features.gradients.types import Dense, Gradients, join_positions
+from param_features.inputs import ModelInputs
+from param_features.params import ParamSubset, Site, Tap
+
+CotangentOf = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(outputs [sample d_output], row [sample], position [sample]) -> cotangents [sample d_output]."""
+
+Consumer = Callable[[int, Gradients], None]
+"""Takes a slot and its gradients, the batch's rows as samples."""
+
+_MAX_LOGITS = 2**25
+
+
+@dataclass(frozen=True)
+class Routes:
+    """How each parameter's gradient is taken.
+
+    Attributes:
+        taps: For parameters with a factored rule, the taps of all their uses.
+        dense: Parameters that take the `torch.func` route.
+        through_head: Whether cotangents are first taken back through the head, so that no backward pass meets it.
+        is_vmapped: Whether the dense route maps over samples with vmap; one sample at a time otherwise.
+        why_dense: The reason, for each dense parameter.
+    """
+
+    taps: dict[str, tuple[Tap, ...]]
+    dense: tuple[str, ...] = ()
+    through_head: bool = False
+    is_vmapped: bool = True
+    why_dense: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GradientEngine:
+    """Takes per-sample gradients of `subset` in the adapter's model.
+
+    Attributes:
+        per_position: Whether a sample is a (sequence, position); otherwise it is an input.
+    """
+
+    adapter: Adapter
+    subset: ParamSubset
+    routes: Routes
+    per_position: bool
+
+    def each_slot(
+        self,
+        inputs: ModelInputs,
+        positions: Int[Tensor, "batch slot"],
+        cotangent_of: CotangentOf,
+        consume: Consumer,
+    ) -> None:
+        """Call `consume` with the gradients of each slot; only one slot's gradients exist at a time.
+
+        Args:
+            inputs: One batch.
+            positions: Which position of each sequence each slot takes; zeros when a sample is an input.
+            cotangent_of: Gives ∂D/∂f; asked once for all samples of the batch, or in chunks where the outputs are large.
+            consume: Takes the slot's index and its gradients.
+
+        Raises:
+            NonFiniteError: The model's output holds NaN or infinity.
+        """
+        taps = [tap for chosen in self.routes.taps.values() for tap in chosen]
+        stop_at = self.adapter.head() if self.routes.through_head else None
+        with held_still(self.adapter.module), capturing(taps, stop_at=stop_at) as capture:
+            root = self._forward(inputs, capture)
+            cotangents = self._root_cotangents(root.detach(), positions, cotangent_of)
+            for slot in range(positions.shape[1]):
+                cotangent = self._spread(root, cotangents[:, slot], positions[:, slot])
+                is_last = slot == positions.shape[1] - 1
+                gradients = self._factored(capture, root, cotangent, keep_graph=not is_last)
+                gradients |= self._dense(inputs, cotangent)
+                consume(slot, {name: gradients[name] for name in self.subset.names})
+
+    def _forward(self, inputs: ModelInputs, capture: Capture) -> Tensor:
+        """The tensor that backward passes start from: the head's input, or the output."""
+        if not self.routes.through_head:
+            return self.adapter.run(*inputs.args, **inputs.kwargs)
+        try:
+            self.adapter.run(*inputs.args, **inputs.kwargs)
+        except StopForward:
+            return capture[Site(self.adapter.head(), 0)][0]
+        raise OutputError("The model's forward pass never called its head; this is a fault of the adapter's head().")
+
+    def _root_cotangents(
+        self, root: Tensor, positions: Int[Tensor, "batch slot"], cotangent_of: CotangentOf
+    ) -> Float[Tensor, "batch slot d_root"]:
+        """Cotangents at the root for all samples of the batch, by slots, with chunks where outputs are wide."""
+        n_rows, n_slots = positions.shape
+        row = torch.arange(n_rows, device=root.device).repeat(n_slots)
+        position = positions.T.reshape(-1).to(root.device)
+        states = root[row, position] if self.per_position else root.reshape(n_rows, -1)
+        d_output = self.adapter.d_vocab if self.routes.through_head and self.adapter.d_vocab else states.shape[-1]
+        n_chunks = max(1, min(n_slots, -(-len(states) * d_output // _MAX_LOGITS)))
+        chunks = zip(states.tensor_split(n_chunks), row.tensor_split(n_chunks), position.tensor_split(n_chunks), strict=True)
+        pulled = torch.cat([self._through_head(*chunk, cotangent_of) for chunk in chunks])
+        return pulled.reshape(n_slots, n_rows, -1).transpose(0, 1)
+
+    def _through_head(self, states: Tensor, row: Tensor, position: Tensor, cotangent_of: CotangentOf) -> Tensor:
+        if not self.routes.through_head:
+            return cotangent_of(_finite(states), row, position)
+        leaf = states.unsqueeze(1).requires_grad_()
+        output = self._head_alone(leaf)
+        cotangent = cotangent_of(_finite(output.detach().squeeze(1)), row, position)
+        return torch.autograd.grad(output, leaf, cotangent.unsqueeze(1))[0].squeeze(1)
+
+    def _head_alone(self, states: Float[Tensor, "sample one d_model"]) -> Float[Tensor, "sample one d_output"]:
+        """Call the head without its hooks: ours would end the call, and the user's expect whole batches."""
+        return self.adapter.head().forward(states)
+
+    def _spread(self, root: Tensor, cotangent: Float[Tensor, "batch d_root"], position: Int[Tensor, " batch"]) -> Tensor:
+        """Cotangents of one slot at their places in the root, zero elsewhere."""
+        if not self.per_position:
+            return cotangent.reshape(root.shape)
+        spread = torch.zeros_like(root)
+        spread[torch.arange(len(root), device=root.device), position.to(root.device)] = cotangent.to(root.dtype)
+        return spread
+
+    def _factored(self, capture: Capture, root: Tensor, cotangent: Tensor, *, keep_graph: bool) -> Gradients:
+        if not self.routes.taps:
+            return {}
+        sites = list(dict.fromkeys(tap.output for taps in self.routes.taps.values() for tap in taps))
+        calls = [(site, index) for site in sites for index in range(len(capture[site]))]
+        roots = [capture[site][index] for site, index in calls]
+        found = torch.autograd.grad(
+            root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+        )
+        deltas = dict(zip(calls, found, strict=True))
+        return {name: _apply_rules(taps, capture, deltas) for name, taps in self.routes.taps.items()}
+
+    def _dense(self, inputs: ModelInputs, cotangent: Tensor) -> Gradients:
+        if not self.routes.dense:
+            return {}
+        take = _vmapped if self.routes.is_vmapped else _one_by_one
+        views = tuple(self.subset[name] for name in self.routes.dense)
+        found = take(self.adapter, ParamSubset(views), inputs, cotangent)
+        return {view.name: Dense(view.to_matrix(_at_least_float32(found[view.name]))) for view in views}
+
+
+def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Site, int], Tensor]):
+    """The gradient of one parameter: its rule at every call of every use, summed."""
+    parts = []
+    for tap in taps:
+        rule = rule_for(tap.rule, tap.attribute)
+        for index, source in enumerate(capture[tap.input]):
+            source = source if source is None or not source.is_floating_point() else _at_least_float32(source)
+            parts.append(rule(tap.layer, source, _at_least_float32(deltas[tap.output, index])))
+    return join_positions(parts)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _finite(output: Tensor) -> Tensor:
+    if not bool(torch.isfinite(output).all()):
+        raise NonFiniteError(
+            f"The model's output of shape {tuple(output.shape)} holds NaN or infinity. Check the weights and the inputs; "
+            "a model in float16 may overflow, try bfloat16 or float32."
+        )
+    return output
+
+
+def _vmapped(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
+    """`torch.func.vjp` of one sample, mapped over the batch. Cost: one forward and backward pass of the whole model."""
+    bare = ModelInputs(inputs.args, inputs.kwargs)
+
+    def pull(row: list[Tensor], cotangent: Tensor) -> dict[str, Tensor]:
+        def run(tensors: dict[str, Tensor]) -> Tensor:
+            values = iter(row)
+            one = bare.map(lambda _: next(values).unsqueeze(0))
+            with subset.replaced(tensors):
+                return adapter.run(*one.args, **one.kwargs)
+
+        output, vjp = torch.func.vjp(run, subset.tensors)
+        return vjp(cotangent.reshape(output.shape))[0]
+
+    return torch.func.vmap(pull, randomness="same", chunk_size=32)(bare.tensors, cotangent)
+
+
+def _one_by_one(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
+    """A loop of `torch.autograd.grad`, one sample at a time: the slow obvious route that every other must equal."""
+    rows = [per_sample_gradient(adapter, subset, inputs.rows([row]), cotangent[[row]]) for row in range(len(inputs))]
+    return {name: torch.stack([row[name] for row in rows]) for name in subset.names}
+
+
+def per_sample_gradient(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
+    """∂⟨output, cotangent⟩/∂W for a batch of one, by `torch.autograd.grad`; zero where a parameter is unused."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in subset.tensors.items()}
+    with subset.replaced(leaves):
+        output = adapter.run(*inputs.args, **inputs.kwargs)
+    if not output.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    found = torch.autograd.grad(output, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))

@@ -1,0 +1,182 @@
+"""Harvesting: many samples' gradients from a data set, split by sequence into training and held-out samples."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
+
+from param_features.divergence import Divergence, Reference
+from param_features.errors import SampleCountError, SettingError
+from param_features.gradients.engine import GradientEngine
+from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory, memory_budget
+from param_features.gradients.types import Gradients
+from param_features.inputs import ModelInputs
+
+
+@dataclass(frozen=True)
+class HarvestSettings:
+    """How many samples are taken and how.
+
+    Attributes:
+        n_samples: Samples in all, training and held out; the default is as many as fit in memory, up to `max_samples`.
+        max_samples: Bound on the default.
+        held_out_fraction: Share of the sequences kept for measuring, in (0, 1).
+        batch_size: Sequences (inputs) per forward pass; the default holds about 4,096 positions.
+        max_memory_gib: Bound on the gradients kept, in GiB; the default is half of what is free.
+    """
+
+    n_samples: int | None = None
+    max_samples: int = 65_536
+    held_out_fraction: float = 0.1
+    batch_size: int | None = None
+    max_memory_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if not 0 < self.held_out_fraction < 1:
+            raise SettingError(f"held_out_fraction={self.held_out_fraction} must lie between 0 and 1, such as 0.1.")
+        for name in ("n_samples", "batch_size", "max_memory_gib", "max_samples"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise SettingError(f"{name}={value} must be positive.")
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Which samples are taken: sequences, and positions in each.
+
+    Attributes:
+        train: Rows of the data for fitting.
+        held_out: Rows for measuring.
+        n_slots: Positions per sequence; 1 when a sample is an input.
+    """
+
+    train: Int[Tensor, " sequence"]
+    held_out: Int[Tensor, " sequence"]
+    n_slots: int
+
+
+def plan_samples(
+    inputs: ModelInputs, *, per_position: bool, settings: HarvestSettings, n_features: int, generator: torch.Generator
+) -> SamplePlan:
+    """Split the sequences at random and choose how many positions each gives.
+
+    Raises:
+        SampleCountError: The data hold fewer training samples than features, or too few sequences to hold some out.
+    """
+    n_rows = len(inputs)
+    n_pos = _n_positions(inputs) if per_position else 1
+    n_wanted = min(settings.n_samples or settings.max_samples, n_rows * n_pos)
+    n_slots = min(n_pos, -(-n_wanted // n_rows))
+    n_used = min(n_rows, -(-n_wanted // n_slots))
+    n_held_out = max(1, round(n_used * settings.held_out_fraction))
+    order = torch.randperm(n_rows, generator=generator)[:n_used]
+    n_train = (n_used - n_held_out) * n_slots
+    if n_train < max(n_features, 2):
+        raise SampleCountError(
+            f"{n_rows} sequences with up to {n_pos} positions give {n_train} training samples (after {n_held_out} held-out "
+            f"sequences), fewer than the {n_features} features asked for. Give more data, or fewer features; ten samples "
+            "a feature is the least that can mean anything."
+        )
+    return SamplePlan(order[n_held_out:].sort().values, order[:n_held_out].sort().values, n_slots)
+
+
+def _n_positions(inputs: ModelInputs) -> int:
+    """Positions that every row has; a padded batch counts its mean length."""
+    return inputs.tokens.shape[1] if inputs.mask is None else max(1, int(inputs.mask.sum()) // len(inputs))
+
+
+@dataclass(frozen=True)
+class Harvester:
+    """Takes gradients of a data set's samples for one divergence and reference."""
+
+    engine: GradientEngine
+    divergence: Divergence
+    reference: Reference
+    settings: HarvestSettings
+
+    def store(
+        self, inputs: ModelInputs, n_slots: int, generator: torch.Generator, *, progress: bool, title: str
+    ) -> GradientStore:
+        """Gradients of `n_slots` positions of every row.
+
+        Args:
+            inputs: The rows to use.
+            n_slots: Positions per row, drawn without replacement.
+            generator: Draws positions and references.
+            progress: Whether to show a progress bar.
+            title: Its label.
+
+        Raises:
+            MemoryEstimateError: The gradients would not fit; said before the run.
+        """
+        batches = self._batches(inputs)
+        store = self._reserve(inputs, len(inputs) * n_slots)
+        with tqdm(total=store.n_samples, desc=title, unit="sample", disable=not progress) as bar:
+
+            def consume(_: int, gradients: Gradients) -> None:
+                store.add(gradients)
+                bar.update(next(iter(gradients.values())).n_samples)
+
+            for rows in batches:
+                batch = inputs.rows(rows)
+                positions = draw_positions(batch, n_slots, generator) if self.engine.per_position else _zeros(batch)
+                self.engine.each_slot(batch, positions, lambda output, *_: self.cotangent(output, generator), consume)
+        return store
+
+    def cotangent(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """∂D/∂f of a batch of samples against references drawn for them."""
+        return self.divergence.cotangent(output, self.reference.draw(self.divergence, output, generator))
+
+    def sample_bytes(self, inputs: ModelInputs) -> int:
+        """Bytes that a stored sample takes, from one small batch."""
+        return bytes_per_sample(self._probe(inputs))
+
+    def _reserve(self, inputs: ModelInputs, n_samples: int) -> GradientStore:
+        like = self._probe(inputs)
+        check_memory(n_samples, bytes_per_sample(like), self.budget)
+        return GradientStore(n_samples, like)
+
+    @property
+    def budget(self) -> int:
+        """Bytes that stored gradients may take."""
+        limit = self.settings.max_memory_gib
+        return memory_budget() if limit is None else int(limit * 2**30)
+
+    def _probe(self, inputs: ModelInputs) -> Gradients:
+        found: Gradients = {}
+        rows = inputs.rows(slice(0, 2))
+        self.engine.each_slot(
+            rows, _zeros(rows), lambda output, *_: torch.ones_like(output), lambda _, part: found.update(part)
+        )
+        return found
+
+    def _batches(self, inputs: ModelInputs) -> tuple[Tensor, ...]:
+        """Rows in near-equal batches, none of a single row, which could draw no other sample as its reference."""
+        n_pos = inputs.tokens.shape[1] if self.engine.per_position else 1
+        size = self.settings.batch_size or max(2, min(1024, 4096 // n_pos))
+        n_batches = max(1, len(inputs) // size)
+        return torch.arange(len(inputs)).tensor_split(n_batches)
+
+
+def _zeros(inputs: ModelInputs) -> Int[Tensor, "batch one"]:
+    return torch.zeros(len(inputs), 1, dtype=torch.long)
+
+
+def draw_positions(inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> Int[Tensor, "batch slot"]:
+    """Real positions of each row, at random without replacement; a row shorter than `n_slots` repeats its own."""
+    weights = torch.ones(inputs.tokens.shape) if inputs.mask is None else inputs.mask.cpu().float()
+    order = torch.rand(weights.shape, generator=generator).add(weights * 2).argsort(1, descending=True)
+    length = weights.sum(1).long().clamp(min=1)
+    slot = torch.arange(n_slots).unsqueeze(0) % length.unsqueeze(1)
+    return order.gather(1, slot)
+
+
+def limited(settings: HarvestSettings, harvester: Harvester, inputs: ModelInputs) -> HarvestSettings:
+    """The settings with `n_samples` set, where it was left open, to what fits in memory."""
+    if settings.n_samples is not None:
+        return settings
+    fits = harvester.budget // harvester.sample_bytes(inputs)
+    return replace(settings, n_samples=max(1, min(settings.max_samples, fits)))

@@ -1,0 +1,171 @@
+"""Choosing each parameter's route, and checking the choice against plain autograd on the user's own model."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from param_features.adapters import Adapter
+from param_features.errors import InputError
+from param_features.gradients.engine import GradientEngine, Routes, per_sample_gradient
+from param_features.gradients.rules import rule_for
+from param_features.gradients.state import held_still
+from param_features.gradients.types import Gradients
+from param_features.inputs import ModelInputs
+from param_features.params import ParamSubset
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+@dataclass(frozen=True)
+class OutputInfo:
+    """What the model's output looks like on the given inputs.
+
+    Attributes:
+        shape: Shape for a batch of one or two.
+        dtype: Its dtype.
+        is_logits: Whether it is known to be logits over a vocabulary or classes.
+        per_position: Whether a sample is a (sequence, position); otherwise it is an input.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    is_logits: bool
+    per_position: bool
+
+    @property
+    def d_output(self) -> int:
+        """Numbers per sample that the divergence compares."""
+        return self.shape[-1] if self.per_position else int(torch.Size(self.shape[1:]).numel())
+
+
+def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
+    """Run two rows without gradients and say what came out.
+
+    Raises:
+        OutputError: The model returned neither a tensor nor an object with `.logits`.
+        InputError: The output has no batch axis.
+    """
+    rows = inputs.rows(slice(0, 2))
+    with held_still(adapter.module), torch.no_grad():
+        output = adapter.run(*rows.args, **rows.kwargs)
+    if output.dim() == 0 or len(output) != len(rows):
+        raise InputError(
+            f"The output has shape {tuple(output.shape)} for {len(rows)} inputs. Its first axis must be the batch: a "
+            "divergence is taken for each sample, never averaged over them."
+        )
+    tokens = inputs.tokens
+    per_position = tokens is not None and output.dim() == 3 and output.shape[1] == tokens.shape[1]
+    return OutputInfo(tuple(output.shape), output.dtype, per_position or adapter.predicts_tokens, per_position)
+
+
+def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, output: OutputInfo) -> GradientEngine:
+    """Give every parameter a factored rule where one exists and holds on this model, the dense route otherwise.
+
+    Two samples are compared with a loop of `torch.autograd.grad`, sample by sample, so that a rule is never trusted
+    where the model uses the parameter in a way its rule does not know. Cost: a few passes over two rows.
+    """
+    taps = {view.name: adapter.taps(view) for view in subset.views}
+    ruled = {
+        name: found for name, found in taps.items() if found and all(rule_for(tap.rule, tap.attribute) for tap in found)
+    }
+    engine = GradientEngine(adapter, subset, _routes(subset, ruled, {}), output.per_position)
+    check = _Check(engine, inputs.rows(slice(0, 2)), output)
+    through_head = replace(engine.routes, through_head=not engine.routes.dense and adapter.head() is not None)
+    if through_head.through_head and not check.failures(through_head):
+        return replace(engine, routes=through_head)
+    routes = _routes(subset, ruled, check.failures(engine.routes))
+    return replace(engine, routes=replace(routes, is_vmapped=check.vmap_works(routes)))
+
+
+def _routes(subset: ParamSubset, ruled: dict, failures: dict[str, str]) -> Routes:
+    why = {name: failures.get(name, "no layer rule") for name in subset.names if name not in ruled or name in failures}
+    return Routes({name: ruled[name] for name in subset.names if name not in why}, tuple(why), why_dense=why)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Compares routes with plain autograd on two samples."""
+
+    engine: GradientEngine
+    inputs: ModelInputs
+    output: OutputInfo
+
+    def failures(self, routes: Routes) -> dict[str, str]:
+        """For each factored parameter whose rule fails here, why."""
+        factored = [name for name in self.engine.subset.names if name in routes.taps]
+        if not factored:
+            return {}
+        views = ParamSubset(tuple(self.engine.subset[name] for name in factored))
+        engine = replace(self.engine, subset=views, routes=replace(routes, dense=()))
+        try:
+            found = self._gradients(engine)
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            if len(factored) == 1:
+                return {factored[0]: f"its rule failed: {error}"}
+            single = {name: replace(routes, taps={name: routes.taps[name]}) for name in factored}
+            return {name: why for one in single.values() for name, why in self.failures(one).items()}
+        return {name: "its rule disagrees with autograd here" for name in factored if not self._agrees(found, name)}
+
+    def vmap_works(self, routes: Routes) -> bool:
+        """Whether the dense route runs under vmap and agrees with plain autograd."""
+        if not routes.dense:
+            return True
+        views = ParamSubset(tuple(self.engine.subset[name] for name in routes.dense))
+        engine = replace(self.engine, subset=views, routes=Routes({}, routes.dense, is_vmapped=True))
+        try:
+            found = self._gradients(engine)
+        except (RuntimeError, NotImplementedError, ValueError):
+            return False
+        return all(self._agrees(found, name) for name in views.names)
+
+    def _gradients(self, engine: GradientEngine) -> Gradients:
+        found: Gradients = {}
+        engine.each_slot(
+            self.inputs, self._positions, lambda output, *_: self._cotangent.to(output), lambda _, part: found.update(part)
+        )
+        return found
+
+    @property
+    def _positions(self) -> Int[Tensor, "batch slot"]:
+        return last_positions(self.inputs, self.output).unsqueeze(1)
+
+    @property
+    def _cotangent(self) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(len(self.inputs), self.output.d_output, generator=generator, dtype=torch.float64)
+
+    def _agrees(self, found: Gradients, name: str) -> bool:
+        view = self.engine.subset[name]
+        ours = found[name].dense().matrix
+        if ours.shape != (len(self.inputs), *view.matrix_shape):
+            return False
+        oracle = torch.stack([view.to_matrix(row[name]) for row in self._oracle]).to(ours.dtype)
+        tolerance = _TOLERANCE.get(view.tensor.dtype, 1e-3)
+        return bool((ours - oracle).norm() <= tolerance * oracle.norm() + 1e-12)
+
+    @cached_property
+    def _oracle(self) -> list[dict[str, Tensor]]:
+        rows = []
+        with held_still(self.engine.adapter.module):
+            for row in range(len(self.inputs)):
+                one = self.inputs.rows([row])
+                cotangent = torch.zeros(1, *self.output.shape[1:], dtype=self.output.dtype)
+                if self.output.per_position:
+                    cotangent[0, self._positions[row, 0]] = self._cotangent[row].to(cotangent.dtype)
+                else:
+                    cotangent = self._cotangent[row].reshape(cotangent.shape).to(cotangent.dtype)
+                cotangent = cotangent.to(one.tensors[0].device)
+                rows.append(per_sample_gradient(self.engine.adapter, self.engine.subset, one, cotangent))
+        return rows
+
+
+def last_positions(inputs: ModelInputs, output: OutputInfo) -> Int[Tensor, " batch"]:
+    """The last real position of each row; zeros when a sample is an input."""
+    if not output.per_position:
+        return torch.zeros(len(inputs), dtype=torch.long)
+    if inputs.mask is None:
+        return torch.full((len(inputs),), output.shape[1] - 1)
+    return inputs.mask.cpu().long().cumsum(1).argmax(1)

@@ -1,0 +1,48 @@
+"""The registry of layer rules."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from param_features.errors import RegistryError
+from param_features.gradients.types import Gradient
+
+LayerRule = Callable[[nn.Module, Tensor, Tensor], Gradient]
+"""(layer, input [batch ...], output gradient [batch ...]) -> gradient with the batch as samples."""
+
+_RULES: dict[tuple[type | str, str], LayerRule] = {}
+
+
+def register_rule(key: type | str, attribute: str = "*") -> Callable[[LayerRule], LayerRule]:
+    """Register the decorated function as the rule of a layer class's parameter, or under a name of its own.
+
+    Args:
+        key: The layer's class (subclasses inherit the rule), or a name that an adapter's taps use.
+        attribute: The parameter's name within the layer; `"*"` for any.
+
+    Returns:
+        A decorator that hands the rule back unchanged.
+
+    Raises:
+        RegistryError: That key and attribute already have a rule.
+    """
+
+    def register(rule: LayerRule) -> LayerRule:
+        if (key, attribute) in _RULES:
+            raise RegistryError(
+                f"{key!r}, {attribute!r} already has the rule {_RULES[key, attribute].__name__}. Register a subclass of "
+                "the layer instead: look-up follows the MRO and takes the first hit."
+            )
+        _RULES[key, attribute] = rule
+        return rule
+
+    return register
+
+
+def rule_for(key: type | str, attribute: str) -> LayerRule | None:
+    """The rule of the first class in the MRO that has one (or of the name), None without one."""
+    for candidate in key.__mro__ if isinstance(key, type) else (key,):
+        for name in (attribute, "*"):
+            if (candidate, name) in _RULES:
+                return _RULES[candidate, name]
+    return None

@@ -1,0 +1,35 @@
+"""Rules by name, for adapters whose taps lie around one operation: matrix, bias, gain."""
+
+from torch import Tensor, nn
+
+from param_features.gradients.rules.registry import register_rule
+from param_features.gradients.types import Dense, Factored
+
+
+@register_rule("matrix")
+def matrix(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Factored:
+    """Σ_s δ_s ⊗ a_s with tensors [batch pos ...]: heads and other trailing axes fold into d_out and d_in."""
+    return Factored(delta.flatten(2), inputs.flatten(2))
+
+
+@register_rule("bias")
+@register_rule(nn.Linear, "bias")
+def bias(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Dense:
+    """Σ_s δ_s over positions. For `nn.Linear` the last axis is the bias's; with heads, [batch pos head d_head]."""
+    n_trailing = 1 if isinstance(layer, nn.Linear) else max(delta.dim() - 2, 1)
+    rows = delta.flatten(delta.dim() - n_trailing)
+    return Dense(rows.reshape(len(rows), -1, rows.shape[-1]).sum(1).unsqueeze(-1))
+
+
+@register_rule("gain")
+def gain_matrix(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Dense:
+    """Σ_s δ_s · x̂_s, where the input is already normalised."""
+    return Dense(gain(layer, inputs, delta).flatten(1).unsqueeze(-1))
+
+
+def gain(layer: nn.Module, normalized: Tensor, delta: Tensor) -> Tensor:
+    """Σ over the positions (all axes between the batch and the parameter's own) of δ · x̂."""
+    n_own = len(getattr(layer, "normalized_shape", (0,)))
+    product = normalized * delta
+    between = tuple(range(1, product.dim() - n_own))
+    return product.sum(between) if between else product

@@ -1,0 +1,116 @@
+"""Harvested gradients in memory: one block per parameter, the samples first."""
+
+import os
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from param_features.errors import MemoryEstimateError, NoGradientError, NonFiniteError
+from param_features.gradients.types import Gradients, compact
+
+
+class GradientStore:
+    """A fixed number of samples' gradients, filled part by part and read by rows.
+
+    Each parameter is kept factored or dense, whichever is smaller. Memory: `n_samples` times `bytes_per_sample`.
+    """
+
+    def __init__(self, n_samples: int, like: Gradients) -> None:
+        """Reserve room.
+
+        Args:
+            n_samples: How many samples will be added.
+            like: Gradients of any one batch, whose formats and shapes are taken.
+        """
+        blocks = {name: compact(gradient) for name, gradient in like.items()}
+        self._gradients = {
+            name: block.map(lambda tensor: tensor.new_empty(n_samples, *tensor.shape[1:])) for name, block in blocks.items()
+        }
+        self._n_filled = 0
+        self.n_samples = n_samples
+
+    def add(self, gradients: Gradients) -> None:
+        """Append samples.
+
+        Raises:
+            NonFiniteError: A gradient holds NaN or infinity; names the parameter.
+        """
+        n_new = 0
+        for name, gradient in gradients.items():
+            stored = compact(gradient).tensors
+            n_new = len(stored[0])
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in stored):
+                raise NonFiniteError(
+                    f"A gradient of {name!r} holds NaN or infinity, though the outputs are finite. Try float32 or "
+                    "float64 weights, or leave this parameter out."
+                )
+            for room, new in zip(self._gradients[name].tensors, stored, strict=True):
+                room[self._n_filled : self._n_filled + n_new] = new
+        self._n_filled += n_new
+
+    def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
+        """The gradients of some samples; copies for an index, views for a slice."""
+        return {name: gradient.map(lambda tensor: tensor[index]) for name, gradient in self._gradients.items()}
+
+    def chunks(self, size: int = 2048) -> Iterator[Gradients]:
+        """All samples in order, `size` at a time."""
+        for start in range(0, self.n_samples, size):
+            yield self.rows(slice(start, start + size))
+
+    def square_norm(self) -> Float[Tensor, " sample"]:
+        """‖∇‖² of each sample over all parameters."""
+        return torch.cat([square_norm(chunk) for chunk in self.chunks()])
+
+    def check_gradients(self) -> None:
+        """Refuse a parameter that no sample's output depends on.
+
+        Raises:
+            NoGradientError: Names the first parameter whose gradient is zero for every sample.
+        """
+        for name, gradient in self._gradients.items():
+            if not any(
+                bool(gradient.map(lambda t, at=start: t[at : at + 2048]).square_norm().any())
+                for start in range(0, self.n_samples, 2048)
+            ):
+                raise NoGradientError(
+                    f"{name!r} has a zero gradient for every sample: the output does not depend on it here. Leave it out of "
+                    "params=, or check that the inputs reach it."
+                )
+
+
+def square_norm(gradients: Gradients) -> Float[Tensor, " sample"]:
+    """‖∇‖² over all parameters."""
+    return torch.stack([gradient.square_norm() for gradient in gradients.values()]).sum(0)
+
+
+def flatten(gradients: Gradients) -> Float[Tensor, "sample n_params"]:
+    """Every parameter's matrix in one row per sample. Cost: memory |W| a sample."""
+    return torch.cat([gradient.dense().matrix.flatten(1) for gradient in gradients.values()], 1)
+
+
+def bytes_per_sample(gradients: Gradients) -> int:
+    """What a store keeps for each sample."""
+    stored = [tensor for gradient in gradients.values() for tensor in compact(gradient).tensors]
+    return sum(tensor[0].numel() * tensor.element_size() for tensor in stored)
+
+
+def memory_budget() -> int:
+    """Half the memory that is free now, in bytes."""
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def check_memory(n_samples: int, n_bytes: int, budget: int) -> None:
+    """Refuse a harvest whose gradients would not fit.
+
+    Raises:
+        MemoryEstimateError: Gives the estimate, the budget and the number of samples that fits.
+    """
+    if n_samples * n_bytes > budget:
+        raise MemoryEstimateError(
+            f"{n_samples:,} samples of {n_bytes / 2**10:.0f} KiB need {n_samples * n_bytes / 2**30:.1f} GiB of memory; "
+            f"{budget / 2**30:.1f} GiB may be used. Set n_samples={budget // n_bytes:,} or fewer, choose fewer parameters, "
+            "or raise max_memory_gib."
+        )

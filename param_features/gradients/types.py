@@ -1,0 +1,167 @@
+"""Per-sample gradients of one parameter's matrix: dense, factored over positions, or factored with one-hot inputs.
+
+Three formats behind the same operations. A sample's gradient is Σ_s δ_s ⊗ a_s over the positions s that feed it (DESIGN:
+"gradients stay factored"); nothing of size [sample, d_out, d_in] is built unless that is the smaller form.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Gradients as matrices, [sample d_out d_in]."""
+
+    matrix: Float[Tensor, "sample d_out d_in"]
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+        return self.matrix.shape[0]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.matrix.shape[1], self.matrix.shape[2]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the format stores, each with the samples first."""
+        return (self.matrix,)
+
+    def map(self, function) -> "Dense":
+        """Apply `function` to each stored tensor: choosing rows, moving, casting."""
+        return Dense(function(self.matrix))
+
+    def dense(self) -> "Dense":
+        """Itself."""
+        return self
+
+    def inner(
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
+    ) -> Float[Tensor, "sample feature"]:
+        """⟨∇, Σ_r left_r ⊗ right_r⟩ for each sample and feature; one product with the built directions."""
+        directions = einsum(left, right, "feature o rank, feature i rank -> feature o i")
+        return self.matrix.flatten(1) @ directions.flatten(1).T
+
+    def square_norm(self) -> Float[Tensor, " sample"]:
+        """‖∇‖² of each sample."""
+        return self.matrix.square().sum((1, 2))
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Gradients as Σ_s δ_s ⊗ a_s: output gradients [sample pos d_out] and inputs [sample pos d_in]."""
+
+    delta: Float[Tensor, "sample pos d_out"]
+    inputs: Float[Tensor, "sample pos d_in"]
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+        return self.delta.shape[0]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.delta.shape[2], self.inputs.shape[2]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the format stores, each with the samples first."""
+        return (self.delta, self.inputs)
+
+    def map(self, function) -> "Factored":
+        """Apply `function` to each stored tensor."""
+        return Factored(function(self.delta), function(self.inputs))
+
+    def dense(self) -> Dense:
+        """Build the matrices. Cost: pos · d_out · d_in a sample."""
+        return Dense(einsum(self.delta, self.inputs, "sample pos o, sample pos i -> sample o i"))
+
+    def inner(
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
+    ) -> Float[Tensor, "sample feature"]:
+        """⟨∇, v_k⟩ = Σ_s Σ_r (δ_s·left_kr)(a_s·right_kr). Cost: pos · feature · rank · (d_out + d_in) a sample."""
+        out = einsum(self.delta, left, "sample pos o, feature o rank -> sample pos feature rank")
+        into = einsum(self.inputs, right, "sample pos i, feature i rank -> sample pos feature rank")
+        return (out * into).sum((1, 3))
+
+    def square_norm(self) -> Float[Tensor, " sample"]:
+        """‖∇‖² = Σ_ss' (δ_s·δ_s')(a_s·a_s')."""
+        return ((self.delta @ self.delta.mT) * (self.inputs @ self.inputs.mT)).sum((1, 2))
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Gradients of a table whose inputs are one-hot: output gradients, and the row that each position reads."""
+
+    delta: Float[Tensor, "sample pos d_out"]
+    index: Int[Tensor, "sample pos"]
+    d_in: int
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+        return self.delta.shape[0]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.delta.shape[2], self.d_in
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the format stores, each with the samples first."""
+        return (self.delta, self.index)
+
+    def map(self, function) -> "Indexed":
+        """Apply `function` to each stored tensor."""
+        return Indexed(function(self.delta), function(self.index), self.d_in)
+
+    def dense(self) -> Dense:
+        """Build the matrices. Cost: memory d_out · d_in a sample."""
+        n_samples, _, d_out = self.delta.shape
+        table = self.delta.new_zeros(n_samples, self.d_in, d_out)
+        where = self.index.unsqueeze(-1).expand(-1, -1, d_out)
+        return Dense(table.scatter_add_(1, where, self.delta).mT)
+
+    def inner(
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
+    ) -> Float[Tensor, "sample feature"]:
+        """As for `Factored`, with a_s·right_kr read off instead of multiplied."""
+        out = einsum(self.delta, left, "sample pos o, feature o rank -> sample pos feature rank")
+        into = right.transpose(0, 1)[self.index]
+        return (out * into).sum((1, 3))
+
+    def square_norm(self) -> Float[Tensor, " sample"]:
+        """‖∇‖² = Σ_ss' (δ_s·δ_s') [index_s = index_s']."""
+        same = self.index.unsqueeze(2) == self.index.unsqueeze(1)
+        return ((self.delta @ self.delta.mT) * same).sum((1, 2))
+
+
+Gradient = Dense | Factored | Indexed
+Gradients = dict[str, Gradient]
+
+
+def join_positions(parts: list[Gradient]) -> Gradient:
+    """Sum the gradients that several uses of one parameter give to the same samples."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if all(isinstance(part, Factored) for part in parts):
+        return Factored(torch.cat([p.delta for p in parts], 1), torch.cat([p.inputs for p in parts], 1))
+    if all(isinstance(part, Indexed) for part in parts):
+        return Indexed(torch.cat([p.delta for p in parts], 1), torch.cat([p.index for p in parts], 1), first.d_in)
+    return Dense(torch.stack([part.dense().matrix for part in parts]).sum(0))
+
+
+def compact(gradient: Gradient) -> Gradient:
+    """The smaller of the factored and the dense form, and float32 at least."""
+    n_stored = sum(tensor[0].numel() for tensor in gradient.tensors) if gradient.n_samples else 0
+    d_out, d_in = gradient.matrix_shape
+    return gradient.dense() if d_out * d_in <= n_stored else gradient

@@ -1,0 +1,20 @@
+"""Measuring features: activations, top examples, top logits, metrics and their controls."""
+
+from param_features.measure.activations import activations
+from param_features.measure.controls import control_errors
+from param_features.measure.examples import Example, top_examples
+from param_features.measure.logits import TopLogits, top_logits
+from param_features.measure.metrics import Metrics, held_out_metrics
+from param_features.measure.settings import MeasureSettings
+
+__all__ = [
+    "Example",
+    "MeasureSettings",
+    "Metrics",
+    "TopLogits",
+    "activations",
+    "control_errors",
+    "held_out_metrics",
+    "top_examples",
+    "top_logits",
+]

@@ -1,0 +1,136 @@
+"""Activations of every sample: by one backward pass per position, or one forward-mode product per feature."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from param_features.directions import LowRank
+from param_features.divergence import CustomDivergence, Divergence
+from param_features.gradients import GradientEngine, Gradients, held_still
+from param_features.inputs import ModelInputs
+
+Route = Literal["auto", "jvp", "vjp"]
+
+_POSITIONS_PER_BATCH = 4096
+_JVP_NUMBERS = 2**25
+
+
+def activations(
+    engine: GradientEngine,
+    v_in: LowRank,
+    divergence: Divergence,
+    references: Float[Tensor, "n_references d_output"],
+    inputs: ModelInputs,
+    *,
+    route: Route = "auto",
+) -> Float[Tensor, "*sample feature"]:
+    """V_in,k · ∇_W D for every sample, averaged over references.
+
+    Cost: VJP, one backward pass of the layers above the parameters for each position; JVP, one forward-mode pass for each
+    feature. `"auto"` takes the VJP unless there are more positions than features. Custom divergences multiply either
+    by the number of references; for the others the mean of the cotangents is the cotangent of the mean.
+
+    Args:
+        engine: Takes the gradients.
+        v_in: The features' encoder.
+        divergence: D.
+        references: What outputs are compared with, in the divergence's reference space.
+        inputs: Every row is measured.
+        route: Which of the two.
+
+    Returns:
+        [batch pos feature] for token models, [batch feature] otherwise; signed, in divergence units per unit step, 0 at
+        padding. On the CPU.
+    """
+    n_pos = inputs.tokens.shape[1] if engine.per_position else 1
+    if route == "auto":
+        route = "jvp" if n_pos > v_in.n_features else "vjp"
+    take = _by_jvp if route == "jvp" else _by_vjp
+    size = max(1, _POSITIONS_PER_BATCH // n_pos)
+    starts = range(0, len(inputs), size)
+    parts = [take(engine, v_in, divergence, references, inputs.rows(slice(start, start + size))).cpu() for start in starts]
+    found = torch.cat(parts)
+    if inputs.mask is not None and engine.per_position:
+        found = found * inputs.mask.cpu().unsqueeze(-1)
+    return found if engine.per_position else found.squeeze(1)
+
+
+def mean_cotangent(divergence: Divergence, output: Tensor, references: Tensor) -> Tensor:
+    """The mean over references of ∂D/∂f. The named divergences are affine in their reference: one evaluation."""
+    if not isinstance(divergence, CustomDivergence):
+        return divergence.cotangent(output, references.mean(0, keepdim=True).to(output))
+    return torch.stack([divergence.cotangent(output, row.to(output).expand_as(output)) for row in references]).mean(0)
+
+
+def _by_vjp(
+    engine: GradientEngine, v_in: LowRank, divergence: Divergence, references: Tensor, inputs: ModelInputs
+) -> Float[Tensor, "batch pos feature"]:
+    n_pos = inputs.tokens.shape[1] if engine.per_position else 1
+    positions = torch.arange(n_pos).expand(len(inputs), n_pos)
+    columns: list[Tensor] = []
+
+    def consume(_: int, gradients: Gradients) -> None:
+        with torch.no_grad():
+            columns.append(v_in.inner(gradients))
+
+    engine.each_slot(inputs, positions, lambda output, *_: mean_cotangent(divergence, output, references), consume)
+    return torch.stack(columns, 1)
+
+
+def _by_jvp(
+    engine: GradientEngine, v_in: LowRank, divergence: Divergence, references: Tensor, inputs: ModelInputs
+) -> Float[Tensor, "batch pos feature"]:
+    with held_still(engine.adapter.module), torch.no_grad():
+        output = engine.adapter.run(*inputs.args, **inputs.kwargs)
+    flat = output.flatten(0, 1) if engine.per_position else output.flatten(1)
+    cotangent = mean_cotangent(divergence, flat, references).reshape(output.shape)
+    changes = output_changes(engine, v_in, inputs, lambda change: _per_sample(engine, cotangent * change))
+    return changes.movedim(0, -1)
+
+
+def _per_sample(engine: GradientEngine, product: Tensor) -> Float[Tensor, "batch pos"]:
+    return product.sum(-1) if engine.per_position else product.flatten(1).sum(1, keepdim=True)
+
+
+def output_changes(
+    engine: GradientEngine, directions: LowRank, inputs: ModelInputs, reduce=lambda change: change
+) -> Float[Tensor, "feature *reduced"]:
+    """J v_k, the change of the whole output per unit step along each direction, reduced by `reduce` while it exists.
+
+    Cost: one forward-mode pass per direction; the ordinary pass is shared by directions that fit in memory together.
+    Attention runs under the math backend meanwhile, since the fused kernels have no forward-mode rule.
+    """
+    subset, adapter = engine.subset, engine.adapter
+    tangents = {
+        name: subset[name].from_matrix(matrix).to(subset[name].tensor)
+        for name, matrix in directions.map(lambda tensor: tensor.detach()).materialize().items()
+    }
+    primals = {name: tensor.detach() for name, tensor in subset.tensors.items()}
+
+    def run(tensors: dict[str, Tensor]) -> Tensor:
+        with subset.replaced(tensors):
+            return adapter.run(*inputs.args, **inputs.kwargs)
+
+    def push(tangent: dict[str, Tensor]) -> Tensor:
+        return reduce(torch.func.jvp(run, (primals,), (tangent,))[1])
+
+    with held_still(adapter.module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        return _map_features(push, tangents, directions.n_features, _numbers(inputs, adapter.d_vocab))
+
+
+def _numbers(inputs: ModelInputs, d_vocab: int | None) -> int:
+    n_positions = inputs.tokens.numel() if inputs.tokens is not None else inputs.tensors[0].numel()
+    return n_positions * (d_vocab or 1)
+
+
+def _map_features(push, tangents: dict[str, Tensor], n_features: int, n_numbers: int) -> Tensor:
+    """Vmap in chunks that fit; models that vmap cannot map go one feature at a time."""
+    chunk = max(1, min(n_features, _JVP_NUMBERS // max(1, n_numbers)))
+    try:
+        return torch.func.vmap(push, randomness="same", chunk_size=chunk)(tangents)
+    except (RuntimeError, NotImplementedError):
+        rows = [{name: tensor[k] for name, tensor in tangents.items()} for k in range(n_features)]
+        return torch.stack([push(row) for row in rows])

@@ -1,0 +1,158 @@
+"""Controls: dictionaries that cost nothing to find. Features that one of them matches have shown nothing.
+
+Each is scored as the fit is: same number of directions, same l0, same held-out samples, batch top-k.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.decompose.reconstruction import reconstruction_error, square_errors
+from param_features.decompose.selection import batch_top_k
+from param_features.directions import LowRank
+from param_features.gradients import Gradients, GradientStore, flatten
+from param_features.params import ParamSubset
+
+_EXACT_UP_TO = 4096
+_CHUNK_NUMBERS = 2**25
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Unit-norm directions known by what they do to gradients.
+
+    Attributes:
+        overlaps: Gradients to ⟨∇, v_k⟩, [sample feature].
+        gram: ⟨v_j, v_k⟩.
+    """
+
+    overlaps: Callable[[Gradients], Tensor]
+    gram: Float[Tensor, "feature feature"]
+
+    @classmethod
+    def of(cls, directions: LowRank) -> "Dictionary":
+        """From low-rank directions, scaled to unit norm."""
+        norm = directions.norm().clamp(min=1e-12)
+        return cls(lambda gradients: directions.inner(gradients) / norm, directions.gram() / norm / norm[:, None])
+
+    @classmethod
+    def of_rows(cls, rows: Float[Tensor, "feature n_params"]) -> "Dictionary":
+        """From dense unit-norm rows."""
+        return cls(lambda gradients: flatten(gradients) @ rows.T, rows @ rows.T)
+
+
+@torch.no_grad()
+def control_errors(
+    train: GradientStore,
+    held_out: GradientStore,
+    subset: ParamSubset,
+    *,
+    n_features: int,
+    rank: int,
+    l0: float,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Reconstruction errors on held-out samples of three controls.
+
+    Returns:
+        `control_pca`: leading principal directions of the training gradients (dense, not low rank: an advantage);
+        `control_random`: random directions of the fit's rank; `control_svd_w`: leading singular directions of W.
+    """
+    like = held_out.rows(slice(0, 1))
+    dictionaries = {
+        "control_pca": Dictionary.of_rows(principal_directions(train, n_features, generator)),
+        "control_random": Dictionary.of(random_directions(like, n_features, rank, generator)),
+        "control_svd_w": Dictionary.of(singular_directions(subset, n_features)),
+    }
+    return {name: dictionary_error(dictionary, held_out, l0) for name, dictionary in dictionaries.items()}
+
+
+def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float) -> float:
+    """The lower error of two encoders: the overlaps themselves, or least squares over all directions.
+
+    They agree for orthogonal directions; a control must not lose for want of an encoder.
+    """
+    overlaps = torch.cat([dictionary.overlaps(chunk) for chunk in store.chunks(_chunk_size(store))])
+    square_norm = store.square_norm()
+    inverse = torch.linalg.pinv(dictionary.gram.double(), hermitian=True, rtol=1e-6).to(overlaps)
+    l0 = min(l0, len(dictionary.gram))
+    errors = []
+    for coords in (overlaps, overlaps @ inverse):
+        kept = coords * batch_top_k(coords, l0)
+        errors.append(reconstruction_error(square_errors(kept, overlaps, dictionary.gram, square_norm), square_norm))
+    return min(errors)
+
+
+def principal_directions(
+    store: GradientStore, n_features: int, generator: torch.Generator
+) -> Float[Tensor, "feature n_params"]:
+    """Leading eigenvectors of Σ ∇∇ᵀ, not centred, as dense orthonormal rows.
+
+    Cost: an eigendecomposition of |W| × |W| up to 4,096 parameters; six passes over the samples beyond (block power
+    iteration with ten extra directions). Memory: n_features · |W|.
+    """
+    n_params = sum(gradient.matrix_shape[0] * gradient.matrix_shape[1] for gradient in store.rows(slice(0, 1)).values())
+    n_kept = min(n_features, n_params)
+    chunk = _chunk_size(store)
+    if n_params <= _EXACT_UP_TO:
+        moment = sum((rows.T @ rows).double() for rows in map(flatten, store.chunks(chunk)))
+        return torch.linalg.eigh(moment).eigenvectors.T.flip(0)[:n_kept].to(store.square_norm())
+    basis = torch.randn(n_params, min(n_kept + 10, n_params), generator=generator).to(store.square_norm())
+    for _ in range(6):
+        basis = torch.linalg.qr(sum(rows.T @ (rows @ basis) for rows in map(flatten, store.chunks(chunk)))).Q
+    small = sum((rows @ basis).T @ (rows @ basis) for rows in map(flatten, store.chunks(chunk)))
+    return (basis @ torch.linalg.eigh(small).eigenvectors.flip(1))[:, :n_kept].T.contiguous()
+
+
+def random_directions(like: Gradients, n_features: int, rank: int, generator: torch.Generator) -> LowRank:
+    """Gaussian factors of each parameter's shape."""
+
+    def draw(d: int, rank: int, to: Tensor) -> Tensor:
+        return torch.randn(n_features, d, rank, generator=generator).to(to)
+
+    factors = {}
+    for name, gradient in like.items():
+        d_out, d_in = gradient.matrix_shape
+        own_rank = min(rank, d_out, d_in)
+        factors[name] = (draw(d_out, own_rank, gradient.tensors[0]), draw(d_in, own_rank, gradient.tensors[0]))
+    return LowRank(factors)
+
+
+def singular_directions(subset: ParamSubset, n_features: int) -> LowRank:
+    """u_i ⊗ v_i of every parameter, strongest first; then, where W has fewer, the pairs u_i ⊗ v_j by s_i · s_j."""
+    candidates: list[tuple[bool, float, str, Tensor, Tensor]] = []
+    for view in subset.views:
+        matrix = view.to_matrix(view.tensor.detach()).float()
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        n = min(len(s), n_features)
+        pairs = [(i, i) for i in range(n)] + [(i, j) for i in range(n) for j in range(n) if i != j]
+        candidates += [
+            (i == j, float(s[i] if i == j else (s[i] * s[j]).sqrt()), view.name, u[:, i], vh[j]) for i, j in pairs
+        ]
+    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
+    return _one_parameter_each(subset, candidates[:n_features])
+
+
+def _one_parameter_each(subset: ParamSubset, chosen: list[tuple[bool, float, str, Tensor, Tensor]]) -> LowRank:
+    factors = {}
+    for view in subset.views:
+        d_out, d_in = view.matrix_shape
+        left, right = view.tensor.new_zeros(len(chosen), d_out, 1), view.tensor.new_zeros(len(chosen), d_in, 1)
+        for feature, (_, _, name, u, v) in enumerate(chosen):
+            if name == view.name:
+                left[feature, :, 0], right[feature, :, 0] = u, v
+        factors[view.name] = (_as_gradient(left), _as_gradient(right))
+    return LowRank(factors)
+
+
+def _as_gradient(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _chunk_size(store: GradientStore) -> int:
+    """Samples whose dense gradients stay below 128 MiB."""
+    shapes = [gradient.matrix_shape for gradient in store.rows(slice(0, 1)).values()]
+    return max(16, min(4096, _CHUNK_NUMBERS // sum(d_out * d_in for d_out, d_in in shapes)))

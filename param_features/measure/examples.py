@@ -1,0 +1,98 @@
+"""The samples on which a feature is most active."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from param_features.errors import SettingError
+
+Ranking = Literal["share", "activation"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample, with its surroundings.
+
+    Attributes:
+        activation: Signed, in divergence units per unit step.
+        row: Which sequence or input.
+        position: Which position of it; 0 when a sample is an input.
+        tokens: The sequence as strings; empty when the model takes no tokens.
+        activations: The feature's activation at every position, aligned with `tokens`.
+        next_token: The token that follows, whose prediction the feature changes; None at the end.
+    """
+
+    activation: float
+    row: int
+    position: int
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+    next_token: str | None
+
+    def __str__(self) -> str:
+        """A window of text with the activating token in «guillemets» and the token that really followed after an arrow."""
+        if not self.tokens:
+            return f"{self.activation:+.4f}  input {self.row}"
+        before = "".join(self.tokens[max(0, self.position - 16) : self.position])
+        window = f"{before}«{self.tokens[self.position]}»".replace("\n", "⏎")
+        return f"{self.activation:+.4f}  {window} → {self.next_token!r}"
+
+
+def top_examples(
+    acts: Float[Tensor, "batch pos feature"],
+    feature: int,
+    tokens: Int[Tensor, "batch pos"] | None,
+    to_strings: Callable[[Sequence[int]], list[str]],
+    *,
+    n: int,
+    by: Ranking = "share",
+) -> list[Example]:
+    """The n samples that a feature matters most for, one from each row, first the strongest; equal texts count once.
+
+    Samples whose gradient is large move every feature, so ranking by |activation| fills every list with the same hard
+    samples. `"share"` ranks by |c_k| / (‖c‖ + its mean), the part of the sample's own activations that is this feature's;
+    the mean keeps samples out whose gradient is nearly zero.
+
+    Args:
+        acts: Activations of all features; pos is 1 when a sample is an input.
+        feature: Which one.
+        tokens: The token ids, None without tokens.
+        to_strings: The adapter's.
+        n: How many.
+        by: `"share"` or `"activation"`.
+
+    Returns:
+        At most n examples; fewer where fewer texts differ.
+
+    Raises:
+        SettingError: `by` is neither.
+    """
+    if by not in ("share", "activation"):
+        raise SettingError(f"by={by!r} is unknown. Accepted: 'share', 'activation'.")
+    strength = acts[..., feature].abs()
+    if by == "share":
+        norm = acts.norm(dim=-1)
+        strength = strength / (norm + norm.mean()).clamp(min=1e-30)
+    best, position = strength.max(1)
+    places = [(row, int(position[row])) for row in best.argsort(descending=True, stable=True).tolist()]
+    chosen = places[:n] if tokens is None else _distinct(places, tokens, n)
+    return [_example(row, pos, acts[..., feature], tokens, to_strings) for row, pos in chosen]
+
+
+def _distinct(places: list[tuple[int, int]], tokens: Tensor, n: int) -> list[tuple[int, int]]:
+    """The first n places whose text up to and including the place differs from all before."""
+    found: dict[tuple[int, ...], tuple[int, int]] = {}
+    for row, position in places:
+        found.setdefault(tuple(tokens[row, : position + 1].tolist()), (row, position))
+        if len(found) == n:
+            break
+    return list(found.values())
+
+
+def _example(row: int, position: int, acts: Tensor, tokens: Tensor | None, to_strings: Callable) -> Example:
+    strings = tuple(to_strings(tokens[row].tolist())) if tokens is not None else ()
+    following = strings[position + 1] if position + 1 < len(strings) else None
+    return Example(float(acts[row, position]), row, position, strings, tuple(acts[row].tolist()), following)

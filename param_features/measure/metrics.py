@@ -1,0 +1,106 @@
+"""Metrics on held-out samples, never without their controls."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from param_features.decompose.reconstruction import reconstruction_error, square_errors
+from param_features.decompose.selection import batch_top_k
+from param_features.directions import LowRank
+from param_features.gradients import GradientStore
+from param_features.measure.controls import control_errors
+from param_features.params import ParamSubset
+
+_MEANINGS = {
+    "reconstruction_error": "held out; 0 is perfect, 1 predicts nothing",
+    "training_error": "the same on training samples",
+    "l0": "features kept per sample, here and in the controls",
+    "l0_at_threshold": "features kept by the stored threshold",
+    "dead": "features that no held-out sample keeps",
+    "control_pca": "principal directions of the gradients",
+    "control_random": "random directions of the same rank",
+    "control_svd_w": "singular directions of W",
+}
+
+
+class Metrics(Mapping[str, float]):
+    """Numbers by name; printed as a table that says how each control compares."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        """Hold `values`."""
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> float:
+        """The metric of that name."""
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in order."""
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        """Number of metrics."""
+        return len(self._values)
+
+    @property
+    def matched_by(self) -> list[str]:
+        """Controls whose error is no higher than the fit's: what they match has shown nothing."""
+        controls = [name for name in self if name.startswith("control_")]
+        return [name for name in controls if self[name] <= self["reconstruction_error"]]
+
+    def __repr__(self) -> str:
+        """The table."""
+        return "\n".join(f"{name:<21} {self._number(name):>7}  {self._remark(name)}".rstrip() for name in self)
+
+    def _number(self, name: str) -> str:
+        value = self[name]
+        return str(int(value)) if name.startswith("n_") or name == "dead" else f"{value:.3f}"
+
+    def _remark(self, name: str) -> str:
+        meaning = _MEANINGS.get(name, "")
+        if not name.startswith("control_"):
+            return meaning
+        if name in self.matched_by:
+            return f"{meaning}: MATCHES THE FIT, which has shown nothing beyond it"
+        return f"{meaning}: the fit is {1 - self['reconstruction_error'] / self[name]:.0%} lower"
+
+
+@torch.no_grad()
+def held_out_metrics(
+    v_in: LowRank,
+    v_out: LowRank,
+    threshold: float,
+    *,
+    train: GradientStore,
+    held_out: GradientStore,
+    subset: ParamSubset,
+    rank: int,
+    l0: float,
+    generator: torch.Generator,
+) -> Metrics:
+    """Score a fit and its controls on the same held-out samples at the same l0."""
+    coords = _coords(v_in, held_out)
+    controls = control_errors(train, held_out, subset, n_features=v_out.n_features, rank=rank, l0=l0, generator=generator)
+    values = {
+        "reconstruction_error": fit_error(v_in, v_out, held_out, l0),
+        "training_error": fit_error(v_in, v_out, train, l0),
+        "l0": float(l0),
+        "l0_at_threshold": float((coords.abs() >= threshold).sum(1).double().mean()),
+        "dead": float((coords.abs() < threshold).all(0).sum()),
+        "n_features": v_out.n_features,
+        "n_samples": train.n_samples,
+        "n_held_out": held_out.n_samples,
+    }
+    return Metrics(values | controls)
+
+
+@torch.no_grad()
+def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float) -> float:
+    """Reconstruction error with the largest l0 · sample coordinates kept over the whole store."""
+    coords, overlaps, square_norm = _coords(v_in, store), _coords(v_out, store), store.square_norm()
+    kept = coords * batch_top_k(coords, l0)
+    return reconstruction_error(square_errors(kept, overlaps, v_out.gram(), square_norm), square_norm)
+
+
+def _coords(directions: LowRank, store: GradientStore) -> torch.Tensor:
+    return torch.cat([directions.inner(chunk) for chunk in store.chunks()])

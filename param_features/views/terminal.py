@@ -1,0 +1,25 @@
+"""Token highlights as coloured text: red is negative, blue positive, as in circuitsvis."""
+
+from collections.abc import Sequence
+
+_RESET = "\x1b[0m"
+
+
+def colored_tokens(tokens: Sequence[str], values: Sequence[float], *, bound: float, marked: int | None = None) -> str:
+    """Tokens on backgrounds whose strength is |value| / bound; the marked token bold and underlined."""
+    cells = [
+        _cell(token, value, bound, is_marked=index == marked)
+        for index, (token, value) in enumerate(zip(tokens, values, strict=True))
+    ]
+    return "".join(cells)
+
+
+def _cell(token: str, value: float, bound: float, *, is_marked: bool) -> str:
+    strength = min(1.0, abs(value) / bound) if bound else 0.0
+    text = "".join(character if character.isprintable() else "⏎" if character == "\n" else "·" for character in token)
+    style = "\x1b[1;4m" if is_marked else ""
+    if strength < 0.05:
+        return f"{style}{text}{_RESET}" if style else text
+    faded = round(255 * (1 - strength * 0.75))
+    red, green, blue = (255, faded, faded) if value < 0 else (faded, faded, 255)
+    return f"{style}\x1b[38;2;0;0;0;48;2;{red};{green};{blue}m{text}{_RESET}"

@@ -69,12 +69,19 @@ class Adapter(ABC):
         }
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The model's output tensor: what it returns, or the `.logits` of what it returns.
+        """The model's output tensor: what it returns, or the `.logits` of what it returns."""
+        return self.tensor_of(self.call(*args, **kwargs))
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model itself returns."""
+        return self.model(*args, **kwargs)
+
+    def tensor_of(self, output: Any) -> Tensor:
+        """The tensor in what the model returned.
 
         Raises:
-            OutputError: The model returned neither.
+            OutputError: It is neither a tensor nor an object with `.logits`.
         """
-        output = self.model(*args, **kwargs)
         tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(tensor, Tensor):
             raise OutputError(

@@ -79,8 +79,8 @@ def _check_fingerprint(params: Mapping[str, ParamRecord], subset: ParamSubset) -
             )
         if found[view.name] != record.fingerprint:
             raise FingerprintError(
-                f"{name!r} has other weights than the ones that were decomposed (or another dtype). Load the same checkpoint "
-                "with the same processing: folding LayerNorm, centring or further training change the weights."
+                f"{name!r} has other weights than the ones that were decomposed (or another dtype). Load the same "
+                "checkpoint with the same processing: folding LayerNorm, centring or further training change the weights."
             )
 
 

@@ -48,7 +48,7 @@ def decompose(
     inputs: Any = None,
     n_features: int = 100,
     rank: int = 1,
-    l0: float | None = None,
+    l0: float | int | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: str | Tensor = "sample",
     method: str = "l3d",
@@ -108,8 +108,8 @@ def decompose(
 
     Source: L3D (arXiv 2504.00194); the metrics' controls are this library's own.
     """
-    request = Request(method, n_features, rank, n_features / 20 if l0 is None else l0, seed, progress)
-    request = request if l0 is not None else replace(request, l0=max(1.0, request.l0))
+    l0 = max(1.0, n_features / 20) if l0 is None else float(l0)
+    request = Request(method, n_features, rank, l0, seed, progress)
     harvest = harvest or HarvestSettings()
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
     fit = fit or FitSettings()

@@ -8,10 +8,12 @@ from param_features.divergence import Divergence
 from param_features.gradients import GradientEngine, held_still
 from param_features.gradients.harvest import draw_positions
 from param_features.inputs import ModelInputs
+from param_features.typed import typed
 
 _MAX_ROWS = 256
 
 
+@typed
 @torch.no_grad()
 def collect_references(
     engine: GradientEngine,

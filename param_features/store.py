@@ -54,8 +54,8 @@ def read_bundle(directory: str | PathLike) -> tuple[dict[str, Tensor], dict[str,
     data = (folder / _TENSORS).read_bytes()
     if hashlib.sha256(data).hexdigest() != config["tensors_sha256"]:
         raise StoreError(
-            f"{folder / _TENSORS} ({len(data):,} bytes) does not match the checksum in {_CONFIG}: it was cut short, edited or "
-            "comes from another save. Copy both files again from where they were saved."
+            f"{folder / _TENSORS} ({len(data):,} bytes) does not match the checksum in {_CONFIG}: it was cut short, edited "
+            "or comes from another save. Copy both files again from where they were saved."
         )
     try:
         return load_file(folder / _TENSORS), config

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from param_features.decompose.l3d import StepLoss, l3d_loss, remove_parallel, renormalize
+from param_features.decompose.l3d import StepLoss, balance, l3d_loss, remove_parallel, renormalize
 from param_features.decompose.selection import threshold_for
 from param_features.decompose.settings import FitSettings
 from param_features.directions import LowRank, leading_factors
@@ -37,7 +37,7 @@ def fit_l3d(
     *,
     n_features: int,
     rank: int,
-    l0: float,
+    l0: float | int,
     settings: FitSettings,
     generator: torch.Generator,
     progress: bool,
@@ -72,7 +72,13 @@ class Trainer:
     """The state of a fit: directions, optimiser, and when each feature was last kept."""
 
     def __init__(
-        self, store: GradientStore, n_features: int, rank: int, l0: float, settings: FitSettings, generator: torch.Generator
+        self,
+        store: GradientStore,
+        n_features: int,
+        rank: int,
+        l0: float | int,
+        settings: FitSettings,
+        generator: torch.Generator,
     ) -> None:
         """Start from leading factors of real gradients."""
         self.store, self.l0, self.settings, self.generator, self.rank = store, l0, settings, generator, rank
@@ -102,6 +108,7 @@ class Trainer:
             group["lr"] = self.settings.lr * self._lr_factor()
         self.optimizer.step()
         renormalize(self.v_out)
+        balance(self.v_in)
         self.n_steps += 1
         self.last_kept[seen.kept.any(0)] = self.n_steps
         if self._is_time_to_resample():

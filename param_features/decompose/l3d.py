@@ -40,7 +40,7 @@ def l3d_loss(
     v_in: LowRank,
     v_out: LowRank,
     *,
-    l0: float,
+    l0: float | int,
     dead: Tensor,
     settings: FitSettings,
 ) -> StepLoss:
@@ -76,7 +76,7 @@ _SILENT = 1e-3
 
 
 def _revival(
-    coords: Tensor, overlaps: Tensor, gram: Tensor, used: Tensor, dead: Tensor, errors: Tensor, l0: float
+    coords: Tensor, overlaps: Tensor, gram: Tensor, used: Tensor, dead: Tensor, errors: Tensor, l0: float | int
 ) -> Float[Tensor, ""]:
     """How badly the dead features' strongest coordinates rebuild what the living leave over.
 
@@ -90,20 +90,36 @@ def _revival(
 
 @torch.no_grad()
 def remove_parallel(directions: LowRank) -> None:
-    """Take from each row's gradient the part along the row itself, which only changes its length.
+    """Take from each row's gradient the part that only changes the row's length: its share along ∂‖v_k‖²/∂factors.
 
     Without it Adam's moments follow a push that the renormalisation undoes.
     """
-    pairs = [(tensor, tensor.grad) for tensor in directions.tensors if tensor.grad is not None]
-    if not pairs:
+    grads = [tensor.grad for tensor in directions.tensors]
+    if any(grad is None for grad in grads):
         return
-    along = torch.stack([(tensor * grad).sum((1, 2)) for tensor, grad in pairs]).sum(0)
-    length = torch.stack([tensor.square().sum((1, 2)) for tensor, _ in pairs]).sum(0)
-    share = (along / length.clamp(min=1e-30))[:, None, None]
-    for tensor, grad in pairs:
-        grad.sub_(share * tensor)
+    lengthen = [
+        part for left, right in directions.factors.values() for part in (left @ (right.mT @ right), right @ (left.mT @ left))
+    ]
+    along = sum((grad * part).sum((1, 2)) for grad, part in zip(grads, lengthen, strict=True))
+    square = sum(part.square().sum((1, 2)) for part in lengthen)
+    share = (along / square.clamp(min=1e-30))[:, None, None]
+    for grad, part in zip(grads, lengthen, strict=True):
+        grad.sub_(share * part)
+
+
+@torch.no_grad()
+def balance(directions: LowRank) -> None:
+    """Give both factors of every component the same norm, in place; the directions stay as they are.
+
+    Left alone, one factor grows as the other shrinks, until steps of equal size move one and not the other.
+    """
+    for left, right in directions.factors.values():
+        ratio = (right.norm(dim=1, keepdim=True) / left.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(min=1e-12).sqrt()
+        left.mul_(ratio)
+        right.div_(ratio)
 
 
 def renormalize(directions: LowRank) -> None:
-    """Scale every row to unit norm, in place."""
+    """Scale every row to unit norm and balance its factors, in place."""
+    balance(directions)
     directions.scale_(1 / directions.norm().clamp(min=1e-12))

@@ -5,9 +5,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from param_features.errors import FeatureCountError
+from param_features.typed import typed
 
 
-def batch_top_k(coords: Float[Tensor, "sample feature"], l0: float) -> Bool[Tensor, "sample feature"]:
+@typed
+def batch_top_k(coords: Float[Tensor, "sample feature"], l0: float | int) -> Bool[Tensor, "sample feature"]:
     """Mark the coordinates that survive selection over the whole batch.
 
     One threshold serves every sample, so a hard sample may keep many features and an easy one none.
@@ -40,14 +42,14 @@ def batch_top_k(coords: Float[Tensor, "sample feature"], l0: float) -> Bool[Tens
     return mask.reshape(coords.shape)
 
 
-def threshold_for(coords: Float[Tensor, "sample feature"], l0: float) -> float:
+def threshold_for(coords: Float[Tensor, "sample feature"], l0: float | int) -> float:
     """The |coordinate| at or above which `batch_top_k` would keep, over all given samples."""
     check_l0(l0, coords.shape[1])
     n_kept = max(1, round(l0 * len(coords)))
     return float(coords.abs().flatten().topk(n_kept, sorted=False).values.min())
 
 
-def check_l0(l0: float, n_features: int) -> None:
+def check_l0(l0: float | int, n_features: int) -> None:
     """Refuse a budget that no selection could meet.
 
     Raises:
@@ -55,6 +57,6 @@ def check_l0(l0: float, n_features: int) -> None:
     """
     if not 0 < l0 <= n_features:
         raise FeatureCountError(
-            f"l0={l0} lies outside (0, {n_features}]. It is the mean number of features kept per sample, of "
+            f"l0={l0:g} lies outside (0, {n_features}]. It is the mean number of features kept per sample, of "
             f"n_features={n_features}; try l0={max(1, n_features // 20)}."
         )

@@ -24,7 +24,7 @@ class FitSettings:
 
     steps: int = 2000
     batch_size: int = 1024
-    lr: float = 1e-2
+    lr: float = 3e-2
     selection: Literal["top_k", "l1"] = "top_k"
     l1: float = 0.02
     warm_start: float = 0.1

@@ -81,8 +81,9 @@ class GradientEngine:
         """
         taps = [tap for chosen in self.routes.taps.values() for tap in chosen]
         stop_at = self.adapter.head() if self.routes.through_head else None
-        with held_still(self.adapter.module), capturing(taps, stop_at=stop_at) as capture:
-            root = self._forward(inputs, capture)
+        with held_still(self.adapter.module):
+            with capturing(taps, stop_at=stop_at) as capture:
+                root = self._forward(inputs, capture)
             cotangents = self._root_cotangents(root.detach(), positions, cotangent_of)
             for slot in range(positions.shape[1]):
                 cotangent = self._spread(root, cotangents[:, slot], positions[:, slot])
@@ -124,7 +125,7 @@ class GradientEngine:
         return torch.autograd.grad(output, leaf, cotangent.unsqueeze(1))[0].squeeze(1)
 
     def _head_alone(self, states: Float[Tensor, "sample one d_model"]) -> Float[Tensor, "sample one d_output"]:
-        """Call the head without its hooks: ours would end the call, and the user's expect whole batches."""
+        """Call the head without its hooks, since the user's expect whole batches."""
         return self.adapter.head().forward(states)
 
     def _spread(self, root: Tensor, cotangent: Float[Tensor, "batch d_root"], position: Int[Tensor, " batch"]) -> Tensor:

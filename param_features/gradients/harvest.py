@@ -53,8 +53,8 @@ class SamplePlan:
         n_slots: Positions per sequence; 1 when a sample is an input.
     """
 
-    train: Int[Tensor, " sequence"]
-    held_out: Int[Tensor, " sequence"]
+    train: Int[Tensor, " n_train"]
+    held_out: Int[Tensor, " n_held_out"]
     n_slots: int
 
 

@@ -50,7 +50,8 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
     """
     rows = inputs.rows(slice(0, 2))
     with held_still(adapter.module), torch.no_grad():
-        output = adapter.run(*rows.args, **rows.kwargs)
+        returned = adapter.call(*rows.args, **rows.kwargs)
+    output = adapter.tensor_of(returned)
     if output.dim() == 0 or len(output) != len(rows):
         raise InputError(
             f"The output has shape {tuple(output.shape)} for {len(rows)} inputs. Its first axis must be the batch: a "
@@ -58,7 +59,8 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
         )
     tokens = inputs.tokens
     per_position = tokens is not None and output.dim() == 3 and output.shape[1] == tokens.shape[1]
-    return OutputInfo(tuple(output.shape), output.dtype, per_position or adapter.predicts_tokens, per_position)
+    is_logits = per_position or adapter.predicts_tokens or output is not returned
+    return OutputInfo(tuple(output.shape), output.dtype, is_logits, per_position)
 
 
 def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, output: OutputInfo) -> GradientEngine:

@@ -1,5 +1,6 @@
 """Activations of every sample: by one backward pass per position, or one forward-mode product per feature."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,8 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.directions import LowRank
 from param_features.divergence import CustomDivergence, Divergence
+from param_features.errors import SettingError
 from param_features.gradients import GradientEngine, Gradients, held_still
 from param_features.inputs import ModelInputs
+from param_features.typed import typed
 
 Route = Literal["auto", "jvp", "vjp"]
 
@@ -18,6 +21,7 @@ _POSITIONS_PER_BATCH = 4096
 _JVP_NUMBERS = 2**25
 
 
+@typed
 def activations(
     engine: GradientEngine,
     v_in: LowRank,
@@ -25,7 +29,7 @@ def activations(
     references: Float[Tensor, "n_references d_output"],
     inputs: ModelInputs,
     *,
-    route: Route = "auto",
+    route: str = "auto",
 ) -> Float[Tensor, "*sample feature"]:
     """V_in,k · ∇_W D for every sample, averaged over references.
 
@@ -44,8 +48,13 @@ def activations(
     Returns:
         [batch pos feature] for token models, [batch feature] otherwise; signed, in divergence units per unit step, 0 at
         padding. On the CPU.
+
+    Raises:
+        SettingError: `route` is unknown.
     """
     n_pos = inputs.tokens.shape[1] if engine.per_position else 1
+    if route not in ("auto", "jvp", "vjp"):
+        raise SettingError(f"route={route!r} is unknown. Accepted: 'auto', 'jvp', 'vjp'.")
     if route == "auto":
         route = "jvp" if n_pos > v_in.n_features else "vjp"
     take = _by_jvp if route == "jvp" else _by_vjp
@@ -61,7 +70,7 @@ def activations(
 def mean_cotangent(divergence: Divergence, output: Tensor, references: Tensor) -> Tensor:
     """The mean over references of ∂D/∂f. The named divergences are affine in their reference: one evaluation."""
     if not isinstance(divergence, CustomDivergence):
-        return divergence.cotangent(output, references.mean(0, keepdim=True).to(output))
+        return divergence.cotangent(output, references.mean(0).to(output).expand_as(output))
     return torch.stack([divergence.cotangent(output, row.to(output).expand_as(output)) for row in references]).mean(0)
 
 
@@ -96,8 +105,11 @@ def _per_sample(engine: GradientEngine, product: Tensor) -> Float[Tensor, "batch
 
 
 def output_changes(
-    engine: GradientEngine, directions: LowRank, inputs: ModelInputs, reduce=lambda change: change
-) -> Float[Tensor, "feature *reduced"]:
+    engine: GradientEngine,
+    directions: LowRank,
+    inputs: ModelInputs,
+    reduce: Callable[[Tensor], Tensor] = lambda change: change,
+) -> Float[Tensor, "feature ..."]:
     """J v_k, the change of the whole output per unit step along each direction, reduced by `reduce` while it exists.
 
     Cost: one forward-mode pass per direction; the ordinary pass is shared by directions that fit in memory together.

@@ -15,6 +15,7 @@ from param_features.decompose.selection import batch_top_k
 from param_features.directions import LowRank
 from param_features.gradients import Gradients, GradientStore, flatten
 from param_features.params import ParamSubset
+from param_features.typed import typed
 
 _EXACT_UP_TO = 4096
 _CHUNK_NUMBERS = 2**25
@@ -44,6 +45,7 @@ class Dictionary:
         return cls(lambda gradients: flatten(gradients) @ rows.T, rows @ rows.T)
 
 
+@typed
 @torch.no_grad()
 def control_errors(
     train: GradientStore,
@@ -52,7 +54,7 @@ def control_errors(
     *,
     n_features: int,
     rank: int,
-    l0: float,
+    l0: float | int,
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Reconstruction errors on held-out samples of three controls.
@@ -70,7 +72,8 @@ def control_errors(
     return {name: dictionary_error(dictionary, held_out, l0) for name, dictionary in dictionaries.items()}
 
 
-def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float) -> float:
+@typed
+def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float | int) -> float:
     """The lower error of two encoders: the overlaps themselves, or least squares over all directions.
 
     They agree for orthogonal directions; a control must not lose for want of an encoder.
@@ -86,6 +89,7 @@ def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float) ->
     return min(errors)
 
 
+@typed
 def principal_directions(
     store: GradientStore, n_features: int, generator: torch.Generator
 ) -> Float[Tensor, "feature n_params"]:

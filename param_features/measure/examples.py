@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.errors import SettingError
+from param_features.typed import typed
 
 Ranking = Literal["share", "activation"]
 
@@ -41,6 +42,7 @@ class Example:
         return f"{self.activation:+.4f}  {window} → {self.next_token!r}"
 
 
+@typed
 def top_examples(
     acts: Float[Tensor, "batch pos feature"],
     feature: int,
@@ -48,7 +50,7 @@ def top_examples(
     to_strings: Callable[[Sequence[int]], list[str]],
     *,
     n: int,
-    by: Ranking = "share",
+    by: str = "share",
 ) -> list[Example]:
     """The n samples that a feature matters most for, one from each row, first the strongest; equal texts count once.
 

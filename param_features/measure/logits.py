@@ -10,6 +10,7 @@ from param_features.directions import LowRank
 from param_features.gradients import GradientEngine
 from param_features.inputs import ModelInputs
 from param_features.measure.activations import output_changes
+from param_features.typed import typed
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def top_logits(
     )
 
 
+@typed
 def mean_change(
     engine: GradientEngine, direction: LowRank, inputs: ModelInputs, positions: Int[Tensor, " batch"]
 ) -> Float[Tensor, " d_output"]:

@@ -10,6 +10,7 @@ from param_features.directions import LowRank
 from param_features.gradients import GradientStore
 from param_features.measure.controls import control_errors
 from param_features.params import ParamSubset
+from param_features.typed import typed
 
 _MEANINGS = {
     "reconstruction_error": "held out; 0 is perfect, 1 predicts nothing",
@@ -65,6 +66,7 @@ class Metrics(Mapping[str, float]):
         return f"{meaning}: the fit is {1 - self['reconstruction_error'] / self[name]:.0%} lower"
 
 
+@typed
 @torch.no_grad()
 def held_out_metrics(
     v_in: LowRank,
@@ -75,7 +77,7 @@ def held_out_metrics(
     held_out: GradientStore,
     subset: ParamSubset,
     rank: int,
-    l0: float,
+    l0: float | int,
     generator: torch.Generator,
 ) -> Metrics:
     """Score a fit and its controls on the same held-out samples at the same l0."""
@@ -95,7 +97,7 @@ def held_out_metrics(
 
 
 @torch.no_grad()
-def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float) -> float:
+def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float | int) -> float:
     """Reconstruction error with the largest l0 · sample coordinates kept over the whole store."""
     coords, overlaps, square_norm = _coords(v_in, store), _coords(v_out, store), store.square_norm()
     kept = coords * batch_top_k(coords, l0)

@@ -1,0 +1,51 @@
+"""Shared fixtures. Every shape annotation of the package is checked while the tests run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+from tests.models import Classifier, hooked_transformer
+
+install_import_hook(["param_features"], "tests.checked")
+
+
+@pytest.fixture(scope="session")
+def tiny_hooked():
+    """A random HookedTransformer in float64 whose LayerNorm weights are not 1."""
+    return hooked_transformer()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens():
+    return torch.randint(20, (40, 10), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def tiny_features(tiny_hooked, tiny_tokens):
+    """A short tied fit, so that activations are derivatives along the directions themselves."""
+    import param_features as pf
+
+    fit = pf.FitSettings(steps=30, batch_size=64, selection="l1")
+    call = {"n_features": 6, "rank": 2, "l0": 2, "fit": fit, "progress": False}
+    return pf.decompose(tiny_hooked, "blocks.0.attn.W_K", tiny_tokens, **call)
+
+
+@pytest.fixture
+def classifier():
+    return Classifier()
+
+
+@pytest.fixture(scope="session")
+def images():
+    return torch.randn(60, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="session")
+def real_folder():
+    """The real model and stories; tests that need them are skipped visibly where they are missing."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "real"
+    if not folder.is_dir():
+        pytest.skip(f"the real model is not at {folder}")
+    return folder

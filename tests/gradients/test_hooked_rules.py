@@ -1,0 +1,90 @@
+"""Every parameter of a HookedTransformer: rule, dense route and a loop of autograd give the same gradients."""
+
+import pytest
+import torch
+
+from tests.models import hooked_transformer
+from tests.oracle import assert_every_route_agrees, case_of
+
+pytest.importorskip("transformer_lens")
+
+TOKENS = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(4))
+
+ARCHITECTURES = {
+    "layer norm": {},
+    "rms norm": {"normalization_type": "RMS"},
+    "no norm": {"normalization_type": None, "act_fn": "relu"},
+    "grouped-query": {"n_heads": 4, "n_key_value_heads": 2},
+    "gated": {"gated_mlp": True, "act_fn": "silu"},
+    "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 4},
+    "attention only": {"attn_only": True},
+    "parallel": {"parallel_attn_mlp": True},
+    "norm in the mlp": {"act_fn": "gelu_ln"},
+    "norm of the embedding": {"post_embedding_ln": True},
+    "norms around": {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
+    "soft caps": {"output_logits_soft_cap": 5.0, "attn_scores_soft_cap": 5.0},
+    "separate heads": {"use_attn_result": True},
+    "like llama": {
+        "n_heads": 4, "n_key_value_heads": 2, "gated_mlp": True, "act_fn": "silu", "normalization_type": "RMS",
+        "positional_embedding_type": "rotary", "rotary_dim": 8, "final_rms": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_every_parameter_equals_autograd_by_a_rule(changes):
+    case = case_of(hooked_transformer(**changes), tokens=TOKENS)
+    has_positions = "pos_embed.W_pos" in case.engine.subset.names
+    assert case.engine.routes.why_dense == ({"pos_embed.W_pos": "no layer rule"} if has_positions else {})
+    assert set(case.engine.routes.taps) == {name for name, _ in case.model.named_parameters()} - {"pos_embed.W_pos"}
+    assert_every_route_agrees(case)
+
+
+def test_names_of_all_kinds_are_among_the_parameters():
+    kinds = {name.rpartition(".")[2] for name in case_of(hooked_transformer(), tokens=TOKENS).engine.subset.names}
+    assert kinds == {
+        "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "W_in", "b_in", "W_out", "b_out", "w", "b", "W_E", "W_pos",
+        "W_U", "b_U",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"use_split_qkv_input": True}, {"use_attn_in": True}], ids=str)
+def test_an_input_copied_per_head_takes_the_dense_route(changes):
+    case = case_of(hooked_transformer(n_layers=1, **changes), "blocks.*", tokens=TOKENS)
+    assert {"blocks.0.attn.W_Q", "blocks.0.attn.W_K", "blocks.0.attn.W_V"} <= set(case.engine.routes.dense)
+    assert_every_route_agrees(case)
+
+
+def test_norms_of_queries_and_keys_take_the_dense_route():
+    case = case_of(hooked_transformer(n_layers=1, normalization_type="RMS", use_qk_norm=True), tokens=TOKENS)
+    assert {"blocks.0.attn.q_norm.w", "blocks.0.attn.k_norm.w"} <= set(case.engine.routes.dense)
+    assert_every_route_agrees(case)
+
+
+def test_a_users_hook_that_changes_an_activation_is_taken_into_account():
+    model = hooked_transformer(n_layers=1)
+    model.add_hook("blocks.0.attn.hook_q", lambda value, hook: 3 * value)
+    assert_every_route_agrees(case_of(model, "blocks.*", tokens=TOKENS))
+
+
+def test_tied_unembedding_and_embedding():
+    model = hooked_transformer(n_layers=1)
+    model.unembed.W_U.data = model.embed.W_E.data.T.contiguous()
+    model.blocks[0].attn.W_K = model.blocks[0].attn.W_Q
+    case = case_of(model, "blocks.0.attn.W_K", tokens=TOKENS)
+    assert case.engine.subset.names == ("blocks.0.attn.W_Q",)
+    assert not case.engine.routes.dense
+    assert_every_route_agrees(case)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
+def test_rules_are_kept_at_lower_precision(dtype, tolerance):
+    """Rounding must not be mistaken for a wrong rule, not even for b_K, whose true gradient is zero."""
+    model = hooked_transformer(dtype=dtype, n_layers=1)
+    case = case_of(model, "blocks.0.*", tokens=TOKENS)
+    assert case.engine.routes.why_dense == {}
+    found, exact = case.gradients()[0], case_of(model.double(), "blocks.0.*", tokens=TOKENS).gradients()[0]
+    for name, tensor in exact.items():
+        assert found[name].dtype == torch.float32
+        if not name.endswith("b_K"):
+            assert (found[name] - tensor).norm() < tolerance * tensor.norm(), name

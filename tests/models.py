@@ -1,0 +1,45 @@
+"""Small models that the tests share."""
+
+import warnings
+
+import torch
+from torch import nn
+
+
+def randomised(model: nn.Module, *, scale: float = 0.3, seed: int = 0) -> nn.Module:
+    """Add noise to every parameter, so that no gain is 1 and no bias 0; in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return model.eval()
+
+
+def hooked_transformer(*, dtype: torch.dtype = torch.float64, **changes):
+    """A random HookedTransformer with two layers."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    settings = {
+        "n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 24, "d_vocab": 20, "n_ctx": 12,
+        "act_fn": "gelu", "normalization_type": "LN", "seed": 0, "device": "cpu",
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+        return randomised(HookedTransformer(HookedTransformerConfig(**settings | changes, dtype=dtype)))
+
+
+class Classifier(nn.Module):
+    """Images of nothing in particular to four logits: convolution, norm and linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.norm = nn.LayerNorm(48)
+        self.classifier = nn.Linear(48, 4)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+    def forward(self, images):
+        return self.classifier(self.norm(torch.relu(self.conv(images)).flatten(1)))

@@ -1,0 +1,153 @@
+"""`ParamFeatures`: directions, saving and loading, and what a saved folder refuses."""
+
+import json
+
+import pytest
+import torch
+
+import param_features as pf
+from param_features.errors import FeatureCountError, FingerprintError, SettingError, StoreError
+from param_features.params import select
+
+W_K = "blocks.0.attn.W_K"
+
+
+def subset_of(model, name):
+    return select(pf.adapters.adapter_for(model).views(), name)
+
+
+@pytest.fixture
+def saved(tiny_features, tmp_path):
+    tiny_features.save_pretrained(tmp_path / "w_k")
+    return tmp_path / "w_k"
+
+
+@pytest.fixture(scope="module")
+def untied(tiny_hooked, tiny_tokens):
+    params = [W_K, "blocks.0.attn.b_K"]
+    return pf.decompose(tiny_hooked, params, tiny_tokens, n_features=6, rank=2, l0=2, steps=10, progress=False)
+
+
+def test_direction_has_the_parameters_shape_and_unit_norm(untied):
+    found = untied.direction(3)
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {W_K: (2, 16, 8), "blocks.0.attn.b_K": (2, 8)}
+    assert sum(float(tensor.square().sum()) for tensor in found.values()) == pytest.approx(1)
+
+
+def test_direction_is_v_out_in_the_parameters_own_layout(tiny_features):
+    left, right = tiny_features.v_out.factors[W_K]
+    expected = (left[2] @ right[2].T).reshape(2, 8, 16).transpose(1, 2)  # (head o) i -> head i o
+    torch.testing.assert_close(tiny_features.direction(2)[W_K], expected)
+
+
+@pytest.mark.parametrize("feature", [-1, 6, True])
+def test_unknown_feature_is_refused(tiny_features, feature):
+    for call in (tiny_features.direction, tiny_features.top_examples, tiny_features.top_logits, tiny_features.show):
+        with pytest.raises(FeatureCountError, match="numbered 0 to 5"):
+            call(feature)
+
+
+@pytest.mark.parametrize("which", ["tied", "untied"])
+def test_loaded_features_are_the_saved_ones_bit_for_bit(which, tiny_features, untied, tiny_hooked, tiny_tokens, tmp_path):
+    features = tiny_features if which == "tied" else untied
+    features.save_pretrained(tmp_path)
+    loaded = pf.load(tmp_path, model=tiny_hooked)
+    for one, two in zip(
+        features.v_in.tensors + features.v_out.tensors, loaded.v_in.tensors + loaded.v_out.tensors, strict=True
+    ):
+        assert torch.equal(one, two)
+    assert (loaded.v_in is loaded.v_out) == (which == "tied")
+    assert dict(loaded.metrics) == dict(features.metrics)
+    assert loaded.threshold == features.threshold
+    assert repr(loaded) == repr(features)
+    assert torch.equal(loaded.activations(tiny_tokens[:3]), features.activations(tiny_tokens[:3]))
+    assert loaded.top_examples(1, 3) == features.top_examples(1, 3)
+
+
+def test_without_a_model_directions_and_metrics_can_be_read(saved, tiny_features):
+    loaded = pf.load(saved)
+    torch.testing.assert_close(loaded.direction(0)[W_K], tiny_features.direction(0)[W_K])
+    assert "control_pca" in repr(loaded)
+
+
+def test_other_weights_are_refused_naming_the_parameter(saved, tiny_hooked):
+    nudge = torch.zeros_like(tiny_hooked.blocks[0].attn.W_K)
+    nudge[0, 0, 0] = 1e-9
+    refused = pytest.raises(FingerprintError, match=r"'blocks.0.attn.W_K' has other weights")
+    with subset_of(tiny_hooked, W_K).edited({W_K: nudge}), refused:
+        pf.load(saved, model=tiny_hooked)
+    pf.load(saved, model=tiny_hooked)
+
+
+def test_weights_outside_the_subset_do_not_matter_to_the_fingerprint(saved, tiny_hooked):
+    other = "blocks.1.attn.W_K"
+    with subset_of(tiny_hooked, other).edited({other: torch.ones_like(tiny_hooked.blocks[1].attn.W_K)}):
+        pf.load(saved, model=tiny_hooked)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def edit_json(path):
+    path.write_text(path.read_text().replace('"dead": ', '"dead": 1'))
+
+
+def other_version(path):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("features.safetensors", cut_short, "cut short, edited"),
+        ("features.safetensors", flip_a_byte, "cut short, edited"),
+        ("features.safetensors", lambda path: path.unlink(), "holds no features.safetensors"),
+        ("config.json", cut_short, "is not JSON"),
+        ("config.json", edit_json, "does not match its own checksum"),
+        ("config.json", other_version, "format version 99; this library reads version 1"),
+        ("config.json", lambda path: path.write_text("{}"), "does not describe saved features"),
+        ("config.json", lambda path: path.unlink(), "holds no config.json"),
+    ],
+)
+def test_a_damaged_folder_is_refused(saved, name, damage, message):
+    damage(saved / name)
+    with pytest.raises(StoreError, match=message):
+        pf.load(saved)
+
+
+def test_an_interrupted_save_leaves_the_old_one(saved, tiny_features, untied, monkeypatch):
+    from param_features import store
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        untied.save_pretrained(saved)
+    monkeypatch.undo()
+    assert repr(pf.load(saved)) == repr(tiny_features)
+
+
+def test_files_hold_data_only(saved):
+    assert {path.name for path in saved.iterdir()} == {"config.json", "features.safetensors"}
+    assert json.loads((saved / "config.json").read_text())["format_version"] == 1
+
+
+def test_a_custom_divergence_must_be_given_again(classifier, images, tmp_path):
+    def gap(output, reference):
+        return (output - reference).abs().sum(-1)
+
+    call = {"inputs": images, "n_features": 4, "l0": 2, "steps": 5, "progress": False}
+    features = pf.decompose(classifier, "classifier.weight", divergence=gap, **call)
+    features.save_pretrained(tmp_path)
+    with pytest.raises(SettingError, match=r"your own divergence 'gap'.*divergence=gap"):
+        pf.load(tmp_path, model=classifier)
+    loaded = pf.load(tmp_path, model=classifier, divergence=gap)
+    torch.testing.assert_close(loaded.activations(inputs=images[:2]), features.activations(inputs=images[:2]))

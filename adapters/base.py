@@ -60,13 +60,14 @@ class Adapter(ABC):
 
     def aliases(self) -> dict[str, str]:
         """Names that the library's users say, mapped to the library's own; tied weights under their other names."""
-        shared = {(id(module), key): view.name for view in self.views().values() for module, key in view.also_at}
-        return {
-            f"{prefix}.{key}" if prefix else key: shared[id(owner), key]
-            for prefix, owner in self.module.named_modules()
+        views = self.views()
+        held = {(id(module), key): view.name for view in views.values() for module, key in view.places}
+        names = {
+            f"{prefix}.{key}" if prefix else key: held.get((id(owner), key))
+            for prefix, owner in self.module.named_modules(remove_duplicate=False)
             for key in owner._parameters
-            if (id(owner), key) in shared
         }
+        return {name: real for name, real in names.items() if real is not None and name not in views}
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's output tensor: what it returns, or the `.logits` of what it returns."""

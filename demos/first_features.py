@@ -52,7 +52,7 @@ def read_arguments() -> argparse.Namespace:
 
 def draw(features: pf.ParamFeatures, path: Path) -> None:
     """Top examples with token highlights on the left, the fit's error beside its controls' on the right."""
-    figure, (text, bars) = plt.subplots(1, 2, figsize=(13, 7.5), width_ratios=[3, 1], layout="constrained")
+    figure, (text, bars) = plt.subplots(1, 2, figsize=(11.5, 7), width_ratios=[3, 1.2], layout="constrained")
     draw_examples(text, features)
     draw_errors(bars, features.metrics)
     figure.suptitle(f"{features.n_features} features of {PARAMS}: three top examples of the ten strongest")
@@ -62,7 +62,7 @@ def draw(features: pf.ParamFeatures, path: Path) -> None:
 
 def draw_examples(axes: plt.Axes, features: pf.ParamFeatures) -> None:
     axes.axis("off")
-    axes.set(xlim=(0, 92), ylim=(4 * N_SHOWN, -1))
+    axes.set(xlim=(0, 118), ylim=(4 * N_SHOWN, -1))
     for feature in range(N_SHOWN):
         examples = features.top_examples(feature, 3)
         bound = max(abs(value) for example in examples for value in example.activations)
@@ -74,7 +74,7 @@ def draw_examples(axes: plt.Axes, features: pf.ParamFeatures) -> None:
 
 def draw_tokens(axes: plt.Axes, example: Example, bound: float, x: float, y: float) -> None:
     """A window of tokens up to the activating one, and the next token after an arrow; red is negative, blue positive."""
-    start = max(0, example.position - 14)
+    start = max(0, example.position - 18)
     for index in range(start, example.position + 1):
         value = example.activations[index] / bound
         faded = 1 - 0.7 * abs(value)

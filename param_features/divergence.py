@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from param_features.errors import OutputError, SettingError, nearest
+from param_features.errors import OutputError, SampleCountError, SettingError, nearest
 
 Outputs = Float[Tensor, "sample d_output"]
 
@@ -155,7 +155,11 @@ class Reference:
     pool: Float[Tensor, "n_references d_output"] | None = None
 
     def draw(self, divergence: Divergence, output: Outputs, generator: torch.Generator) -> Outputs:
-        """One reference for each sample of a batch, drawn with `generator`."""
+        """One reference for each sample of a batch, drawn with `generator`.
+
+        Raises:
+            SampleCountError: Another sample is asked for and the batch holds one.
+        """
         if self.pool is not None:
             return self.pool[_integers(len(self.pool), len(output), generator)].to(output)
         if self.kind == "uniform":
@@ -163,13 +167,18 @@ class Reference:
         if self.kind == "label":
             labels = torch.multinomial(output.float().softmax(-1).cpu(), 1, generator=generator).to(output.device)
             return torch.zeros_like(output).scatter_(1, labels, 1.0)
+        if len(output) < 2:
+            raise SampleCountError(
+                "reference='sample' compares each sample with another of its batch, but the batch holds one. Give at least "
+                "two inputs, or another reference."
+            )
         others = divergence.to_reference(output)
         offset = 1 + _integers(len(output) - 1, len(output), generator).to(output.device)
         return others[(torch.arange(len(output), device=output.device) + offset) % len(output)]
 
 
 def _integers(high: int, n: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(max(high, 1), (n,), generator=generator)
+    return torch.randint(high, (n,), generator=generator)
 
 
 def check_reference(spec: str | Tensor, divergence: Divergence) -> None:

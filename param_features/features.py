@@ -140,9 +140,9 @@ class ParamFeatures:
         engine = self._bound("top_examples")
         found = self._example_inputs() if tokens is None and inputs is None else read_inputs(engine.adapter, tokens, inputs)
         acts = self._example_activations(found)
-        ids = found.tokens.cpu() if engine.per_position else None
         acts = acts if engine.per_position else acts.unsqueeze(1)
-        return top_examples(acts, feature, ids, engine.adapter.to_strings, n=n, by=by)
+        rows = found.token_rows if engine.per_position else None
+        return top_examples(acts, feature, rows, engine.adapter.to_strings, n=n, by=by)
 
     def top_logits(self, feature: int, n: int = 10, *, n_examples: int = 20) -> TopLogits:
         """The outputs that a step along a feature moves most, on average over its top examples.
@@ -180,7 +180,7 @@ class ParamFeatures:
         engine = self._bound("show")
         found = read_inputs(engine.adapter, tokens, None)
         acts = self._example_activations(found)[..., feature]
-        strings = [engine.adapter.to_strings(row.tolist()) for row in found.tokens]
+        strings = [engine.adapter.to_strings(row) for row in found.token_rows]
         return tokens_view(feature, strings, acts, unit=self.divergence.unit)
 
     def show(self, feature: int, tokens: Any = None, *, n: int = 10) -> None:

@@ -41,6 +41,14 @@ class ModelInputs:
         """The first integer matrix among the arguments, None without one."""
         return next((t for t in self.tensors if t.dim() == 2 and not t.is_floating_point() and t.dtype != torch.bool), None)
 
+    @property
+    def token_rows(self) -> list[list[int]]:
+        """Every row's token ids without its padding; empty without tokens."""
+        if self.tokens is None:
+            return []
+        rows, mask = self.tokens.tolist(), self.mask
+        return rows if mask is None else [row[: int(real.sum())] for row, real in zip(rows, mask, strict=True)]
+
     def __len__(self) -> int:
         """Size of the batch."""
         return len(self.tensors[0])
@@ -121,7 +129,10 @@ def _from_column(adapter: Adapter, column: Any) -> ModelInputs:
 
 
 def _ids(row: Any) -> list[int]:
-    values = row.tolist() if hasattr(row, "tolist") else list(row)
+    values = row.tolist() if hasattr(row, "tolist") else row
+    if not isinstance(values, Sequence):
+        raise InputError(f"A row of tokens is {values!r}. Rows are strings or sequences of integer ids.")
+    values = list(values)
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         raise InputError(f"A row of tokens starts {values[:5]!r}. Rows are strings or sequences of integer ids.")
     return values

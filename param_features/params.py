@@ -142,6 +142,8 @@ class ParamSubset:
         finally:
             for owner, key, parameter in saved:
                 owner._parameters[key] = parameter
+            for owner in {owner for owner, _, _ in saved if isinstance(owner, nn.RNNBase)}:
+                owner._init_flat_weights()  # its own list of weights, which running it filled with the stand-ins
 
     @contextmanager
     def edited(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:

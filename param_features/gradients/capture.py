@@ -1,5 +1,6 @@
 """Capturing the inputs and outputs of tapped layers during a forward pass, with hooks that leave on exit."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -14,19 +15,19 @@ class StopForward(BaseException):
 
 
 class Capture:
-    """What hooks saw: for each site, one tensor per call of its module, in order of the calls."""
+    """What hooks saw: for each site, one tensor per call of its module, in order of the calls; None for a call without one.
+
+    Inputs and outputs are kept apart, since one site may serve as both: `hook_post` shows W_out's input and b_in's output.
+
+    Attributes:
+        inputs: Detached, but for the one at which the forward pass was stopped.
+        outputs: Roots of gradients.
+    """
 
     def __init__(self) -> None:
         """Nothing captured yet."""
-        self._seen: dict[Site, list[Tensor | None]] = {}
-
-    def add(self, site: Site, tensor: Tensor | None) -> None:
-        """Record one call; None where the call had no such tensor."""
-        self._seen.setdefault(site, []).append(tensor)
-
-    def __getitem__(self, site: Site) -> list[Tensor | None]:
-        """The tensors of a site, in order of its module's calls; empty when it was never called."""
-        return self._seen.get(site, [])
+        self.inputs: dict[Site, list[Tensor | None]] = defaultdict(list)
+        self.outputs: dict[Site, list[Tensor | None]] = defaultdict(list)
 
 
 @contextmanager
@@ -68,12 +69,12 @@ def _argument(args: tuple, kwargs: dict, which: str | int) -> Tensor | None:
 def _watch_input(capture: Capture, site: Site) -> RemovableHandle:
     if site.which == "output":
         return site.module.register_forward_hook(
-            lambda module, args, output: capture.add(site, output.detach() if isinstance(output, Tensor) else None)
+            lambda module, args, output: capture.inputs[site].append(output.detach() if isinstance(output, Tensor) else None)
         )
 
     def watch(module: nn.Module, args: tuple, kwargs: dict) -> None:
         tensor = _argument(args, kwargs, site.which)
-        capture.add(site, tensor.detach() if tensor is not None else None)
+        capture.inputs[site].append(tensor.detach() if tensor is not None else None)
 
     return site.module.register_forward_pre_hook(watch, with_kwargs=True)
 
@@ -81,10 +82,10 @@ def _watch_input(capture: Capture, site: Site) -> RemovableHandle:
 def _root_output(capture: Capture, site: Site) -> RemovableHandle:
     def root(module: nn.Module, args: tuple, output: object) -> Tensor | None:
         if not isinstance(output, Tensor):
-            capture.add(site, None)
+            capture.outputs[site].append(None)
             return None
         leaf = output if output.requires_grad else output.detach().requires_grad_()
-        capture.add(site, leaf)
+        capture.outputs[site].append(leaf)
         return leaf.clone()
 
     return site.module.register_forward_hook(root)
@@ -92,7 +93,7 @@ def _root_output(capture: Capture, site: Site) -> RemovableHandle:
 
 def _stop_at(capture: Capture, head: nn.Module) -> RemovableHandle:
     def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        capture.add(Site(head, 0), _argument(args, kwargs, 0))
+        capture.inputs[Site(head, 0)].append(_argument(args, kwargs, 0))
         raise StopForward
 
     return head.register_forward_pre_hook(stop, with_kwargs=True)

@@ -4,12 +4,14 @@ A slot is one sample of every sequence of the batch (a position each), or the wh
 Samples of different sequences do not mix, so one backward pass of the summed divergences yields a gradient for each.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.adapters import Adapter
 from param_features.errors import NonFiniteError, OutputError
@@ -99,7 +101,7 @@ class GradientEngine:
         try:
             self.adapter.run(*inputs.args, **inputs.kwargs)
         except StopForward:
-            return capture[Site(self.adapter.head(), 0)][0]
+            return capture.inputs[Site(self.adapter.head(), 0)][-1]
         raise OutputError("The model's forward pass never called its head; this is a fault of the adapter's head().")
 
     def _root_cotangents(
@@ -140,8 +142,8 @@ class GradientEngine:
         if not self.routes.taps:
             return {}
         sites = list(dict.fromkeys(tap.output for taps in self.routes.taps.values() for tap in taps))
-        calls = [(site, index) for site in sites for index in range(len(capture[site]))]
-        roots = [capture[site][index] for site, index in calls]
+        calls = [(site, index) for site in sites for index in range(len(capture.outputs[site]))]
+        roots = [capture.outputs[site][index] for site, index in calls]
         found = torch.autograd.grad(
             root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
         )
@@ -162,7 +164,7 @@ def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Sit
     parts = []
     for tap in taps:
         rule = rule_for(tap.rule, tap.attribute)
-        for index, source in enumerate(capture[tap.input]):
+        for index, source in enumerate(capture.inputs[tap.input]):
             source = source if source is None or not source.is_floating_point() else _at_least_float32(source)
             parts.append(rule(tap.layer, source, _at_least_float32(deltas[tap.output, index])))
     return join_positions(parts)
@@ -182,7 +184,11 @@ def _finite(output: Tensor) -> Tensor:
 
 
 def _vmapped(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
-    """`torch.func.vjp` of one sample, mapped over the batch. Cost: one forward and backward pass of the whole model."""
+    """`torch.func.vjp` of one sample, mapped over the batch. Cost: one forward and backward pass of the whole model.
+
+    Attention runs under the math backend meanwhile, since vmap would loop over the fused kernels. Where it loops all the
+    same, its warning says nothing that the user could act on.
+    """
     bare = ModelInputs(inputs.args, inputs.kwargs)
 
     def pull(row: list[Tensor], cotangent: Tensor) -> dict[str, Tensor]:
@@ -195,7 +201,9 @@ def _vmapped(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotange
         output, vjp = torch.func.vjp(run, subset.tensors)
         return vjp(cotangent.reshape(output.shape))[0]
 
-    return torch.func.vmap(pull, randomness="same", chunk_size=32)(bare.tensors, cotangent)
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        return torch.func.vmap(pull, randomness="same", chunk_size=32)(bare.tensors, cotangent)
 
 
 def _one_by_one(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
@@ -209,7 +217,12 @@ def per_sample_gradient(adapter: Adapter, subset: ParamSubset, inputs: ModelInpu
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in subset.tensors.items()}
     with subset.replaced(leaves):
         output = adapter.run(*inputs.args, **inputs.kwargs)
+    return gradients_of(output, leaves, cotangent)
+
+
+def gradients_of(output: Tensor, leaves: dict[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
+    """∂⟨output, cotangent⟩ by each leaf; zero where one is unused, strided where torch would give a sparse one."""
     if not output.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     found = torch.autograd.grad(output, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
+    return {name: grad.to_dense() if grad.is_sparse else grad for name, grad in zip(leaves, found, strict=True)}

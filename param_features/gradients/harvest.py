@@ -71,7 +71,7 @@ def plan_samples(
     n_wanted = min(settings.n_samples or settings.max_samples, n_rows * n_pos)
     n_slots = min(n_pos, -(-n_wanted // n_rows))
     n_used = min(n_rows, -(-n_wanted // n_slots))
-    n_held_out = max(1, round(n_used * settings.held_out_fraction))
+    n_held_out = max(_least_rows(n_slots), round(n_used * settings.held_out_fraction))
     order = torch.randperm(n_rows, generator=generator)[:n_used]
     n_train = (n_used - n_held_out) * n_slots
     if n_train < max(n_features, 2):
@@ -112,7 +112,7 @@ class Harvester:
         Raises:
             MemoryEstimateError: The gradients would not fit; said before the run.
         """
-        batches = self._batches(inputs)
+        batches = self._batches(inputs, n_slots)
         store = self._reserve(inputs, len(inputs) * n_slots)
         with tqdm(total=store.n_samples, desc=title, unit="sample", disable=not progress) as bar:
 
@@ -153,12 +153,17 @@ class Harvester:
         )
         return found
 
-    def _batches(self, inputs: ModelInputs) -> tuple[Tensor, ...]:
-        """Rows in near-equal batches, none of a single row, which could draw no other sample as its reference."""
+    def _batches(self, inputs: ModelInputs, n_slots: int) -> tuple[Tensor, ...]:
+        """Rows in near-equal batches, none of a single sample, which could draw no other as its reference."""
         n_pos = inputs.tokens.shape[1] if self.engine.per_position else 1
-        size = self.settings.batch_size or max(2, min(1024, 4096 // n_pos))
-        n_batches = max(1, len(inputs) // size)
+        size = self.settings.batch_size or max(1, min(1024, 4096 // n_pos))
+        n_batches = max(1, len(inputs) // max(size, _least_rows(n_slots)))
         return torch.arange(len(inputs)).tensor_split(n_batches)
+
+
+def _least_rows(n_slots: int) -> int:
+    """Rows that make two samples: one to be compared with the other."""
+    return 1 if n_slots > 1 else 2
 
 
 def _zeros(inputs: ModelInputs) -> Int[Tensor, "batch one"]:

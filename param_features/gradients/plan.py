@@ -8,8 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from param_features.adapters import Adapter
-from param_features.errors import InputError
-from param_features.gradients.engine import GradientEngine, Routes, per_sample_gradient
+from param_features.errors import AdapterError, InputError
+from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.rules import rule_for
 from param_features.gradients.state import held_still
 from param_features.gradients.types import Gradients
@@ -68,6 +68,9 @@ def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, outp
 
     Two samples are compared with a loop of `torch.autograd.grad`, sample by sample, so that a rule is never trusted
     where the model uses the parameter in a way its rule does not know. Cost: a few passes over two rows.
+
+    Raises:
+        AdapterError: The model reads a parameter past the module that holds it, so that no route can follow it.
     """
     taps = {view.name: adapter.taps(view) for view in subset.views}
     ruled = {
@@ -79,7 +82,9 @@ def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, outp
     if through_head.through_head and not check.failures(through_head):
         return replace(engine, routes=through_head)
     routes = _routes(subset, ruled, check.failures(engine.routes))
-    return replace(engine, routes=replace(routes, is_vmapped=check.vmap_works(routes)))
+    routes = replace(routes, is_vmapped=check.vmap_works(routes))
+    check.refuse_second_handles(routes)
+    return replace(engine, routes=routes)
 
 
 def _routes(subset: ParamSubset, ruled: dict, failures: dict[str, str]) -> Routes:
@@ -108,7 +113,8 @@ class _Check:
             if len(factored) == 1:
                 return {factored[0]: f"its rule failed: {error}"}
             single = {name: replace(routes, taps={name: routes.taps[name]}) for name in factored}
-            return {name: why for one in single.values() for name, why in self.failures(one).items()}
+            failed = {name: why for one in single.values() for name, why in self.failures(one).items()}
+            return failed or dict.fromkeys(factored, f"its rule failed beside the others': {error}")
         return {name: "its rule disagrees with autograd here" for name in factored if not self._agrees(found, name)}
 
     def vmap_works(self, routes: Routes) -> bool:
@@ -122,6 +128,24 @@ class _Check:
         except (RuntimeError, NotImplementedError, ValueError):
             return False
         return all(self._agrees(found, name) for name in views.names)
+
+    def refuse_second_handles(self, routes: Routes) -> None:
+        """Refuse a parameter that the dense loop gets wrong: replacing it does not reach all of its uses.
+
+        Raises:
+            AdapterError: As said.
+        """
+        if not routes.dense or routes.is_vmapped:
+            return
+        views = ParamSubset(tuple(self.engine.subset[name] for name in routes.dense))
+        found = self._gradients(replace(self.engine, subset=views, routes=Routes({}, routes.dense, is_vmapped=False)))
+        for name in views.names:
+            if not self._agrees(found, name):
+                raise AdapterError(
+                    f"The model reads {name!r} past the module that holds it (through a second handle, a cached or a "
+                    "compiled copy), so it cannot be replaced for a while. Let forward read it as its module's attribute, "
+                    "or leave it out of params=."
+                )
 
     def _gradients(self, engine: GradientEngine) -> Gradients:
         found: Gradients = {}
@@ -160,8 +184,15 @@ class _Check:
                 else:
                     cotangent = self._cotangent[row].reshape(cotangent.shape).to(cotangent.dtype)
                 cotangent = cotangent.to(one.tensors[0].device)
-                rows.append(per_sample_gradient(self.engine.adapter, self.engine.subset, one, cotangent))
+                rows.append(_plain_gradient(self.engine.adapter, self.engine.subset, one, cotangent))
         return rows
+
+
+def _plain_gradient(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
+    """As `per_sample_gradient`, at the model's own parameters; `held_still` takes `requires_grad` back."""
+    for tensor in subset.tensors.values():
+        tensor.requires_grad_()
+    return gradients_of(adapter.run(*inputs.args, **inputs.kwargs), subset.tensors, cotangent)
 
 
 def last_positions(inputs: ModelInputs, output: OutputInfo) -> Int[Tensor, " batch"]:

@@ -93,7 +93,7 @@ def flatten(gradients: Gradients) -> Float[Tensor, "sample n_params"]:
 def bytes_per_sample(gradients: Gradients) -> int:
     """What a store keeps for each sample."""
     stored = [tensor for gradient in gradients.values() for tensor in compact(gradient).tensors]
-    return sum(tensor[0].numel() * tensor.element_size() for tensor in stored)
+    return sum(tensor.shape[1:].numel() * tensor.element_size() for tensor in stored)
 
 
 def memory_budget() -> int:

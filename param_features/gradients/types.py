@@ -161,7 +161,7 @@ def join_positions(parts: list[Gradient]) -> Gradient:
 
 
 def compact(gradient: Gradient) -> Gradient:
-    """The smaller of the factored and the dense form, and float32 at least."""
-    n_stored = sum(tensor[0].numel() for tensor in gradient.tensors) if gradient.n_samples else 0
+    """The smaller of the factored and the dense form."""
+    n_stored = sum(tensor.shape[1:].numel() for tensor in gradient.tensors)
     d_out, d_in = gradient.matrix_shape
     return gradient.dense() if d_out * d_in <= n_stored else gradient

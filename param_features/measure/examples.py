@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import SettingError
@@ -46,7 +46,7 @@ class Example:
 def top_examples(
     acts: Float[Tensor, "batch pos feature"],
     feature: int,
-    tokens: Int[Tensor, "batch pos"] | None,
+    tokens: list[list[int]] | None,
     to_strings: Callable[[Sequence[int]], list[str]],
     *,
     n: int,
@@ -61,7 +61,7 @@ def top_examples(
     Args:
         acts: Activations of all features; pos is 1 when a sample is an input.
         feature: Which one.
-        tokens: The token ids, None without tokens.
+        tokens: Each row's ids without padding, None without tokens.
         to_strings: The adapter's.
         n: How many.
         by: `"share"` or `"activation"`.
@@ -84,17 +84,19 @@ def top_examples(
     return [_example(row, pos, acts[..., feature], tokens, to_strings) for row, pos in chosen]
 
 
-def _distinct(places: list[tuple[int, int]], tokens: Tensor, n: int) -> list[tuple[int, int]]:
+def _distinct(places: list[tuple[int, int]], tokens: list[list[int]], n: int) -> list[tuple[int, int]]:
     """The first n places whose text up to and including the place differs from all before."""
     found: dict[tuple[int, ...], tuple[int, int]] = {}
     for row, position in places:
-        found.setdefault(tuple(tokens[row, : position + 1].tolist()), (row, position))
+        found.setdefault(tuple(tokens[row][: position + 1]), (row, position))
         if len(found) == n:
             break
     return list(found.values())
 
 
-def _example(row: int, position: int, acts: Tensor, tokens: Tensor | None, to_strings: Callable) -> Example:
-    strings = tuple(to_strings(tokens[row].tolist())) if tokens is not None else ()
+def _example(row: int, position: int, acts: Tensor, tokens: list[list[int]] | None, to_strings: Callable) -> Example:
+    strings = tuple(to_strings(tokens[row])) if tokens is not None else ()
     following = strings[position + 1] if position + 1 < len(strings) else None
-    return Example(float(acts[row, position]), row, position, strings, tuple(acts[row].tolist()), following)
+    return Example(
+        float(acts[row, position]), row, position, strings, tuple(acts[row, : len(strings) or 1].tolist()), following
+    )

@@ -79,6 +79,7 @@ def _example_row(example: Example) -> Row:
         return Row(title, (f"input {example.row}",), (example.activation,), 0)
     start, stop = max(0, example.position - 24), example.position + 9
     window = slice(start, stop)
+    title = f"{title} «{example.tokens[example.position]}»"
     title = title if example.next_token is None else f"{title} → {example.next_token!r}"
     return Row(title, example.tokens[window], example.activations[window], example.position - start)
 
@@ -86,7 +87,7 @@ def _example_row(example: Example) -> Row:
 def tokens_view(feature: int, strings: Sequence[Sequence[str]], acts: Float[Tensor, "batch pos"], *, unit: str) -> View:
     """A feature's activation at every token of given texts."""
     rows = tuple(
-        Row(f"text {index}", tuple(tokens), tuple(values))
+        Row(f"text {index}", tuple(tokens), tuple(values[: len(tokens)]))
         for index, (tokens, values) in enumerate(zip(strings, acts.tolist(), strict=True))
     )
     return View(f"Feature {feature}: activation in {unit} per unit step", rows)

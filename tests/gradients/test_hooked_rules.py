@@ -19,8 +19,7 @@ ARCHITECTURES = {
     "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 4},
     "attention only": {"attn_only": True},
     "parallel": {"parallel_attn_mlp": True},
-    "norm in the mlp": {"act_fn": "gelu_ln"},
-    "norm of the embedding": {"post_embedding_ln": True},
+    "norm in the mlp": {"act_fn": "solu_ln"},
     "norms around": {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
     "soft caps": {"output_logits_soft_cap": 5.0, "attn_scores_soft_cap": 5.0},
     "separate heads": {"use_attn_result": True},
@@ -52,6 +51,13 @@ def test_names_of_all_kinds_are_among_the_parameters():
 def test_an_input_copied_per_head_takes_the_dense_route(changes):
     case = case_of(hooked_transformer(n_layers=1, **changes), "blocks.*", tokens=TOKENS)
     assert {"blocks.0.attn.W_Q", "blocks.0.attn.W_K", "blocks.0.attn.W_V"} <= set(case.engine.routes.dense)
+    assert_every_route_agrees(case)
+
+
+def test_an_embedding_with_a_norm_of_its_own_takes_the_dense_route():
+    case = case_of(hooked_transformer(n_layers=1, post_embedding_ln=True), "embed.*", tokens=TOKENS)
+    assert set(case.engine.routes.dense) == {"embed.W_E"}
+    assert set(case.engine.routes.taps) == {"embed.ln.w", "embed.ln.b"}
     assert_every_route_agrees(case)
 
 

@@ -4,7 +4,7 @@ import torch
 from param_features.errors import SettingError
 from param_features.measure import top_examples
 
-TOKENS = torch.tensor([[1, 2, 3], [1, 2, 4], [5, 6, 7]])
+TOKENS = [[1, 2, 3], [1, 2, 4], [5, 6, 7]]
 
 
 def strings(ids):

@@ -66,7 +66,7 @@ def test_example_rows_show_a_window_around_the_token():
     row = feature_view(3, [example], unit="nats").rows[0]
     assert row.tokens[row.marked] == "t40"
     assert row.values[row.marked] == 40.0
-    assert row.title == "-1.5000 → 't41'"
+    assert row.title == "-1.5000 «t40» → 't41'"
 
 
 def test_show_prints_in_a_terminal(tiny_features, tiny_tokens, capsys):
@@ -81,6 +81,13 @@ def test_a_text_view_has_every_token(tiny_features, tiny_tokens):
     assert [len(row.tokens) for row in view.rows] == [10, 10]
     expected = tiny_features.activations(tiny_tokens[:2])[1, :, 2].tolist()
     assert view.rows[1].values == pytest.approx(expected)
+
+
+def test_padding_is_not_shown(tiny_features):
+    texts = [[1, 2, 3, 4], [5, 6]]
+    assert [len(row.tokens) for row in tiny_features.view(2, texts).rows] == [4, 2]
+    examples = tiny_features.top_examples(2, 2, tokens=texts)
+    assert {len(example.tokens) for example in examples} == {len(example.activations) for example in examples} == {2, 4}
 
 
 def test_show_displays_in_a_notebook(monkeypatch):

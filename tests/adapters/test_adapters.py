@@ -1,0 +1,171 @@
+"""Finding adapters, and what every adapter promises, with the plain module as the reference."""
+
+import pytest
+import torch
+from param_features.adapters import HookedTransformerAdapter, ModuleAdapter, adapter_for, register_adapter, registry
+from torch import nn
+
+import param_features as pf
+from param_features.errors import AdapterError, OutputError, RegistryError
+from tests.models import Classifier, hooked_transformer, randomised
+
+
+@pytest.fixture(autouse=True)
+def registered_only_here(monkeypatch):
+    monkeypatch.setattr(registry, "_ADAPTERS", dict(registry._ADAPTERS))
+
+
+class Language(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lm_head = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.lm_head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.lm_head(self.embed(tokens))
+
+
+MODELS = {
+    "classifier": (Classifier, ModuleAdapter),
+    "language": (Language, ModuleAdapter),
+    "hooked": (hooked_transformer, HookedTransformerAdapter),
+    "grouped-query": (lambda: hooked_transformer(n_heads=4, n_key_value_heads=2), HookedTransformerAdapter),
+}
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS)
+def adapter(request):
+    build, kind = request.param
+    if kind is HookedTransformerAdapter:
+        pytest.importorskip("transformer_lens")
+    found = adapter_for(randomised(build()))
+    assert type(found) is kind
+    return found
+
+
+class TestConformance:
+    def test_views_are_the_named_parameters_themselves(self, adapter):
+        by_torch = dict(adapter.module.named_parameters())
+        assert {name: view.tensor is by_torch[name] for name, view in adapter.views().items()} == dict.fromkeys(
+            by_torch, True
+        )
+        assert list(adapter.views()) == list(by_torch)
+
+    def test_every_view_is_a_matrix(self, adapter):
+        for view in adapter.views().values():
+            d_out, d_in = view.matrix_shape
+            assert d_out * d_in == view.tensor.numel()
+            assert torch.equal(view.from_matrix(view.to_matrix(view.tensor)), view.tensor)
+
+    def test_every_place_holds_the_tensor(self, adapter):
+        places = [place for view in adapter.views().values() for place in view.places]
+        held = sum(p is not None for module in adapter.module.modules() for p in module._parameters.values())
+        assert len(places) == len({(id(owner), key) for owner, key in places}) == held
+
+    def test_aliases_lead_to_views_and_hide_none(self, adapter):
+        aliases = adapter.aliases()
+        assert set(aliases.values()) <= set(adapter.views())
+        assert not set(aliases) & set(adapter.views())
+
+    def test_every_tap_has_a_rule_or_the_parameter_has_none(self, adapter):
+        for view in adapter.views().values():
+            assert len(adapter.taps(view)) in (0, len(view.places))
+            assert all(tap.attribute in tap.layer._parameters for tap in adapter.taps(view))
+
+    def test_the_head_is_a_module_of_the_model(self, adapter):
+        assert adapter.head() is None or any(adapter.head() is module for module in adapter.module.modules())
+
+
+def test_aliases():
+    pytest.importorskip("transformer_lens")
+    found = adapter_for(hooked_transformer(n_layers=1, n_heads=4, n_key_value_heads=2)).aliases()
+    assert found == {f"blocks.0.attn.{name}": f"blocks.0.attn._{name}" for name in ("W_K", "W_V", "b_K", "b_V")}
+    assert adapter_for(Language()).aliases() == {"lm_head.weight": "embed.weight"}
+
+
+def test_an_embeddings_rows_are_inputs_in_both_libraries():
+    pytest.importorskip("transformer_lens")
+    assert adapter_for(Language()).views()["embed.weight"].matrix_shape == (4, 7)
+    assert adapter_for(hooked_transformer()).views()["embed.W_E"].matrix_shape == (16, 20)
+
+
+@pytest.mark.parametrize(
+    ("build", "d_vocab", "predicts", "head"),
+    [(Language, 7, True, "lm_head"), (Classifier, None, True, None), (lambda: nn.Linear(2, 2), None, False, None)],
+)
+def test_what_a_plain_module_shows_by_its_names(build, d_vocab, predicts, head):
+    model = build()
+    found = adapter_for(model)
+    assert (found.d_vocab, found.predicts_tokens) == (d_vocab, predicts)
+    assert found.head() is (getattr(model, head) if head else None)
+
+
+def test_a_subclass_of_hooked_transformer_is_read_as_one():
+    pytest.importorskip("transformer_lens")
+    model = hooked_transformer(n_layers=1)
+    model.__class__ = type("Mine", (type(model),), {"__module__": "my_project.models"})
+    assert type(adapter_for(model)) is HookedTransformerAdapter
+    assert adapter_for(model).d_vocab == 20
+
+
+def test_a_class_that_only_bears_the_name_is_a_plain_module():
+    assert type(adapter_for(type("HookedTransformer", (nn.Linear,), {})(2, 2))) is ModuleAdapter
+
+
+@pytest.mark.parametrize("model", [3, "gpt2", None, torch.zeros(2), lambda x: x], ids=str)
+def test_an_unknown_model_is_refused_with_the_known_ones(model):
+    with pytest.raises(
+        AdapterError, match=r"Known: transformer_lens\.HookedTransformer, torch\.Module\. .*register_adapter"
+    ):
+        adapter_for(model)
+    with pytest.raises(AdapterError, match="No adapter reads"):
+        pf.list_params(model)
+
+
+def test_registering_twice_is_refused():
+    with pytest.raises(RegistryError, match=r"'torch.Module' already has the adapter ModuleAdapter.*subclass"):
+        register_adapter("torch.Module", HookedTransformerAdapter)
+    assert type(adapter_for(nn.Linear(2, 2))) is ModuleAdapter
+
+
+def test_a_third_partys_adapter_comes_first_for_its_own_class():
+    class Named(ModuleAdapter):
+        def aliases(self):
+            return super().aliases() | {"the weight": "weight"}
+
+    Mine = type("Mine", (nn.Linear,), {"__module__": "tests.somewhere"})
+    register_adapter("tests.Mine", Named)
+    assert type(adapter_for(type("Child", (Mine,), {})(2, 2))) is Named
+    assert type(adapter_for(nn.Linear(2, 2))) is ModuleAdapter
+    pf.decompose(Mine(3, 3), "the weight", inputs=torch.randn(40, 3), n_features=2, l0=1, steps=2, progress=False).direction(
+        0
+    )["weight"]
+
+
+def test_output_is_the_tensor_or_its_logits():
+    class Out:
+        logits = torch.ones(2)
+
+    found = adapter_for(nn.Linear(2, 2))
+    assert found.tensor_of(Out()) is Out.logits
+    assert found.tensor_of(Out.logits) is Out.logits
+    for wrong in ((Out.logits,), {"logits": Out.logits}, None):
+        with pytest.raises(OutputError, match=rf"Linear returned a {type(wrong).__name__}.*Wrap the model"):
+            found.tensor_of(wrong)
+
+
+def test_text_without_a_tokenizer():
+    pytest.importorskip("transformer_lens")
+    for model in (Language(), hooked_transformer(n_layers=1)):
+        assert adapter_for(model).to_strings([3, 5]) == ["3", "5"]
+        with pytest.raises(AdapterError, match="has no tokenizer"):
+            adapter_for(model).to_ids("text")
+
+
+def test_text_with_a_tokenizer_goes_to_ids_and_back():
+    pytest.importorskip("transformer_lens")
+    model = pf.demo.load_model()
+    found = adapter_for(model)
+    assert found.to_ids("Once upon a time") == model.to_tokens("Once upon a time")[0].tolist()
+    assert found.to_strings(found.to_ids("Once upon a time")) == ["<bos>", "Once", " upon", " a", " time"]
+    assert found.description == "transformer_lens HookedTransformer"

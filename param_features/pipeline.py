@@ -48,7 +48,7 @@ def decompose(
     inputs: Any = None,
     n_features: int = 100,
     rank: int = 1,
-    l0: float | int | None = None,
+    l0: float | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: str | Tensor = "sample",
     method: str = "l3d",

@@ -1,5 +1,8 @@
 """The model is left exactly as it was: after success, after an error in the middle of the fit, after Ctrl-C."""
 
+import random
+
+import numpy
 import pytest
 import torch
 
@@ -24,6 +27,7 @@ def snapshot(model):
         "modes": [module.training for module in model.modules()],
         "hooks": hooks,
         "rng": torch.get_rng_state(),
+        "random": (random.getstate(), str(numpy.random.get_state())),
         "attention": (
             torch.backends.mha.get_fastpath_enabled(),
             torch.backends.cuda.flash_sdp_enabled(),

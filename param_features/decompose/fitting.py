@@ -37,7 +37,7 @@ def fit_l3d(
     *,
     n_features: int,
     rank: int,
-    l0: float | int,
+    l0: float,
     settings: FitSettings,
     generator: torch.Generator,
     progress: bool,
@@ -76,7 +76,7 @@ class Trainer:
         store: GradientStore,
         n_features: int,
         rank: int,
-        l0: float | int,
+        l0: float,
         settings: FitSettings,
         generator: torch.Generator,
     ) -> None:

@@ -40,7 +40,7 @@ def l3d_loss(
     v_in: LowRank,
     v_out: LowRank,
     *,
-    l0: float | int,
+    l0: float,
     dead: Tensor,
     settings: FitSettings,
 ) -> StepLoss:
@@ -76,7 +76,7 @@ _SILENT = 1e-3
 
 
 def _revival(
-    coords: Tensor, overlaps: Tensor, gram: Tensor, used: Tensor, dead: Tensor, errors: Tensor, l0: float | int
+    coords: Tensor, overlaps: Tensor, gram: Tensor, used: Tensor, dead: Tensor, errors: Tensor, l0: float
 ) -> Float[Tensor, ""]:
     """How badly the dead features' strongest coordinates rebuild what the living leave over.
 

@@ -9,7 +9,7 @@ from param_features.typed import typed
 
 
 @typed
-def batch_top_k(coords: Float[Tensor, "sample feature"], l0: float | int) -> Bool[Tensor, "sample feature"]:
+def batch_top_k(coords: Float[Tensor, "sample feature"], l0: float) -> Bool[Tensor, "sample feature"]:
     """Mark the coordinates that survive selection over the whole batch.
 
     One threshold serves every sample, so a hard sample may keep many features and an easy one none.
@@ -42,14 +42,14 @@ def batch_top_k(coords: Float[Tensor, "sample feature"], l0: float | int) -> Boo
     return mask.reshape(coords.shape)
 
 
-def threshold_for(coords: Float[Tensor, "sample feature"], l0: float | int) -> float:
+def threshold_for(coords: Float[Tensor, "sample feature"], l0: float) -> float:
     """The |coordinate| at or above which `batch_top_k` would keep, over all given samples."""
     check_l0(l0, coords.shape[1])
     n_kept = max(1, round(l0 * len(coords)))
     return float(coords.abs().flatten().topk(n_kept, sorted=False).values.min())
 
 
-def check_l0(l0: float | int, n_features: int) -> None:
+def check_l0(l0: float, n_features: int) -> None:
     """Refuse a budget that no selection could meet.
 
     Raises:

@@ -54,7 +54,7 @@ def control_errors(
     *,
     n_features: int,
     rank: int,
-    l0: float | int,
+    l0: float,
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Reconstruction errors on held-out samples of three controls.
@@ -73,7 +73,7 @@ def control_errors(
 
 
 @typed
-def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float | int) -> float:
+def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float) -> float:
     """The lower error of two encoders: the overlaps themselves, or least squares over all directions.
 
     They agree for orthogonal directions; a control must not lose for want of an encoder.

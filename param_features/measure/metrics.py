@@ -77,7 +77,7 @@ def held_out_metrics(
     held_out: GradientStore,
     subset: ParamSubset,
     rank: int,
-    l0: float | int,
+    l0: float,
     generator: torch.Generator,
 ) -> Metrics:
     """Score a fit and its controls on the same held-out samples at the same l0."""
@@ -97,7 +97,7 @@ def held_out_metrics(
 
 
 @torch.no_grad()
-def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float | int) -> float:
+def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float) -> float:
     """Reconstruction error with the largest l0 · sample coordinates kept over the whole store."""
     coords, overlaps, square_norm = _coords(v_in, store), _coords(v_out, store), store.square_norm()
     kept = coords * batch_top_k(coords, l0)

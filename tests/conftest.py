@@ -11,6 +11,12 @@ from tests.models import Classifier, hooked_transformer
 install_import_hook(["param_features"], "tests.checked")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Tiny tensors are no faster on more threads, and far slower where another process shares the cores."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_hooked():
     """A random HookedTransformer in float64 whose LayerNorm weights are not 1."""

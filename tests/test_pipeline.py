@@ -194,9 +194,9 @@ def test_texts_and_dataset_columns_are_tokenised():
     pytest.importorskip("transformer_lens")
     model = pf.demo.load_model()
     texts = pf.demo.stories(30)
-    features = pf.decompose(model, "blocks.0.attn.W_K", texts, **QUICK)
+    features = pf.decompose(model, "blocks.0.attn.W_K", texts, n_samples=150, **QUICK)
     ids = [model.to_tokens(text)[0].tolist() for text in texts]
-    same = pf.decompose(model, "blocks.0.attn.W_K", ids, **QUICK)
+    same = pf.decompose(model, "blocks.0.attn.W_K", ids, n_samples=150, **QUICK)
     assert torch.equal(features.v_out.tensors[0], same.v_out.tensors[0])
 
 

@@ -1,5 +1,6 @@
 """The main call on a real trained language model and real stories, as the documentation gives it."""
 
+import os
 import sys
 
 import pytest
@@ -23,9 +24,12 @@ def real(real_folder):
 @pytest.fixture(scope="module")
 def features(real):
     model, tokens = real
-    return pf.decompose(
-        model, params="blocks.2.attn.W_K", tokens=tokens, n_features=100, rank=1, l0=5, seed=0, progress=False
-    )
+    call = {"n_features": 100, "rank": 1, "l0": 5, "seed": 0, "progress": False}
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        return pf.decompose(model, params="blocks.2.attn.W_K", tokens=tokens, **call)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_error_is_low_held_out_and_below_every_control(features):

@@ -39,6 +39,11 @@ class Adapter(ABC):
         return None
 
     @property
+    def n_ctx(self) -> int | None:
+        """Most positions that the model accepts in a sequence, None when not known."""
+        return None
+
+    @property
     def predicts_tokens(self) -> bool:
         """Whether the output is known to be logits over a vocabulary or classes."""
         return False

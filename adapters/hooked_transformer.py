@@ -76,6 +76,11 @@ class HookedTransformerAdapter(Adapter):
         return self.model.cfg.d_vocab
 
     @property
+    def n_ctx(self) -> int:
+        """The context length."""
+        return self.model.cfg.n_ctx
+
+    @property
     def predicts_tokens(self) -> bool:
         """Always: the output is logits over the vocabulary."""
         return True

@@ -73,8 +73,8 @@ def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
         inputs: A tensor, or a tuple or dict of arguments. Exactly one of `tokens` and `inputs` is given.
 
     Raises:
-        InputError: Both or neither are given; tokens are not integers, lie outside the vocabulary or are empty; the
-            arguments hold no tensor or disagree about the batch.
+        InputError: Both or neither are given; tokens are not integers, lie outside the vocabulary, are too long or
+            empty; the arguments hold no tensor or disagree about the batch.
         NonFiniteError: Inputs hold NaN or infinity.
     """
     if (tokens is None) == (inputs is None):
@@ -100,11 +100,11 @@ def _from_tokens(adapter: Adapter, tokens: Any) -> ModelInputs:
             f"tokens have shape {tuple(tokens.shape)}. Expected [batch, pos] with at least one of each"
             + ("; tokens.unsqueeze(0) makes a batch of one." if tokens.dim() == 1 and tokens.numel() else ".")
         )
-    _check_vocabulary(adapter, tokens)
+    _check_ids(adapter, tokens)
     return ModelInputs((tokens.long(),), {})
 
 
-def _check_vocabulary(adapter: Adapter, tokens: Tensor) -> None:
+def _check_ids(adapter: Adapter, tokens: Tensor) -> None:
     low, high = int(tokens.min()), int(tokens.max())
     if adapter.d_vocab is not None and (low < 0 or high >= adapter.d_vocab):
         bad = low if low < 0 else high
@@ -112,6 +112,11 @@ def _check_vocabulary(adapter: Adapter, tokens: Tensor) -> None:
         raise InputError(
             f"tokens[{row}, {pos}] is {bad}. The model's vocabulary has ids 0 to {adapter.d_vocab - 1}. Were the tokens "
             "made with another tokenizer?"
+        )
+    if adapter.n_ctx is not None and tokens.shape[1] > adapter.n_ctx:
+        raise InputError(
+            f"tokens have {tokens.shape[1]} positions; the model's context has {adapter.n_ctx}. Cut the sequences: "
+            f"tokens[:, :{adapter.n_ctx}], or [row[:{adapter.n_ctx}] for row in rows]."
         )
 
 
@@ -143,7 +148,7 @@ def _padded(adapter: Adapter, rows: list[list[int]]) -> ModelInputs:
     width = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-    _check_vocabulary(adapter, tokens)
+    _check_ids(adapter, tokens)
     return ModelInputs((tokens,), {}, None if mask.all() else mask)
 
 
@@ -162,5 +167,5 @@ def _from_inputs(adapter: Adapter, inputs: Any) -> ModelInputs:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"inputs of shape {tuple(tensor.shape)} hold NaN or infinity. Clean the data first.")
     if found.tokens is not None and len(found.tensors) == 1:
-        _check_vocabulary(adapter, found.tokens)
+        _check_ids(adapter, found.tokens)
     return found

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from param_features.errors import EmptySelectionError, NonFiniteError, UnknownParameterError, nearest
+from param_features.errors import EmptySelectionError, NoGradientError, NonFiniteError, UnknownParameterError, nearest
 
 ParamSpec = str | re.Pattern | Sequence["str | re.Pattern"]
 
@@ -114,12 +114,18 @@ class ParamSubset:
         return self.views[self.names.index(name)]
 
     def check_finite(self) -> None:
-        """Refuse weights that hold NaN or infinity.
+        """Refuse weights that hold NaN or infinity, and those that are no floating-point numbers.
 
         Raises:
             NonFiniteError: Names the first such parameter and how many of its entries are not finite.
+            NoGradientError: Names the first parameter that is quantised.
         """
         for view in self.views:
+            if not view.tensor.is_floating_point():
+                raise NoGradientError(
+                    f"{view.name!r} is {view.tensor.dtype}, and only floating-point weights have gradients. Load the model "
+                    "without quantisation, or leave this parameter out."
+                )
             n_bad = int((~torch.isfinite(view.tensor)).sum())
             if n_bad:
                 raise NonFiniteError(

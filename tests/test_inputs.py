@@ -95,6 +95,14 @@ def test_tokens_that_cannot_be_read_are_refused(tokens, message):
         read(tokens)
 
 
+def test_sequences_longer_than_the_context_are_refused(tiny_hooked):
+    adapter = adapter_for(tiny_hooked)
+    read_inputs(adapter, torch.zeros(2, 12, dtype=torch.long), None)
+    for tokens in (torch.zeros(2, 13, dtype=torch.long), [[1], [2] * 13]):
+        with pytest.raises(InputError, match=r"13 positions.*context has 12\. Cut"):
+            read_inputs(adapter, tokens, None)
+
+
 def test_texts_need_a_tokenizer():
     with pytest.raises(AdapterError, match=r"Language has no tokenizer.*'some text'.*integer tensor \[batch, pos\]"):
         read(["some text"])

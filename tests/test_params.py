@@ -8,7 +8,7 @@ from einops import rearrange
 from param_features.adapters import adapter_for
 from torch import nn
 
-from param_features.errors import EmptySelectionError, NonFiniteError, UnknownParameterError
+from param_features.errors import EmptySelectionError, NoGradientError, NonFiniteError, UnknownParameterError
 from param_features.params import ParamSubset, default_fold, select
 from tests.exits import EXITS, leave, leaving_by
 from tests.models import hooked_transformer, randomised
@@ -88,7 +88,7 @@ def test_other_names_of_shared_tensors_and_modules(zoo, spec, real):
         ("blocks.7.attn.W_K", r"'blocks.7.attn.W_K'.*nearest: 'blocks.1.attn.W_K'.*pf\.list_params"),
         ("block.0.attn.W_Q", r"nearest: 'blocks.0.attn.W_Q'"),
         ("blocks.*.attn.W_k", r"No parameter matches 'blocks\.\*\.attn\.W_k'"),
-        (re.compile("attn"), r"No parameter matches 'attn'.* has 40 parameters"),
+        (re.compile("blocks.0.attn"), r"No parameter matches 'blocks.0.attn'.* has 40 parameters"),
         (["embed.W_E", "zzz"], r"'zzz'.*nearest: none"),
     ],
     ids=str,
@@ -221,6 +221,12 @@ def test_weights_that_are_not_finite_are_refused_by_name(zoo, bad):
     subset_of(zoo, "linear.*").check_finite()
     with pytest.raises(NonFiniteError, match="'conv.bias' holds 2 values"):
         subset_of(zoo, "*").check_finite()
+
+
+def test_quantised_weights_are_refused_by_name(zoo):
+    zoo.linear.weight = nn.Parameter(torch.zeros(5, 3, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(NoGradientError, match=r"'linear.weight' is torch.int8.*without quantisation"):
+        subset_of(zoo).check_finite()
 
 
 def test_sizes_are_those_of_the_tensors(zoo):

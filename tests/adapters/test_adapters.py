@@ -100,6 +100,13 @@ def test_what_a_plain_module_shows_by_its_names(build, d_vocab, predicts, head):
     assert found.head() is (getattr(model, head) if head else None)
 
 
+@pytest.mark.parametrize(("soft_cap", "has_head"), [(-1.0, True), (3.0, False)])
+def test_the_unembedding_is_the_head_unless_a_soft_cap_follows(soft_cap, has_head):
+    pytest.importorskip("transformer_lens")
+    model = hooked_transformer(n_layers=1, output_logits_soft_cap=soft_cap)
+    assert adapter_for(model).head() is (model.unembed if has_head else None)
+
+
 def test_a_subclass_of_hooked_transformer_is_read_as_one():
     pytest.importorskip("transformer_lens")
     model = hooked_transformer(n_layers=1)

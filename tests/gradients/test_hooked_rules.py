@@ -73,9 +73,8 @@ def test_a_users_hook_that_changes_an_activation_is_taken_into_account():
     assert_every_route_agrees(case_of(model, "blocks.*", tokens=TOKENS))
 
 
-def test_tied_unembedding_and_embedding():
+def test_one_parameter_as_queries_and_keys():
     model = hooked_transformer(n_layers=1)
-    model.unembed.W_U.data = model.embed.W_E.data.T.contiguous()
     model.blocks[0].attn.W_K = model.blocks[0].attn.W_Q
     case = case_of(model, "blocks.0.attn.W_K", tokens=TOKENS)
     assert case.engine.subset.names == ("blocks.0.attn.W_Q",)

@@ -1,11 +1,14 @@
 """Models that use their layers in other ways: rules hold or give way, and the gradients are right either way."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from param_features.errors import AdapterError
+from param_features.gradients import GradientEngine
 from tests.models import Between, built, integers, normal
 from tests.oracle import assert_equal_gradients, assert_every_route_agrees, case_of
 
@@ -171,6 +174,20 @@ def test_a_second_handle_on_a_parameter_is_refused(with_layer):
     assert_every_route_agrees(case_of(built(Cached(with_layer=with_layer)), "layer.bias", inputs=normal(3, 4)))
 
 
+def test_rules_that_fail_only_together_are_not_used(monkeypatch):
+    factored = GradientEngine._factored
+
+    def failing(engine, *args, **kwargs):
+        if len(engine.routes.taps) > 1:
+            raise RuntimeError("never two at once")
+        return factored(engine, *args, **kwargs)
+
+    monkeypatch.setattr(GradientEngine, "_factored", failing)
+    case = case_of(built(Between(nn.Linear(4, 3))), inputs=normal(3, 4))
+    assert set(case.engine.routes.why_dense.values()) == {"its rule failed beside the others': never two at once"}
+    assert_every_route_agrees(case)
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -207,3 +224,10 @@ def test_torchs_own_blocks(model, x, ruled):
     assert set(case.engine.routes.taps) == ruled
     assert_every_route_agrees(case, vmaps=case.engine.routes.is_vmapped)
     assert case.engine.routes.is_vmapped == (not isinstance(model, Recurrent))
+
+
+def test_the_dense_route_maps_attention_without_looping_over_it(monkeypatch):
+    monkeypatch.setattr(warnings, "filterwarnings", lambda *_: None)
+    case = case_of(built(Attention()), inputs=normal(3, 5, 8))
+    assert case.engine.routes.is_vmapped
+    case.gradients()

@@ -60,7 +60,7 @@ class Adapter(ABC):
 
     def _view(self, first: tuple[str, nn.Module, str], rest: list[tuple[str, nn.Module, str]]) -> ParamView:
         name, owner, attribute = first
-        fold = self.fold(owner, attribute, owner._parameters[attribute].dim())
+        fold = self.fold(owner, attribute, owner.get_parameter(attribute).dim())
         return ParamView(name, owner, attribute, fold, tuple((module, key) for _, module, key in rest))
 
     def aliases(self) -> dict[str, str]:

@@ -44,13 +44,13 @@ class HookedTransformerAdapter(Adapter):
         kind, _, letter = attribute.lstrip("_").partition("_")
         if hasattr(owner, "hook_z") and letter in _ATTENTION_SITES:
             keyword, hook = _ATTENTION_SITES[letter]
-            return _matrix_tap(owner, attribute, Site(owner, keyword), Site(getattr(owner, hook)))
+            return _matrix_tap(owner, attribute, Site(owner, keyword), _inside(owner, hook))
         if hasattr(owner, "hook_z") and letter == "O":
-            return _matrix_tap(owner, attribute, Site(owner.hook_z), Site(owner))
+            return _matrix_tap(owner, attribute, _inside(owner, "hook_z"), Site(owner))
         if hasattr(owner, "hook_pre"):
             return self._mlp_tap(owner, attribute)
         if hasattr(owner, "hook_normalized"):
-            return Tap("gain" if kind == "w" else "bias", owner, attribute, Site(owner.hook_normalized), Site(owner))
+            return Tap("gain" if kind == "w" else "bias", owner, attribute, _inside(owner, "hook_normalized"), Site(owner))
         if attribute in ("W_U", "b_U"):
             return _matrix_tap(owner, attribute, Site(owner, 0), Site(owner))
         if attribute == "W_E":
@@ -61,12 +61,12 @@ class HookedTransformerAdapter(Adapter):
         is_gated = "W_gate" in mlp._parameters
         entry = Site(mlp, 0)
         ends = {
-            "W_in": (entry, Site(mlp.hook_pre_linear if is_gated else mlp.hook_pre)),
-            "W_gate": (entry, Site(mlp.hook_pre)),
+            "W_in": (entry, _inside(mlp, "hook_pre_linear" if is_gated else "hook_pre")),
+            "W_gate": (entry, _inside(mlp, "hook_pre")),
             # A gated MLP adds b_in to the product of its two halves, just before hook_post.
-            "b_in": (entry, Site(mlp.hook_post if is_gated else mlp.hook_pre)),
-            "W_out": (Site(mlp.hook_post), Site(mlp)),
-            "b_out": (Site(mlp.hook_post), Site(mlp)),
+            "b_in": (entry, _inside(mlp, "hook_post" if is_gated else "hook_pre")),
+            "W_out": (_inside(mlp, "hook_post"), Site(mlp)),
+            "b_out": (_inside(mlp, "hook_post"), Site(mlp)),
         }.get(attribute)
         return _matrix_tap(mlp, attribute, *ends) if ends else None
 
@@ -104,6 +104,11 @@ class HookedTransformerAdapter(Adapter):
         pieces = self.model.tokenizer.convert_ids_to_tokens(list(ids))
         starts_word = [isinstance(piece, str) and piece.startswith(_WORD_START) for piece in pieces]
         return [f" {text.lstrip(' ')}" if start else text for text, start in zip(texts, starts_word, strict=True)]
+
+
+def _inside(layer: nn.Module, hook: str) -> Site:
+    """What passes a hook point of the layer."""
+    return Site(layer.get_submodule(hook))
 
 
 def _matrix_tap(layer: nn.Module, attribute: str, source: Site, output: Site) -> Tap:

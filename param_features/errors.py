@@ -56,6 +56,10 @@ class NoGradientError(ParamFeaturesError, ValueError):
     """A chosen parameter does not influence the output."""
 
 
+class InferenceModeError(ParamFeaturesError, RuntimeError):
+    """The call stands under `torch.inference_mode()`, which records no gradients."""
+
+
 class MemoryEstimateError(ParamFeaturesError, MemoryError):
     """The run would need more memory than it may use."""
 

@@ -42,6 +42,11 @@ class ModelInputs:
         return next((t for t in self.tensors if t.dim() == 2 and not t.is_floating_point() and t.dtype != torch.bool), None)
 
     @property
+    def n_pos(self) -> int:
+        """Positions of each sequence, padding included; 1 without tokens."""
+        return 1 if self.tokens is None else self.tokens.shape[1]
+
+    @property
     def token_rows(self) -> list[list[int]]:
         """Every row's token ids without its padding; empty without tokens."""
         if self.tokens is None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -52,7 +52,7 @@ class ParamView:
     @property
     def tensor(self) -> Tensor:
         """The parameter itself, not a copy."""
-        return self.owner._parameters[self.attribute]
+        return cast(Tensor, self.owner._parameters[self.attribute])
 
     @property
     def places(self) -> tuple[tuple[nn.Module, str], ...]:
@@ -114,17 +114,22 @@ class ParamSubset:
         return self.views[self.names.index(name)]
 
     def check_finite(self) -> None:
-        """Refuse weights that hold NaN or infinity, and those that are no floating-point numbers.
+        """Refuse weights that hold NaN or infinity, and those that can have no gradients.
 
         Raises:
             NonFiniteError: Names the first such parameter and how many of its entries are not finite.
-            NoGradientError: Names the first parameter that is quantised.
+            NoGradientError: Names the first parameter that is quantised, or was made under `torch.inference_mode()`.
         """
         for view in self.views:
             if not view.tensor.is_floating_point():
                 raise NoGradientError(
                     f"{view.name!r} is {view.tensor.dtype}, and only floating-point weights have gradients. Load the model "
                     "without quantisation, or leave this parameter out."
+                )
+            if view.tensor.is_inference():
+                raise NoGradientError(
+                    f"{view.name!r} was made under torch.inference_mode(), and such tensors have no gradients. Load the "
+                    "model outside that block."
                 )
             n_bad = int((~torch.isfinite(view.tensor)).sum())
             if n_bad:
@@ -143,7 +148,7 @@ class ParamSubset:
         try:
             for view in self.views:
                 for owner, key in view.places:
-                    owner._parameters[key] = tensors.get(view.name, view.tensor)
+                    owner._parameters[key] = cast(nn.Parameter, tensors.get(view.name, view.tensor))
             yield
         finally:
             for owner, key, parameter in saved:

@@ -186,7 +186,8 @@ class Run:
         pool = collect_references(
             engine, self.divergence, self.data, reference, given, self.measure.n_references, self._generator(1)
         )
-        drawn = Reference(reference, pool if reference == "mean" else None) if given is None else Reference("given", given)
+        kind = reference if isinstance(reference, str) else "given"
+        drawn = Reference(kind, pool if kind in ("mean", "given") else None)
         harvester = Harvester(engine, self.divergence, drawn, self.harvest)
         plan, train, held_out = self._harvest(harvester)
         found = fit_l3d(

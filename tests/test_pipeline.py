@@ -10,6 +10,7 @@ import param_features as pf
 from param_features.errors import (
     EmptySelectionError,
     FeatureCountError,
+    InferenceModeError,
     InputError,
     MemoryEstimateError,
     NoGradientError,
@@ -120,6 +121,18 @@ class Returns(nn.Module):
 
     def forward(self, x):
         return self.make(self.layer(x))
+
+
+def test_inference_mode_is_refused_with_the_way_out():
+    call, model = {"inputs": torch.randn(30, 3), **QUICK}, Returns(lambda y: y)
+    with torch.inference_mode(), pytest.raises(InferenceModeError, match=r"outside the block.*no_grad"):
+        pf.decompose(model, "layer.weight", **call)
+    with torch.no_grad():
+        pf.decompose(model, "layer.weight", **call)
+    with torch.inference_mode():
+        model = Returns(lambda y: y)
+    with pytest.raises(NoGradientError, match=r"'layer.weight' was made under torch.inference_mode"):
+        pf.decompose(model, "layer.weight", **call)
 
 
 def test_output_that_is_neither_tensor_nor_logits_is_refused():

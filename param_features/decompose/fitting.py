@@ -94,6 +94,7 @@ class Trainer:
         self.n_steps = 0
         self._order = torch.empty(0, dtype=torch.long)
 
+    @torch.enable_grad()
     def step(self) -> StepLoss:
         """One Adam step on one batch."""
         index = self._next_batch()

@@ -94,14 +94,14 @@ def remove_parallel(directions: LowRank) -> None:
 
     Without it Adam's moments follow a push that the renormalisation undoes.
     """
-    grads = [tensor.grad for tensor in directions.tensors]
-    if any(grad is None for grad in grads):
+    grads = [tensor.grad for tensor in directions.tensors if tensor.grad is not None]
+    if len(grads) < len(directions.tensors):
         return
     lengthen = [
         part for left, right in directions.factors.values() for part in (left @ (right.mT @ right), right @ (left.mT @ left))
     ]
-    along = sum((grad * part).sum((1, 2)) for grad, part in zip(grads, lengthen, strict=True))
-    square = sum(part.square().sum((1, 2)) for part in lengthen)
+    along = torch.stack([(grad * part).sum((1, 2)) for grad, part in zip(grads, lengthen, strict=True)]).sum(0)
+    square = torch.stack([part.square().sum((1, 2)) for part in lengthen]).sum(0)
     share = (along / square.clamp(min=1e-30))[:, None, None]
     for grad, part in zip(grads, lengthen, strict=True):
         grad.sub_(share * part)

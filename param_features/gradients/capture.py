@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -26,8 +27,8 @@ class Capture:
 
     def __init__(self) -> None:
         """Nothing captured yet."""
-        self.inputs: dict[Site, list[Tensor | None]] = defaultdict(list)
-        self.outputs: dict[Site, list[Tensor | None]] = defaultdict(list)
+        self.inputs: dict[Site, list[Any]] = defaultdict(list)
+        self.outputs: dict[Site, list[Any]] = defaultdict(list)
 
 
 @contextmanager

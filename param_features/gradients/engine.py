@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.adapters import Adapter
-from param_features.errors import NonFiniteError, OutputError
+from param_features.errors import AdapterError, NonFiniteError, OutputError
 from param_features.gradients.capture import Capture, StopForward, capturing
-from param_features.gradients.rules import rule_for
+from param_features.gradients.rules import required_rule
 from param_features.gradients.state import held_still
 from param_features.gradients.types import Dense, Gradients, join_positions
 from param_features.inputs import ModelInputs
@@ -96,12 +96,13 @@ class GradientEngine:
 
     def _forward(self, inputs: ModelInputs, capture: Capture) -> Tensor:
         """The tensor that backward passes start from: the head's input, or the output."""
-        if not self.routes.through_head:
+        head = self.adapter.head()
+        if head is None or not self.routes.through_head:
             return self.adapter.run(*inputs.args, **inputs.kwargs)
         try:
             self.adapter.run(*inputs.args, **inputs.kwargs)
         except StopForward:
-            return capture.inputs[Site(self.adapter.head(), 0)][-1]
+            return capture.inputs[Site(head, 0)][-1]
         raise OutputError("The model's forward pass never called its head; this is a fault of the adapter's head().")
 
     def _root_cotangents(
@@ -163,9 +164,11 @@ def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Sit
     """The gradient of one parameter: its rule at every call of every use, summed."""
     parts = []
     for tap in taps:
-        rule = rule_for(tap.rule, tap.attribute)
+        rule = required_rule(tap.rule, tap.attribute)
         for index, source in enumerate(capture.inputs[tap.input]):
-            source = source if source is None or not source.is_floating_point() else _at_least_float32(source)
+            if source is None:
+                raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
+            source = _at_least_float32(source) if source.is_floating_point() else source
             parts.append(rule(tap.layer, source, _at_least_float32(deltas[tap.output, index])))
     return join_positions(parts)
 
@@ -198,7 +201,7 @@ def _vmapped(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotange
             with subset.replaced(tensors):
                 return adapter.run(*one.args, **one.kwargs)
 
-        output, vjp = torch.func.vjp(run, subset.tensors)
+        output, vjp, *_ = torch.func.vjp(run, subset.tensors)
         return vjp(cotangent.reshape(output.shape))[0]
 
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():

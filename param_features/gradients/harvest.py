@@ -85,7 +85,7 @@ def plan_samples(
 
 def _n_positions(inputs: ModelInputs) -> int:
     """Positions that every row has; a padded batch counts its mean length."""
-    return inputs.tokens.shape[1] if inputs.mask is None else max(1, int(inputs.mask.sum()) // len(inputs))
+    return inputs.n_pos if inputs.mask is None else max(1, int(inputs.mask.sum()) // len(inputs))
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Harvester:
 
     def _batches(self, inputs: ModelInputs, n_slots: int) -> tuple[Tensor, ...]:
         """Rows in near-equal batches, none of a single sample, which could draw no other as its reference."""
-        n_pos = inputs.tokens.shape[1] if self.engine.per_position else 1
+        n_pos = inputs.n_pos if self.engine.per_position else 1
         size = self.settings.batch_size or max(1, min(1024, 4096 // n_pos))
         n_batches = max(1, len(inputs) // max(size, _least_rows(n_slots)))
         return torch.arange(len(inputs)).tensor_split(n_batches)
@@ -172,7 +172,7 @@ def _zeros(inputs: ModelInputs) -> Int[Tensor, "batch one"]:
 
 def draw_positions(inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> Int[Tensor, "batch slot"]:
     """Real positions of each row, at random without replacement; a row shorter than `n_slots` repeats its own."""
-    weights = torch.ones(inputs.tokens.shape) if inputs.mask is None else inputs.mask.cpu().float()
+    weights = torch.ones(len(inputs), inputs.n_pos) if inputs.mask is None else inputs.mask.cpu().float()
     order = torch.rand(weights.shape, generator=generator).add(weights * 2).argsort(1, descending=True)
     length = weights.sum(1).long().clamp(min=1)
     slot = torch.arange(n_slots).unsqueeze(0) % length.unsqueeze(1)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from param_features.errors import InferenceModeError
+
 
 @contextmanager
 def held_still(module: nn.Module) -> Iterator[None]:
@@ -13,7 +15,15 @@ def held_still(module: nn.Module) -> Iterator[None]:
 
     Frozen weights keep the graph small: nothing below the lowest tapped parameter is recorded. The fast path of torch's
     attention layers is switched off meanwhile, since it skips the hooks of its own submodules.
+
+    Raises:
+        InferenceModeError: Under `torch.inference_mode()` nothing could be differentiated.
     """
+    if torch.is_inference_mode_enabled():
+        raise InferenceModeError(
+            "torch.inference_mode() is on, and records no gradients. Call this outside the block; the model's weights are "
+            "frozen meanwhile anyway, and torch.no_grad() does no harm."
+        )
     modes = [(child, child.training) for child in module.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     fast_path = torch.backends.mha.get_fastpath_enabled()

@@ -150,13 +150,15 @@ Gradients = dict[str, Gradient]
 
 def join_positions(parts: list[Gradient]) -> Gradient:
     """Sum the gradients that several uses of one parameter give to the same samples."""
-    first = parts[0]
     if len(parts) == 1:
-        return first
-    if all(isinstance(part, Factored) for part in parts):
-        return Factored(torch.cat([p.delta for p in parts], 1), torch.cat([p.inputs for p in parts], 1))
-    if all(isinstance(part, Indexed) for part in parts):
-        return Indexed(torch.cat([p.delta for p in parts], 1), torch.cat([p.index for p in parts], 1), first.d_in)
+        return parts[0]
+    factored = [part for part in parts if isinstance(part, Factored)]
+    if len(factored) == len(parts):
+        return Factored(torch.cat([p.delta for p in factored], 1), torch.cat([p.inputs for p in factored], 1))
+    indexed = [part for part in parts if isinstance(part, Indexed)]
+    if len(indexed) == len(parts):
+        delta, index = torch.cat([p.delta for p in indexed], 1), torch.cat([p.index for p in indexed], 1)
+        return Indexed(delta, index, indexed[0].d_in)
     return Dense(torch.stack([part.dense().matrix for part in parts]).sum(0))
 
 

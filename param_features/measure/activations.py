@@ -1,5 +1,6 @@
 """Activations of every sample: by one backward pass per position, or one forward-mode product per feature."""
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -52,7 +53,7 @@ def activations(
     Raises:
         SettingError: `route` is unknown.
     """
-    n_pos = inputs.tokens.shape[1] if engine.per_position else 1
+    n_pos = inputs.n_pos if engine.per_position else 1
     if route not in ("auto", "jvp", "vjp"):
         raise SettingError(f"route={route!r} is unknown. Accepted: 'auto', 'jvp', 'vjp'.")
     if route == "auto":
@@ -77,7 +78,7 @@ def mean_cotangent(divergence: Divergence, output: Tensor, references: Tensor) -
 def _by_vjp(
     engine: GradientEngine, v_in: LowRank, divergence: Divergence, references: Tensor, inputs: ModelInputs
 ) -> Float[Tensor, "batch pos feature"]:
-    n_pos = inputs.tokens.shape[1] if engine.per_position else 1
+    n_pos = inputs.n_pos if engine.per_position else 1
     positions = torch.arange(n_pos).expand(len(inputs), n_pos)
     columns: list[Tensor] = []
 
@@ -142,7 +143,9 @@ def _map_features(push, tangents: dict[str, Tensor], n_features: int, n_numbers:
     """Vmap in chunks that fit; models that vmap cannot map go one feature at a time."""
     chunk = max(1, min(n_features, _JVP_NUMBERS // max(1, n_numbers)))
     try:
-        return torch.func.vmap(push, randomness="same", chunk_size=chunk)(tangents)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            return torch.func.vmap(push, randomness="same", chunk_size=chunk)(tangents)
     except (RuntimeError, NotImplementedError):
         rows = [{name: tensor[k] for name, tensor in tangents.items()} for k in range(n_features)]
         return torch.stack([push(row) for row in rows])

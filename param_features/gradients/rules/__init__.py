@@ -5,6 +5,6 @@ dense route, which gives the same answer.
 """
 
 from param_features.gradients.rules import convolution, embedding, linear, norm, shared  # noqa: F401  (they register)
-from param_features.gradients.rules.registry import LayerRule, register_rule, rule_for
+from param_features.gradients.rules.registry import LayerRule, register_rule, required_rule, rule_for
 
-__all__ = ["LayerRule", "register_rule", "rule_for"]
+__all__ = ["LayerRule", "register_rule", "required_rule", "rule_for"]

@@ -1,13 +1,14 @@
 """The registry of layer rules."""
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from param_features.errors import RegistryError
 from param_features.gradients.types import Gradient
 
-LayerRule = Callable[[nn.Module, Tensor, Tensor], Gradient]
+LayerRule = Callable[[Any, Tensor, Tensor], Gradient]
 """(layer, input [batch ...], output gradient [batch ...]) -> gradient with the batch as samples."""
 
 _RULES: dict[tuple[type | str, str], LayerRule] = {}
@@ -37,6 +38,19 @@ def register_rule(key: type | str, attribute: str = "*") -> Callable[[LayerRule]
         return rule
 
     return register
+
+
+def required_rule(key: type | str, attribute: str) -> LayerRule:
+    """The rule as `rule_for` finds it.
+
+    Raises:
+        RegistryError: There is none; lists the known ones.
+    """
+    rule = rule_for(key, attribute)
+    if rule is None:
+        known = sorted(str(name if isinstance(name, str) else name.__name__) for name, _ in _RULES)
+        raise RegistryError(f"No layer rule for {key!r}, {attribute!r}. Known: {', '.join(dict.fromkeys(known))}.")
+    return rule
 
 
 def rule_for(key: type | str, attribute: str) -> LayerRule | None:

@@ -205,12 +205,15 @@ def test_every_reference_fits_factored_and_dense_parameters(tiny_hooked, tiny_to
 
 def test_texts_and_dataset_columns_are_tokenised():
     pytest.importorskip("transformer_lens")
+    datasets = pytest.importorskip("datasets")
     model = pf.demo.load_model()
     texts = pf.demo.stories(30)
     features = pf.decompose(model, "blocks.0.attn.W_K", texts, n_samples=150, **QUICK)
     ids = [model.to_tokens(text)[0].tolist() for text in texts]
-    same = pf.decompose(model, "blocks.0.attn.W_K", ids, n_samples=150, **QUICK)
-    assert torch.equal(features.v_out.tensors[0], same.v_out.tensors[0])
+    columns = datasets.Dataset.from_dict({"text": texts, "ids": ids})
+    for column in (ids, columns["text"], columns["ids"]):
+        same = pf.decompose(model, "blocks.0.attn.W_K", column, n_samples=150, **QUICK)
+        assert torch.equal(features.v_out.tensors[0], same.v_out.tensors[0])
 
 
 def test_list_params_names_shapes_and_sizes(tiny_hooked):

@@ -72,10 +72,14 @@ class GradientEngine:
     ) -> None:
         """Call `consume` with the gradients of each slot; only one slot's gradients exist at a time.
 
+        Memory: the forward pass, one slot's gradients, and the outputs of as many samples as fit in 128 MiB; more slots
+        take no more.
+
         Args:
             inputs: One batch.
             positions: Which position of each sequence each slot takes; zeros when a sample is an input.
-            cotangent_of: Gives ∂D/∂f; asked once for all samples of the batch, or in chunks where the outputs are large.
+            cotangent_of: Gives ∂D/∂f; asked once for all samples of the batch, or for a few slots at a time where outputs
+                are wide.
             consume: Takes the slot's index and its gradients.
 
         Raises:
@@ -86,13 +90,24 @@ class GradientEngine:
         with held_still(self.adapter.module):
             with capturing(taps, stop_at=stop_at) as capture:
                 root = self._forward(inputs, capture)
-            cotangents = self._root_cotangents(root.detach(), positions, cotangent_of)
-            for slot in range(positions.shape[1]):
-                cotangent = self._spread(root, cotangents[:, slot], positions[:, slot])
-                is_last = slot == positions.shape[1] - 1
-                gradients = self._factored(capture, root, cotangent, keep_graph=not is_last)
-                gradients |= self._dense(inputs, cotangent)
-                consume(slot, {name: gradients[name] for name in self.subset.names})
+            for slots in self._slot_groups(root, positions):
+                cotangents = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
+                for slot, at_root in zip(slots.tolist(), cotangents.unbind(1), strict=True):
+                    cotangent = self._spread(root, at_root, positions[:, slot])
+                    is_last = slot == positions.shape[1] - 1
+                    gradients = self._factored(capture, root, cotangent, keep_graph=not is_last)
+                    gradients |= self._dense(inputs, cotangent)
+                    consume(slot, {name: gradients[name] for name in self.subset.names})
+
+    def _slot_groups(self, root: Tensor, positions: Int[Tensor, "batch slot"]) -> tuple[Tensor, ...]:
+        """Slots whose outputs exist together: few enough for memory, and two samples at least, to compare one another."""
+        n_rows, n_slots = positions.shape
+        d_output = root.shape[-1] if self.per_position else root[0].numel()
+        if self.routes.through_head and self.adapter.d_vocab:
+            d_output = self.adapter.d_vocab
+        n_wanted = -(-n_rows * n_slots * d_output // _MAX_LOGITS)
+        n_most = n_slots if n_rows > 1 else n_slots // 2
+        return torch.arange(n_slots).tensor_split(max(1, min(n_wanted, n_most)))
 
     def _forward(self, inputs: ModelInputs, capture: Capture) -> Tensor:
         """The tensor that backward passes start from: the head's input, or the output."""
@@ -108,15 +123,12 @@ class GradientEngine:
     def _root_cotangents(
         self, root: Tensor, positions: Int[Tensor, "batch slot"], cotangent_of: CotangentOf
     ) -> Float[Tensor, "batch slot d_root"]:
-        """Cotangents at the root for all samples of the batch, by slots, with chunks where outputs are wide."""
+        """Cotangents at the root for all samples of some slots: one product with the head for all of them."""
         n_rows, n_slots = positions.shape
         row = torch.arange(n_rows, device=root.device).repeat(n_slots)
         position = positions.T.reshape(-1).to(root.device)
         states = root[row, position] if self.per_position else root.reshape(n_rows, -1)
-        d_output = self.adapter.d_vocab if self.routes.through_head and self.adapter.d_vocab else states.shape[-1]
-        n_chunks = max(1, min(n_slots, -(-len(states) * d_output // _MAX_LOGITS)))
-        chunks = zip(states.tensor_split(n_chunks), row.tensor_split(n_chunks), position.tensor_split(n_chunks), strict=True)
-        pulled = torch.cat([self._through_head(*chunk, cotangent_of) for chunk in chunks])
+        pulled = self._through_head(states, row, position, cotangent_of)
         return pulled.reshape(n_slots, n_rows, -1).transpose(0, 1)
 
     def _through_head(self, states: Tensor, row: Tensor, position: Tensor, cotangent_of: CotangentOf) -> Tensor:

@@ -31,6 +31,22 @@ def test_each_slot_equals_a_run_of_its_own(model, params, max_logits, monkeypatc
         assert_equal_gradients(found, case.by_autograd(POSITIONS[:, [slot]]))
 
 
+@pytest.mark.parametrize("through_head", [True, False])
+@pytest.mark.parametrize(("n_rows", "sizes"), [(4, [8, 4]), (1, [3])])
+def test_outputs_that_exist_together_are_bounded_but_hold_two_samples(model, monkeypatch, through_head, n_rows, sizes):
+    """However many slots are taken, outputs are made a few at a time; a single row's are never made alone."""
+    monkeypatch.setattr(module, "_MAX_LOGITS", 160)  # 8 outputs of 20
+    case = case_of(model, "blocks.*", tokens=TOKENS[:n_rows]).with_routes(through_head=through_head)
+    seen = []
+
+    def cotangent_of(output, row, at):
+        seen.append(len(output))
+        return case.cotangents[row, at]
+
+    case.engine.each_slot(case.data, POSITIONS[:n_rows], cotangent_of, lambda *_: None)
+    assert seen == sizes
+
+
 def test_loop_and_map_agree_over_slots(model):
     case = case_of(model, ["pos_embed.W_pos", "blocks.1.attn.W_V"], tokens=TOKENS)
     mapped, looped = (case.with_routes(is_vmapped=which).gradients(POSITIONS) for which in (True, False))

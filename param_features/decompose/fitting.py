@@ -1,6 +1,7 @@
 """The training loop: from harvested gradients to V_in, V_out and the threshold."""
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,8 @@ def fit_l3d(
                 if trainer.n_steps % 20 == 0:
                     bar.set_postfix(trainer.status(seen), refresh=False)
         except KeyboardInterrupt:
-            bar.write(f"Interrupted after {trainer.n_steps} of {settings.steps} steps: keeping the features fitted so far.")
+            notice = f"Interrupted after {trainer.n_steps} of {settings.steps} steps: keeping the features fitted so far."
+            bar.write(notice, file=sys.stderr)
     return trainer.result()
 
 

@@ -1,9 +1,6 @@
 """Adapter for TransformerLens' `HookedTransformer`."""
 
-from collections.abc import Sequence
-
-import torch
-from param_features.adapters.base import Adapter
+from param_features.adapters.lens import LensAdapter
 from torch import nn
 
 from param_features.params import ParamView, Site, Tap, default_fold
@@ -15,7 +12,6 @@ _FOLDS = {
     "W_O": "head i o -> o (head i)",
     **dict.fromkeys(("W_in", "W_gate", "W_out", "W_E", "W_U", "W_pos"), "i o -> o i"),
 }
-_WORD_START = "\u2581"  # sentencepiece's mark of a leading space
 _ATTENTION_SITES = {
     "Q": ("query_input", "hook_q"),
     "K": ("key_input", "hook_k"),
@@ -23,7 +19,7 @@ _ATTENTION_SITES = {
 }
 
 
-class HookedTransformerAdapter(Adapter):
+class HookedTransformerAdapter(LensAdapter):
     """A `HookedTransformer`, grouped-query attention and gated MLPs included."""
 
     def fold(self, owner: nn.Module, attribute: str, n_dims: int) -> str:
@@ -71,39 +67,14 @@ class HookedTransformerAdapter(Adapter):
         return _matrix_tap(mlp, attribute, *ends) if ends else None
 
     @property
-    def d_vocab(self) -> int:
-        """Number of token ids."""
-        return self.model.cfg.d_vocab
-
-    @property
-    def n_ctx(self) -> int:
-        """The context length."""
-        return self.model.cfg.n_ctx
-
-    @property
-    def predicts_tokens(self) -> bool:
-        """Always: the output is logits over the vocabulary."""
-        return True
+    def processing(self) -> str:
+        """Whether LayerNorm is folded into the weights that follow it."""
+        norm = self.model.cfg.normalization_type
+        return f"{norm}: folded into the weights" if str(norm).endswith("Pre") else f"{norm}: not folded"
 
     def head(self) -> nn.Module | None:
         """The unembedding, unless a soft cap follows it."""
-        softcap = getattr(self.model.cfg, "output_logits_soft_cap", -1.0) or -1.0
-        return None if softcap > 0 else self.model.unembed
-
-    def to_ids(self, text: str) -> list[int]:
-        """Ids by the model's tokenizer, with the beginning-of-sequence token if the model prepends it by default."""
-        if self.model.tokenizer is None:
-            return super().to_ids(text)
-        return self.model.to_tokens(text)[0].tolist()
-
-    def to_strings(self, ids: Sequence[int]) -> list[str]:
-        """One string per id, as TransformerLens prints them, with the leading space that sentencepiece tokenizers drop."""
-        if self.model.tokenizer is None:
-            return super().to_strings(ids)
-        texts = self.model.to_str_tokens(torch.tensor(ids), prepend_bos=False)
-        pieces = self.model.tokenizer.convert_ids_to_tokens(list(ids))
-        starts_word = [isinstance(piece, str) and piece.startswith(_WORD_START) for piece in pieces]
-        return [f" {text.lstrip(' ')}" if start else text for text, start in zip(texts, starts_word, strict=True)]
+        return None if self.is_soft_capped else self.model.unembed
 
 
 def _inside(layer: nn.Module, hook: str) -> Site:

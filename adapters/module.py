@@ -1,9 +1,12 @@
 """Adapter for any plain `nn.Module`."""
 
+import torch
+from jaxtyping import Int
 from param_features.adapters.base import Adapter
-from torch import nn
+from param_features.adapters.fused import splits
+from torch import Tensor, nn
 
-from param_features.params import ParamView, Site, Tap, default_fold
+from param_features.params import ParamView, Site, Tap, default_fold, unfold_matrix
 
 _LOGIT_LAYERS = ("lm_head", "unembed", "logits", "classifier")
 
@@ -12,14 +15,25 @@ class ModuleAdapter(Adapter):
     """Any module whose forward returns a tensor, or an object with `.logits`."""
 
     def fold(self, owner: nn.Module, attribute: str, n_dims: int) -> str:
-        """First axis out, the others in; an embedding's table maps a one-hot id to a row, so its rows are inputs."""
-        return "i o -> o i" if isinstance(owner, nn.Embedding) else default_fold(n_dims)
+        """First axis out, the others in; layers that multiply from the left, and tables, have their rows as inputs."""
+        return "i o -> o i" if n_dims == 2 and has_rows_in(owner) else default_fold(n_dims)
 
     def taps(self, view: ParamView) -> tuple[Tap, ...]:
         """The input and output of every module that holds the parameter."""
-        return tuple(
-            Tap(type(owner), owner, attribute, Site(owner, 0), Site(owner, "output")) for owner, attribute in view.places
-        )
+        return layer_taps(view)
+
+    def parts(self) -> dict[str, ParamView]:
+        """Queries, keys and values of fused matrices, gates of RNNs: `"<name>[q]"`."""
+        views, found = self.views(), {}
+        for name, split in splits(self.module):
+            if name not in views:
+                continue
+            view = views[name]
+            out_axis = 1 if view.stored.dim() == 2 and has_rows_in(view.owner) else 0
+            for part, layout in split.layouts(view.stored.dim(), out_axis).items():
+                of_part = ParamView(f"{name}[{part}]", view.owner, view.attribute, view.fold, view.also_at, layout)
+                found[of_part.name] = of_part
+        return found
 
     @property
     def d_vocab(self) -> int | None:
@@ -36,3 +50,31 @@ class ModuleAdapter(Adapter):
         """A linear layer under the name `lm_head` or `unembed`."""
         found = (getattr(self.module, name, None) for name in _LOGIT_LAYERS[:2])
         return next((layer for layer in found if isinstance(layer, nn.Linear)), None)
+
+
+def layer_taps(view: ParamView) -> tuple[Tap, ...]:
+    """Taps at the input and output of every layer that holds the parameter."""
+    rows = None if view.layout.part is None else rows_of_part(view)
+    return tuple(
+        Tap(layer_rule(owner), owner, key, Site(owner, 0), Site(owner, "output"), rows) for owner, key in view.places
+    )
+
+
+def rows_of_part(view: ParamView) -> Int[Tensor, " d_out"]:
+    """Which rows of the whole matrix are the part's."""
+    whole = ParamView(view.name, view.owner, view.attribute, view.fold)
+    d_out, d_in = whole.matrix_shape
+    numbers = unfold_matrix(torch.arange(d_out).unsqueeze(1).expand(d_out, d_in), view.fold, whole.shape)
+    return view.to_matrix(view.layout.read(numbers))[:, 0]
+
+
+def has_rows_in(owner: nn.Module) -> bool:
+    """Whether the layer stores its matrix [d_in, d_out]: tables read by index, and transformers' Conv1D."""
+    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(owner).__mro__}
+    return isinstance(owner, nn.Embedding) or "transformers.Conv1D" in names
+
+
+def layer_rule(owner: nn.Module) -> type | str:
+    """The key of the layer's rule: its class, or `"rms_norm"` for any library's class of that name."""
+    is_foreign_rms = type(owner).__name__.endswith("RMSNorm") and not isinstance(owner, nn.RMSNorm)
+    return "rms_norm" if is_foreign_rms else type(owner)

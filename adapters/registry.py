@@ -1,29 +1,31 @@
 """The registry of adapters: a model's class name to the adapter that reads it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from param_features.adapters.base import Adapter
 
 from param_features.errors import AdapterError, RegistryError
 
-_ADAPTERS: dict[str, type[Adapter]] = {}
+_ADAPTERS: dict[str, Callable[[Any], Adapter]] = {}
 
 
-def register_adapter(class_name: str, adapter: type[Adapter]) -> None:
+def register_adapter(class_name: str, adapter: Callable[[Any], Adapter]) -> None:
     """Read models of the named class, and of its subclasses, with `adapter`.
 
     Args:
         class_name: Top-level package and class, such as `"transformer_lens.HookedTransformer"`. A name rather than the
             class, so that registering imports nothing.
-        adapter: The adapter's class; called with the model.
+        adapter: The adapter's class, or a function that gives an adapter; called with the model.
 
     Raises:
         RegistryError: `class_name` is already registered.
     """
     if class_name in _ADAPTERS:
+        known = getattr(_ADAPTERS[class_name], "__name__", "a function")
         raise RegistryError(
-            f"{class_name!r} already has the adapter {_ADAPTERS[class_name].__name__}. Register the name of a subclass "
-            "of the model instead: look-up follows the MRO and takes the first hit."
+            f"{class_name!r} already has the adapter {known}. Register the name of a subclass of the model instead: look-up "
+            "follows the MRO and takes the first hit."
         )
     _ADAPTERS[class_name] = adapter
 

@@ -60,6 +60,10 @@ class InferenceModeError(ParamFeaturesError, RuntimeError):
     """The call stands under `torch.inference_mode()`, which records no gradients."""
 
 
+class ModelStateError(ParamFeaturesError, RuntimeError):
+    """The model cannot be run as it is: on the meta device, spread over devices, or mixing the rows of a batch."""
+
+
 class MemoryEstimateError(ParamFeaturesError, MemoryError):
     """The run would need more memory than it may use."""
 

@@ -13,11 +13,11 @@ from param_features.directions import LowRank
 from param_features.divergence import Divergence
 from param_features.errors import FeatureCountError, InputError, NotBoundError
 from param_features.gradients import GradientEngine
-from param_features.inputs import ModelInputs, read_inputs
+from param_features.inputs import ModelInputs, read_inputs, real_first
 from param_features.measure import Example, Metrics, TopLogits, activations, top_examples, top_logits
 from param_features.measure.activations import Route
 from param_features.measure.examples import Ranking
-from param_features.params import unfold_matrix
+from param_features.params import ParamView, unfold_matrix
 from param_features.store import write_bundle
 from param_features.views import View, feature_view, show, tokens_view
 
@@ -29,12 +29,19 @@ class ParamRecord:
     Attributes:
         shape: Shape of the tensor.
         fold: einops pattern from the tensor to [d_out, d_in].
-        fingerprint: SHA-256 of its dtype, shape and bytes.
+        fingerprint: SHA-256 of its dtype and matrix [d_out, d_in].
+        n_places: How many modules hold it: 2 where an embedding is tied with the unembedding.
     """
 
     shape: tuple[int, ...]
     fold: str
     fingerprint: str
+    n_places: int = 1
+
+    @classmethod
+    def of(cls, view: ParamView, fingerprint: str) -> "ParamRecord":
+        """The record of a model's parameter."""
+        return cls(tuple(view.shape), view.fold, fingerprint, len(view.places))
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class ParamFeatures:
         engine = self._bound("top_examples")
         found = self._example_inputs() if tokens is None and inputs is None else read_inputs(engine.adapter, tokens, inputs)
         acts = self._example_activations(found)
-        acts = acts if engine.per_position else acts.unsqueeze(1)
+        acts = real_first(acts, found) if engine.per_position else acts.unsqueeze(1)
         rows = found.token_rows if engine.per_position else None
         return top_examples(acts, feature, rows, engine.adapter.to_strings, n=n, by=by)
 
@@ -159,6 +166,7 @@ class ParamFeatures:
         best = self.top_examples(feature, n_examples)
         rows = self._example_inputs().rows([example.row for example in best])
         positions = torch.tensor([example.position for example in best])
+        positions = rows.places.gather(1, positions.unsqueeze(1))[:, 0]
         return top_logits(self._bound("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
 
     def direction(self, feature: int) -> dict[str, Float[Tensor, "*shape"]]:
@@ -179,7 +187,7 @@ class ParamFeatures:
             return feature_view(feature, self.top_examples(feature, n), unit=self.divergence.unit)
         engine = self._bound("show")
         found = read_inputs(engine.adapter, tokens, None)
-        acts = self._example_activations(found)[..., feature]
+        acts = real_first(self._example_activations(found), found)[..., feature]
         strings = [engine.adapter.to_strings(row) for row in found.token_rows]
         return tokens_view(feature, strings, acts, unit=self.divergence.unit)
 
@@ -208,16 +216,20 @@ class ParamFeatures:
         write_bundle(directory, self._tensors(), self._record())
 
     def bound_to(self, engine: GradientEngine) -> "ParamFeatures":
-        """The same features with a model, on its device."""
+        """The same features with a model, on its device, its parameters under that model's names, in the same order."""
+        names = dict(zip(self.params, engine.subset.names, strict=True))
+        fingerprints = [record.fingerprint for record in self.params.values()]
+        views = zip(engine.subset.views, fingerprints, strict=True)
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(engine.subset.views[0].tensor.device)
 
-        v_out = self.v_out.map(move)
+        v_out = self.v_out.map(move).renamed(names)
         return replace(
             self,
-            v_in=v_out if self.v_in is self.v_out else self.v_in.map(move),
+            v_in=v_out if self.v_in is self.v_out else self.v_in.map(move).renamed(names),
             v_out=v_out,
+            params={view.name: ParamRecord.of(view, fingerprint) for view, fingerprint in views},
             references=move(self.references),
             examples=None if self.examples is None else self.examples.map(move),
             engine=engine,

@@ -1,15 +1,16 @@
 """What the model is run on: tokens, or anything that a plain module takes, with the samples on the first axis."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from param_features.adapters import Adapter
 from param_features.errors import InputError, NonFiniteError
+from param_features.params import all_parameters
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class ModelInputs:
 
     @property
     def tokens(self) -> Int[Tensor, "batch pos"] | None:
-        """The first integer matrix among the arguments, None without one."""
-        return next((t for t in self.tensors if t.dim() == 2 and not t.is_floating_point() and t.dtype != torch.bool), None)
+        """`input_ids`, or else the first integer matrix among the arguments that is no mask; None without one."""
+        named = [(str(key), value) for key, value in (*enumerate(self.args), *self.kwargs.items()) if key not in _NO_TOKENS]
+        found = [(name, t) for name, t in named if isinstance(t, Tensor) and t.dim() == 2 and _holds_integers(t)]
+        return next((t for name, t in found if name == "input_ids"), found[0][1] if found else None)
 
     @property
     def n_pos(self) -> int:
@@ -51,8 +54,19 @@ class ModelInputs:
         """Every row's token ids without its padding; empty without tokens."""
         if self.tokens is None:
             return []
-        rows, mask = self.tokens.tolist(), self.mask
-        return rows if mask is None else [row[: int(real.sum())] for row, real in zip(rows, mask, strict=True)]
+        rows = self.tokens.tolist()
+        if self.mask is None:
+            return rows
+        return [
+            [token for token, real in zip(*pair, strict=True) if real] for pair in zip(rows, self.mask.tolist(), strict=True)
+        ]
+
+    @property
+    def places(self) -> Int[Tensor, "batch pos"]:
+        """Where each row's positions lie, the real ones first: `places[row, i]` holds the i-th of `token_rows[row]`."""
+        if self.mask is None:
+            return torch.arange(self.n_pos).expand(len(self), self.n_pos)
+        return (~self.mask.cpu()).long().argsort(dim=1, stable=True)
 
     def __len__(self) -> int:
         """Size of the batch."""
@@ -69,13 +83,27 @@ class ModelInputs:
         return self.map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index])
 
 
+def real_first(values: Float[Tensor, "batch pos feature"], inputs: ModelInputs) -> Float[Tensor, "batch pos feature"]:
+    """Values by position, each row's real positions first, as in `token_rows`; on the CPU."""
+    return values.cpu().gather(1, inputs.places.unsqueeze(2).expand(values.shape))
+
+
+_NO_TOKENS = ("attention_mask", "position_ids", "token_type_ids", "labels")
+
+
+def _holds_integers(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+
+
 def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
     """Turn what the user gave into `ModelInputs`, refusing what the model cannot take.
 
     Args:
         adapter: Knows the vocabulary and the tokenizer.
-        tokens: Integers [batch, pos]; or strings, tokenised one by one and padded on the right; or a column of either.
-        inputs: A tensor, or a tuple or dict of arguments. Exactly one of `tokens` and `inputs` is given.
+        tokens: Integers [batch, pos]; or strings, tokenised one by one and padded on the right; or a column of either; or
+            what a Hugging Face tokenizer returns, whose `attention_mask` says what is padding, on either side.
+        inputs: A tensor, or a tuple or dict of arguments; an `attention_mask` [batch, pos] among them marks padding. Exactly
+            one of `tokens` and `inputs` is given.
 
     Raises:
         InputError: Both or neither are given; tokens are not integers, lie outside the vocabulary, are too long or
@@ -87,15 +115,17 @@ def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
             f"Got {'neither tokens nor inputs' if tokens is None else 'both tokens and inputs'}. Give tokens= an integer "
             "tensor [batch, pos] or a list of strings, or inputs= what a plain module takes."
         )
-    device = next((p.device for p in adapter.module.parameters()), torch.device("cpu"))
+    device = next((p.device for p in all_parameters(adapter.module)), torch.device("cpu"))
     found = _from_tokens(adapter, tokens) if tokens is not None else _from_inputs(adapter, inputs)
     return found.map(lambda tensor: tensor.to(device))
 
 
 def _from_tokens(adapter: Adapter, tokens: Any) -> ModelInputs:
+    if isinstance(tokens, Mapping) and "input_ids" in tokens:
+        return _from_encoding(adapter, tokens)
     if not isinstance(tokens, Tensor):
         return _from_column(adapter, tokens)
-    if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.is_complex():
+    if not _holds_integers(tokens):
         raise InputError(
             f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}. Token ids are integers (torch.long); pass "
             "embeddings or images as inputs=."
@@ -107,6 +137,41 @@ def _from_tokens(adapter: Adapter, tokens: Any) -> ModelInputs:
         )
     _check_ids(adapter, tokens)
     return ModelInputs((tokens.long(),), {})
+
+
+def _from_encoding(adapter: Adapter, encoding: Mapping) -> ModelInputs:
+    """What a tokenizer returns: lists of ids, or tensors with a mask."""
+    ids = encoding["input_ids"]
+    found = _from_tokens(adapter, ids)
+    if not isinstance(ids, Tensor) or "attention_mask" not in encoding:
+        return found
+    mask = _read_mask(encoding["attention_mask"], found)
+    return ModelInputs(found.args, {} if mask is None else adapter.padding(mask), mask)
+
+
+def _read_mask(given: Any, found: ModelInputs) -> Tensor | None:
+    """The mask as booleans, None when nothing is padded.
+
+    Raises:
+        InputError: It has another shape than the tokens, leaves a row empty, or has gaps inside a row.
+    """
+    tokens = found.tokens
+    if tokens is None or not isinstance(given, Tensor) or given.shape != tokens.shape:
+        raise InputError(
+            f"attention_mask has shape {tuple(getattr(given, 'shape', ()))} and the tokens "
+            f"{None if tokens is None else tuple(tokens.shape)}. Give a 0/1 tensor of the tokens' shape [batch, pos]."
+        )
+    mask = given.bool()
+    if bool(mask.all()):
+        return None
+    n_runs = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
+    if bool((n_runs != 1).any()):
+        row = int((n_runs != 1).nonzero()[0])
+        raise InputError(
+            f"Row {row} of attention_mask marks {int(mask[row].sum())} positions in {int(n_runs[row])} runs. Each row needs "
+            "one run of real positions, with padding before or after it."
+        )
+    return mask
 
 
 def _check_ids(adapter: Adapter, tokens: Tensor) -> None:
@@ -154,7 +219,7 @@ def _padded(adapter: Adapter, rows: list[list[int]]) -> ModelInputs:
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
     _check_ids(adapter, tokens)
-    return ModelInputs((tokens,), {}, None if mask.all() else mask)
+    return ModelInputs((tokens,), {}) if mask.all() else ModelInputs((tokens,), adapter.padding(mask), mask)
 
 
 def _from_inputs(adapter: Adapter, inputs: Any) -> ModelInputs:
@@ -171,6 +236,8 @@ def _from_inputs(adapter: Adapter, inputs: Any) -> ModelInputs:
     for tensor in found.tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"inputs of shape {tuple(tensor.shape)} hold NaN or infinity. Clean the data first.")
-    if found.tokens is not None and len(found.tensors) == 1:
+    if found.tokens is not None and (len(found.tensors) == 1 or "input_ids" in found.kwargs):
         _check_ids(adapter, found.tokens)
-    return found
+    given = found.kwargs.get("attention_mask")
+    is_mask = isinstance(given, Tensor) and given.dim() == 2 and found.tokens is not None
+    return replace(found, mask=_read_mask(given, found)) if is_mask else found

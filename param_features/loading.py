@@ -10,32 +10,45 @@ from torch import Tensor
 from param_features.adapters import adapter_for
 from param_features.directions import LowRank
 from param_features.divergence import Divergence, read_divergence
-from param_features.errors import FingerprintError, SettingError
+from param_features.errors import SettingError
 from param_features.features import ParamFeatures, ParamRecord
 from param_features.gradients import inspect_output, plan_engine
 from param_features.inputs import ModelInputs
+from param_features.matching import matching_views
 from param_features.measure import Metrics
-from param_features.params import ParamSubset, select
+from param_features.params import ParamSubset
+from param_features.readiness import check_ready
 from param_features.store import read_bundle
 
 
-def load(directory: str | PathLike, *, model: Any = None, divergence: Callable | None = None) -> ParamFeatures:
+def load(
+    directory: str | PathLike,
+    *,
+    model: Any = None,
+    divergence: Callable | None = None,
+    output: Callable[[Any], Tensor] | None = None,
+    tokenizer: Any = None,
+) -> ParamFeatures:
     """Load features that `save_pretrained` wrote; nothing in the files is executed.
 
     Args:
         directory: Where they lie.
-        model: The model they belong to. Without one, directions and metrics can be read, activations cannot.
+        model: The model they belong to, in any library that holds the same weights: parameters are found by name or else by
+            their weights, see `bind`. Without a model, directions and metrics can be read, activations cannot.
         divergence: The function that was given to `decompose`, if it was one: code is not saved.
+        output: The same.
+        tokenizer: For strings, where the model carries none.
 
     Raises:
         StoreError: The files are unfinished, edited or of an unknown format.
         FingerprintError: The model's chosen parameters are not the ones that were decomposed.
         UnknownParameterError: The model lacks a parameter.
-        SettingError: The features need `divergence=`.
+        ModelStateError: The model's weights are not all there, on one device.
+        SettingError: The features need `divergence=` or `output=`.
     """
     tensors, record = read_bundle(directory)
     params = {
-        name: ParamRecord(tuple(saved["shape"]), saved["fold"], saved["fingerprint"])
+        name: ParamRecord(tuple(saved["shape"]), saved["fold"], saved["fingerprint"], saved["n_places"])
         for name, saved in record["params"].items()
     }
     v_out = _directions(tensors, "v_out", params)
@@ -51,37 +64,41 @@ def load(directory: str | PathLike, *, model: Any = None, divergence: Callable |
         config=record["config"],
         examples=_examples(tensors),
     )
-    return features if model is None else bind(features, model)
+    return features if model is None else bind(features, model, output=output, tokenizer=tokenizer)
 
 
-def bind(features: ParamFeatures, model: Any) -> ParamFeatures:
+def bind(
+    features: ParamFeatures,
+    model: Any,
+    *,
+    output: Callable[[Any], Tensor] | None = None,
+    tokenizer: Any = None,
+) -> ParamFeatures:
     """The features with a model, after checking that its chosen parameters are the same bit for bit.
 
+    A parameter is looked for by its saved name, and else by its weights: features of a HookedTransformer's
+    `blocks.2.attn.W_K` belong to the bridge's of that name and to Hugging Face's `model.layers.2.self_attn.k_proj.weight`,
+    if their matrices [d_out, d_in] have the same bytes. The features then bear the model's own names.
+
     Raises:
-        FingerprintError: Names the first parameter that differs.
+        FingerprintError: No parameter has these weights, several have, or it is tied in one model only.
+        UnknownParameterError: The model has no parameter of that name and none with these weights.
+        ModelStateError: The model's weights are not all there, on one device.
+        SettingError: The features were found with `output=`, and none is given.
     """
-    adapter = adapter_for(model)
-    subset = select(adapter.views(), list(features.params), adapter.aliases())
-    _check_fingerprint(features.params, subset)
+    needed = features.config.get("output")
+    if needed is not None and output is None:
+        raise SettingError(
+            f"The features were found with output={needed}, which is code and was not saved. Pass it: pf.load(dir, model=…, "
+            "output=…)."
+        )
+    adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
+    check_ready(adapter)
+    subset = ParamSubset(matching_views(adapter, features.params))
     probe = features.examples or ModelInputs((torch.zeros(2, 2, dtype=torch.long),), {})
     probe = probe.map(lambda tensor: tensor.to(subset.views[0].tensor.device))
     engine = plan_engine(adapter, subset, probe, inspect_output(adapter, probe))
     return features.bound_to(engine)
-
-
-def _check_fingerprint(params: Mapping[str, ParamRecord], subset: ParamSubset) -> None:
-    found = subset.fingerprint()
-    for (name, record), view in zip(params.items(), subset.views, strict=True):
-        if tuple(view.shape) != record.shape:
-            raise FingerprintError(
-                f"{name!r} has shape {tuple(view.shape)} in this model; the features were found on {record.shape}. Load the "
-                "model that was decomposed."
-            )
-        if found[view.name] != record.fingerprint:
-            raise FingerprintError(
-                f"{name!r} has other weights than the ones that were decomposed (or another dtype). Load the same "
-                "checkpoint with the same processing: folding LayerNorm, centring or further training change the weights."
-            )
 
 
 def _directions(tensors: Mapping[str, Tensor], title: str, params: Mapping[str, ParamRecord]) -> LowRank:

@@ -5,15 +5,24 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
-from param_features.errors import EmptySelectionError, NoGradientError, NonFiniteError, UnknownParameterError, nearest
+from param_features.errors import (
+    EmptySelectionError,
+    NoGradientError,
+    NonFiniteError,
+    SettingError,
+    UnknownParameterError,
+    nearest,
+)
+from param_features.layout import WHOLE, Layout
 
 ParamSpec = str | re.Pattern | Sequence["str | re.Pattern"]
 
@@ -33,14 +42,15 @@ def unfold_matrix(matrix: Float[Tensor, "*batch d_out d_in"], fold: str, shape: 
 
 @dataclass(frozen=True)
 class ParamView:
-    """One parameter of a model, seen as a matrix.
+    """One parameter of a model, or part of one, seen as a matrix.
 
     Attributes:
         name: The library's own name.
         owner: The module that holds the parameter.
         attribute: Its key in `owner._parameters`.
         fold: einops pattern from the tensor to `[d_out, d_in]`, such as `"head i o -> (head o) i"` for W_K.
-        also_at: Further places that hold the same tensor (tied weights).
+        also_at: Further places that hold the same stored tensor (tied weights).
+        layout: How the tensor of that name lies inside the stored one.
     """
 
     name: str
@@ -48,11 +58,17 @@ class ParamView:
     attribute: str
     fold: str
     also_at: tuple[tuple[nn.Module, str], ...] = ()
+    layout: Layout = WHOLE
+
+    @property
+    def stored(self) -> Tensor:
+        """The model's own Parameter."""
+        return cast(Tensor, self.owner._parameters[self.attribute])
 
     @property
     def tensor(self) -> Tensor:
-        """The parameter itself, not a copy."""
-        return cast(Tensor, self.owner._parameters[self.attribute])
+        """The tensor of that name and shape: the Parameter itself, or read out of it; not for editing."""
+        return self.layout.read(self.stored)
 
     @property
     def places(self) -> tuple[tuple[nn.Module, str], ...]:
@@ -80,12 +96,26 @@ class ParamView:
         return unfold_matrix(matrix, self.fold, self.shape)
 
 
+def all_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Every Parameter that a submodule holds, each once; some libraries' own `parameters()` leaves some out."""
+    held = (parameter for child in module.modules() for parameter in child._parameters.values() if parameter is not None)
+    return list(dict.fromkeys(held))
+
+
 class ParamInfo(NamedTuple):
-    """A row of `pf.list_params`."""
+    """A row of `pf.list_params`.
+
+    Attributes:
+        name: The library's own name.
+        shape: Shape of the tensor.
+        n_params: Number of its entries.
+        parts: Names of its parts where it is a fused matrix: `"q"` is chosen by `"<name>[q]"`.
+    """
 
     name: str
     shape: tuple[int, ...]
     n_params: int
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,15 +151,24 @@ class ParamSubset:
             NoGradientError: Names the first parameter that is quantised, or was made under `torch.inference_mode()`.
         """
         for view in self.views:
-            if not view.tensor.is_floating_point():
+            if not view.stored.is_floating_point():
                 raise NoGradientError(
-                    f"{view.name!r} is {view.tensor.dtype}, and only floating-point weights have gradients. Load the model "
+                    f"{view.name!r} is {view.stored.dtype}, and only floating-point weights have gradients. Load the model "
                     "without quantisation, or leave this parameter out."
+                )
+            if type(view.stored).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+                raise NoGradientError(
+                    f"{view.name!r} is a {type(view.stored).__name__}, a tensor that keeps its values in another form "
+                    "(quantised, sharded or sparse). Load the model with plain weights, or leave this parameter out."
                 )
             if view.tensor.is_inference():
                 raise NoGradientError(
                     f"{view.name!r} was made under torch.inference_mode(), and such tensors have no gradients. Load the "
                     "model outside that block."
+                )
+            if isinstance(view.stored, UninitializedParameter):
+                raise NoGradientError(
+                    f"{view.name!r} has no shape yet: it belongs to a lazy layer. Run the model once first."
                 )
             n_bad = int((~torch.isfinite(view.tensor)).sum())
             if n_bad:
@@ -147,11 +186,14 @@ class ParamSubset:
         saved = [(owner, key, owner._parameters[key]) for view in self.views for owner, key in view.places]
         try:
             for view in self.views:
+                if view.name not in tensors:
+                    continue
+                written = view.layout.write(tensors[view.name], view.stored)
                 for owner, key in view.places:
-                    owner._parameters[key] = cast(nn.Parameter, tensors.get(view.name, view.tensor))
+                    owner._parameters[key] = cast(nn.Parameter, written)
             yield
         finally:
-            for owner, key, parameter in saved:
+            for owner, key, parameter in reversed(saved):
                 owner._parameters[key] = parameter
             for owner in {owner for owner, _, _ in saved if isinstance(owner, nn.RNNBase)}:
                 owner._init_flat_weights()  # its own list of weights, which running it filled with the stand-ins
@@ -159,68 +201,103 @@ class ParamSubset:
     @contextmanager
     def edited(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
         """Add `deltas` to the parameters in place, and restore the old values bit for bit on exit."""
-        old = {name: self[name].tensor.detach().clone() for name in deltas}
+        views = [self[name] for name in deltas]
+        old = [(view.stored, view.stored.detach().clone()) for view in views]
         try:
             with torch.no_grad():
-                for name, delta in deltas.items():
-                    self[name].tensor.add_(delta)
+                for view in views:
+                    view.stored.copy_(view.layout.write(view.tensor + deltas[view.name], view.stored))
             yield
         finally:
             with torch.no_grad():
-                for name, values in old.items():
-                    self[name].tensor.copy_(values)
+                for stored, values in reversed(old):
+                    stored.copy_(values)
 
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of each parameter's dtype, shape and bytes, by name. Cost: one copy of the subset to the CPU."""
-        return {view.name: _digest(view.tensor) for view in self.views}
+        """SHA-256 of each parameter's dtype and matrix [d_out, d_in], by name. Cost: one copy of the subset to the CPU.
+
+        Of the matrix, so that one weight has one fingerprint in every library, however that arranges its axes.
+        """
+        return {view.name: fingerprint(view) for view in self.views}
 
 
-def _digest(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous()
+def fingerprint(view: ParamView) -> str:
+    """SHA-256 of the dtype, shape and bytes of the parameter's matrix."""
+    data = view.to_matrix(view.tensor.detach()).cpu().contiguous()
     header = f"{data.dtype} {tuple(data.shape)}".encode()
     return hashlib.sha256(header + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def select(views: Mapping[str, ParamView], spec: ParamSpec, aliases: Mapping[str, str] | None = None) -> ParamSubset:
+def select(
+    views: Mapping[str, ParamView],
+    spec: ParamSpec,
+    aliases: Mapping[str, str] | None = None,
+    parts: Mapping[str, ParamView] | None = None,
+) -> ParamSubset:
     """Choose parameters by name, glob, compiled regex, or a list of these.
 
     Args:
         views: Every parameter of the model, by the library's names.
-        spec: A name, a glob such as `blocks.*.attn.W_[KQ]`, a compiled regex (matched in full), or a list of these.
+        spec: A name, a glob such as `blocks.*.attn.W_[KQ]`, a compiled regex (matched in full), or a list of these. A part
+            of a fused matrix is named by a suffix: `c_attn.weight[k]`; `[q|k]` takes two parts, `[*]` each of them.
         aliases: Names that users say, mapped to the library's: `blocks.2.attn.W_K` to `blocks.2.attn._W_K`.
+        parts: Parts of fused matrices by name; matched by a glob or regex only where that names them.
 
     Returns:
-        The chosen parameters, each once, in the model's order.
+        The chosen parameters, each once, in the model's order, parts last.
 
     Raises:
         EmptySelectionError: `spec` is empty.
         UnknownParameterError: A part of `spec` matches nothing; the message lists the nearest names.
+        SettingError: A matrix is chosen both whole and in part.
     """
-    spoken = {name: name for name in views} | dict(aliases or {})
-    parts = [spec] if isinstance(spec, str | re.Pattern) else list(spec)
-    if not parts or any(part == "" for part in parts):
+    spoken = {name: name for name in (*views, *(parts or {}))} | dict(aliases or {})
+    wanted = [spec] if isinstance(spec, str | re.Pattern) else list(spec)
+    if not wanted or any(one == "" for one in wanted):
         raise EmptySelectionError(
             f"params={spec!r} chooses no parameter. Give a name, a glob, a compiled regex or a list of these; "
             "pf.list_params(model) prints all names."
         )
-    chosen = {name for part in parts for name in _matches(part, spoken)}
-    return ParamSubset(tuple(view for name, view in views.items() if name in chosen))
+    chosen = {name for one in wanted for name in _matches(one, spoken, frozenset(parts or ()))}
+    subset = ParamSubset(tuple(view for name, view in {**views, **(parts or {})}.items() if name in chosen))
+    _refuse_overlap(subset)
+    return subset
 
 
-def _matches(part: str | re.Pattern, spoken: Mapping[str, str]) -> set[str]:
-    if isinstance(part, re.Pattern):
-        found = {real for name, real in spoken.items() if part.fullmatch(name)}
-    elif part in spoken:
-        found = {spoken[part]}
+def _matches(wanted: str | re.Pattern, spoken: Mapping[str, str], parts: frozenset[str]) -> set[str]:
+    if isinstance(wanted, re.Pattern):
+        matched = {name: real for name, real in spoken.items() if wanted.fullmatch(name)}
+        found = {real for name, real in matched.items() if name not in parts} or set(matched.values())
+    elif wanted in spoken:
+        found = {spoken[wanted]}
     else:
-        found = {real for name, real in spoken.items() if fnmatch.fnmatchcase(name, part)}
+        found = {real for name, real in spoken.items() if name not in parts and fnmatch.fnmatchcase(name, wanted)}
+        found |= {name for name in parts if _is_part_of(name, wanted)}
     if not found:
-        pattern = part.pattern if isinstance(part, re.Pattern) else part
+        pattern = wanted.pattern if isinstance(wanted, re.Pattern) else wanted
         raise UnknownParameterError(
-            f"No parameter matches {pattern!r}. The model has {len(set(spoken.values()))} parameters; nearest: "
+            f"No parameter matches {pattern!r}. The model has {len(set(spoken.values()) - parts)} parameters; nearest: "
             f"{nearest(pattern, spoken)}. pf.list_params(model) prints all."
         )
     return found
+
+
+def _is_part_of(name: str, wanted: str) -> bool:
+    """Whether `c_attn.weight[k]` is meant by `*.c_attn.weight[q|k]`: a glob before the brackets, alternatives inside."""
+    whole, _, part = name[:-1].rpartition("[")
+    pattern, bracket, choices = wanted.removesuffix("]").rpartition("[")
+    is_named = bracket and wanted.endswith("]") and any(fnmatch.fnmatchcase(part, choice) for choice in choices.split("|"))
+    return bool(is_named) and fnmatch.fnmatchcase(whole, pattern)
+
+
+def _refuse_overlap(subset: ParamSubset) -> None:
+    whole = {id(view.stored): view.name for view in subset.views if view.layout.part is None}
+    for view in subset.views:
+        if view.layout.part is not None and id(view.stored) in whole:
+            raise SettingError(
+                f"params= chooses {whole[id(view.stored)]!r} whole and its part {view.name!r} again. Choose the whole or "
+                "its parts."
+            )
 
 
 @dataclass(frozen=True)
@@ -246,6 +323,7 @@ class Tap:
         attribute: The parameter's name within the layer.
         input: The tensor that the parameter is applied to.
         output: The tensor that the parameter produces; its gradient is δ.
+        rows: For a part of a fused matrix, the rows of the rule's matrix that are its own; None for all.
     """
 
     rule: type | str
@@ -253,3 +331,4 @@ class Tap:
     attribute: str
     input: Site
     output: Site
+    rows: Int[Tensor, " d_out"] | None = field(default=None, compare=False)

@@ -29,15 +29,22 @@ from param_features.gradients import (
 from param_features.inputs import ModelInputs, read_inputs
 from param_features.measure import MeasureSettings, held_out_metrics
 from param_features.params import ParamInfo, ParamSpec, ParamSubset, select
+from param_features.readiness import check_ready, training_notice
 from param_features.references import collect_references
 
 _METHODS = ("l3d",)
 
 
 def list_params(model: Any) -> list[ParamInfo]:
-    """Every parameter's name, shape and number of entries, by the library's own names; tied weights once."""
-    views = adapter_for(model).views().values()
-    return [ParamInfo(view.name, tuple(view.shape), view.tensor.numel()) for view in views]
+    """Every parameter's name, shape, number of entries and parts, by the library's own names; tied weights once."""
+    adapter = adapter_for(model)
+    parts = [name[:-1].rpartition("[") for name in adapter.parts()]
+    return [
+        ParamInfo(
+            view.name, tuple(view.shape), view.shape.numel(), tuple(part for whole, _, part in parts if whole == view.name)
+        )
+        for view in adapter.views().values()
+    ]
 
 
 def decompose(
@@ -51,6 +58,8 @@ def decompose(
     l0: float | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: str | Tensor = "sample",
+    output: Callable[[Any], Tensor] | None = None,
+    tokenizer: Any = None,
     method: str = "l3d",
     steps: int | None = None,
     seed: int = 0,
@@ -70,10 +79,14 @@ def decompose(
     two cores. Memory: the gradients, factored or dense, whichever is smaller.
 
     Args:
-        model: A HookedTransformer, or any module whose forward returns a tensor or an object with `.logits`.
-        params: A name (`"blocks.4.attn.W_K"`), a glob, a compiled regex or a list of these; see `pf.list_params`.
-        tokens: Integers [batch, pos], a list of strings, or a column of a dataset.
-        inputs: Instead of tokens: a tensor, or a tuple or dict of arguments, with the batch first.
+        model: A HookedTransformer, a TransformerBridge, a Hugging Face model, any of these inside nnsight, or any module;
+            see `pf.describe`.
+        params: A name (`"blocks.4.attn.W_K"`), a glob, a compiled regex or a list of these; see `pf.list_params`. Part of a
+            fused matrix: `"transformer.h.4.attn.c_attn.weight[k]"`.
+        tokens: Integers [batch, pos], a list of strings, a column of a dataset, or what a tokenizer returns, whose
+            `attention_mask` is heeded: padding is never a sample.
+        inputs: Instead of tokens: a tensor, or a tuple or dict of arguments, with the batch first. An `attention_mask`
+            among them marks padding.
         n_features: Number of features.
         rank: Factors per feature and parameter; a bias has one at most.
         l0: Mean number of features kept per sample; n_features / 20, at least 1, by default.
@@ -81,6 +94,9 @@ def decompose(
             KL for logits and squared error otherwise.
         reference: What outputs are compared with: `"sample"`, `"mean"`, `"uniform"`, `"label"`, or your own outputs,
             [d_output] or [n_references, d_output].
+        output: Takes what the model returns and gives the tensor to be explained, batch first; by default the returned
+            tensor, or its `.logits`.
+        tokenizer: For strings, where the model carries none: a Hugging Face tokenizer.
         method: `"l3d"`.
         steps: Optimiser steps; overrides `fit.steps`.
         seed: Of every random choice. Same seed, same machine, same result.
@@ -103,7 +119,8 @@ def decompose(
         SampleCountError: Fewer training samples than features.
         NonFiniteError: NaN or infinity in weights, inputs, outputs or gradients.
         NoGradientError: A chosen parameter does not influence the output.
-        OutputError: The model returns neither a tensor nor an object with `.logits`.
+        OutputError: The model returns neither a tensor nor an object with `.logits`, and there is no `output`.
+        ModelStateError: The model is on the meta device, spread over devices, or mixes the rows of a batch.
         MemoryEstimateError: The gradients would not fit in memory.
 
     Source: L3D (arXiv 2504.00194); the metrics' controls are this library's own.
@@ -114,18 +131,22 @@ def decompose(
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
     fit = fit or FitSettings()
     fit = fit if steps is None else replace(fit, steps=steps)
-    adapter = adapter_for(model)
-    subset = select(adapter.views(), params, adapter.aliases())
+    adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
+    subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
     _check_request(request, subset)
+    check_ready(adapter)
     subset.check_finite()
     data = read_inputs(adapter, tokens, inputs)
-    output = inspect_output(adapter, data)
-    chosen = read_divergence(divergence, is_logits=output.is_logits)
+    found = inspect_output(adapter, data)
+    chosen = read_divergence(divergence, is_logits=found.is_logits)
     check_reference(reference, chosen)
     if divergence == "auto":
-        is_known = "is" if output.is_logits else "is not"
-        request.say(f"divergence: {chosen.name!r}, since the output of shape {output.shape} {is_known} known to be logits.")
-    run = Run(adapter, subset, data, output, chosen, request, harvest, fit, measure or MeasureSettings())
+        is_known = "is" if found.is_logits else "is not"
+        request.say(f"divergence: {chosen.name!r}, since the output of shape {found.shape} {is_known} known to be logits.")
+    notice = training_notice(adapter)
+    if notice is not None:
+        request.say(notice)
+    run = Run(adapter, subset, data, found, chosen, request, harvest, fit, measure or MeasureSettings())
     return run.features(reference)
 
 
@@ -251,7 +272,7 @@ class Run:
         self, engine: GradientEngine, found: Fit, metrics, drawn: Reference, pool: Tensor, plan: SamplePlan
     ) -> ParamFeatures:
         fingerprint = self.subset.fingerprint()
-        params = {view.name: ParamRecord(tuple(view.shape), view.fold, fingerprint[view.name]) for view in self.subset.views}
+        params = {view.name: ParamRecord.of(view, fingerprint[view.name]) for view in self.subset.views}
         config = {
             **asdict(self.request),
             "harvest": asdict(self.harvest),
@@ -259,6 +280,7 @@ class Run:
             "measure": asdict(self.measure),
             "steps_done": found.steps_done,
             "model": self.adapter.description,
+            "output": None if self.adapter.given_output is None else _name_of(self.adapter.given_output),
         }
         return ParamFeatures(
             v_in=found.v_in,
@@ -273,3 +295,7 @@ class Run:
             examples=self.data.rows(plan.held_out[: self.measure.n_examples]),
             engine=engine,
         )
+
+
+def _name_of(function: Callable) -> str:
+    return getattr(function, "__name__", type(function).__name__)

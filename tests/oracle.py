@@ -53,7 +53,7 @@ class Case:
     def by_autograd(self, positions: Tensor | None = None) -> dict[str, Tensor]:
         """One sample at a time, on the model's own parameters, which are left with `requires_grad` as they were."""
         positions = (self.last_positions if positions is None else positions)[:, 0]
-        tensors = list(self.engine.subset.tensors.values())
+        tensors = [view.stored for view in self.engine.subset.views]
         flags = [tensor.requires_grad for tensor in tensors]
         rows = []
         for index, position in enumerate(positions):
@@ -67,7 +67,11 @@ class Case:
             rows.append([torch.zeros_like(t) if g is None else g for t, g in zip(tensors, grads, strict=True)])
         for tensor, flag in zip(tensors, flags, strict=True):
             tensor.requires_grad_(flag)
-        return dict(zip(self.engine.subset.names, map(torch.stack, zip(*rows, strict=True)), strict=True))
+        views = self.engine.subset.views
+        return {
+            view.name: torch.stack([view.layout.read(grad) for grad in grads])
+            for view, grads in zip(views, zip(*rows, strict=True), strict=True)
+        }
 
 
 def case_of(model: nn.Module, params="*", *, tokens=None, inputs=None, seed: int = 0) -> Case:

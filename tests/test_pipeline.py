@@ -136,7 +136,7 @@ def test_inference_mode_is_refused_with_the_way_out():
 
 
 def test_output_that_is_neither_tensor_nor_logits_is_refused():
-    with pytest.raises(OutputError, match=r"returned a dict.*Wrap the model"):
+    with pytest.raises(OutputError, match=r"returned a dict.*output=lambda out"):
         pf.decompose(Returns(lambda y: {"y": y}), "layer.weight", inputs=torch.randn(30, 3), **QUICK)
 
 

@@ -38,6 +38,10 @@ class LowRank:
         """Apply `function` to every factor: choosing rows, moving, casting."""
         return LowRank({name: (function(left), function(right)) for name, (left, right) in self.factors.items()})
 
+    def renamed(self, names: Mapping[str, str]) -> "LowRank":
+        """The same directions with the parameters under other names."""
+        return LowRank({names[name]: pair for name, pair in self.factors.items()})
+
     def rows(self, index: Int[Tensor, " feature"] | slice | list[int]) -> "LowRank":
         """Some of the directions."""
         return self.map(lambda tensor: tensor[index])

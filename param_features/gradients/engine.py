@@ -157,6 +157,8 @@ class GradientEngine:
         sites = list(dict.fromkeys(tap.output for taps in self.routes.taps.values() for tap in taps))
         calls = [(site, index) for site in sites for index in range(len(capture.outputs[site]))]
         roots = [capture.outputs[site][index] for site, index in calls]
+        if not roots:
+            raise AdapterError(f"No layer that holds one of {', '.join(self.routes.taps)} was called as a module.")
         found = torch.autograd.grad(
             root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
         )
@@ -181,7 +183,8 @@ def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Sit
             if source is None:
                 raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
             source = _at_least_float32(source) if source.is_floating_point() else source
-            parts.append(rule(tap.layer, source, _at_least_float32(deltas[tap.output, index])))
+            gradient = rule(tap.layer, source, _at_least_float32(deltas[tap.output, index]))
+            parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(source.device)))
     return join_positions(parts)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from param_features.adapters import Adapter
-from param_features.errors import AdapterError, InputError
+from param_features.errors import AdapterError, InputError, ModelStateError
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.rules import rule_for
 from param_features.gradients.state import held_still
@@ -16,7 +16,8 @@ from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
 from param_features.params import ParamSubset
 
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+_MIXING = {torch.bfloat16: 0.1, torch.float16: 0.05}
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,35 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
     Raises:
         OutputError: The model returned neither a tensor nor an object with `.logits`.
         InputError: The output has no batch axis.
+        ModelStateError: A row's output depends on the other rows of its batch.
     """
     rows = inputs.rows(slice(0, 2))
     with held_still(adapter.module), torch.no_grad():
         returned = adapter.call(*rows.args, **rows.kwargs)
-    output = adapter.tensor_of(returned)
+        output = adapter.tensor_of(returned)
+        first = rows.rows(slice(0, 1))
+        alone = adapter.run(*first.args, **first.kwargs) if len(rows) > 1 else None
     if output.dim() == 0 or len(output) != len(rows):
         raise InputError(
             f"The output has shape {tuple(output.shape)} for {len(rows)} inputs. Its first axis must be the batch: a "
             "divergence is taken for each sample, never averaged over them."
         )
+    if alone is not None:
+        _refuse_mixing(output[:1], alone)
     tokens = inputs.tokens
     per_position = tokens is not None and output.dim() == 3 and output.shape[1] == tokens.shape[1]
-    is_logits = per_position or adapter.predicts_tokens or output is not returned
+    is_logits = per_position or adapter.predicts_tokens or output is getattr(returned, "logits", None)
     return OutputInfo(tuple(output.shape), output.dtype, is_logits, per_position)
+
+
+def _refuse_mixing(together: Tensor, alone: Tensor) -> None:
+    """Refuse a model whose rows influence each other: the gradient of one sample would mean nothing."""
+    tolerance = _MIXING.get(together.dtype, 0.01)
+    if together.shape != alone.shape or bool((together - alone).norm() > tolerance * alone.norm() + 1e-6):
+        raise ModelStateError(
+            "The output of the first input is another one when a second input is in the batch. The rows of a batch must not "
+            "influence each other: give BatchNorm running statistics, or leave out what compares inputs."
+        )
 
 
 def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, output: OutputInfo) -> GradientEngine:
@@ -190,9 +206,9 @@ class _Check:
 
 def _plain_gradient(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
     """As `per_sample_gradient`, at the model's own parameters; `held_still` takes `requires_grad` back."""
-    for tensor in subset.tensors.values():
-        tensor.requires_grad_()
-    return gradients_of(adapter.run(*inputs.args, **inputs.kwargs), subset.tensors, cotangent)
+    leaves = {view.name: view.stored.requires_grad_() for view in subset.views}
+    found = gradients_of(adapter.run(*inputs.args, **inputs.kwargs), leaves, cotangent)
+    return {view.name: view.layout.read(found[view.name]) for view in subset.views}
 
 
 def last_positions(inputs: ModelInputs, output: OutputInfo) -> Int[Tensor, " batch"]:

@@ -2,11 +2,37 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from param_features.errors import InferenceModeError
+from param_features.params import all_parameters
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """A buffer as it was: which tensor, its version and its values."""
+
+    owner: nn.Module
+    name: str
+    tensor: Tensor | None
+    version: int
+    values: Tensor | None
+
+    @classmethod
+    def of(cls, owner: nn.Module, name: str) -> "_Buffer":
+        tensor = owner._buffers[name]
+        if tensor is None or tensor.is_inference():
+            return cls(owner, name, tensor, 0, None)
+        return cls(owner, name, tensor, tensor._version, tensor.detach().clone())
+
+    def restore(self) -> None:
+        self.owner._buffers[self.name] = self.tensor
+        if self.tensor is not None and self.values is not None and self.tensor._version != self.version:
+            with torch.no_grad():
+                self.tensor.copy_(self.values)
 
 
 @contextmanager
@@ -14,7 +40,8 @@ def held_still(module: nn.Module) -> Iterator[None]:
     """Run a block with the module in evaluation mode and every parameter frozen; restore both, and the RNG, on exit.
 
     Frozen weights keep the graph small: nothing below the lowest tapped parameter is recorded. The fast path of torch's
-    attention layers is switched off meanwhile, since it skips the hooks of its own submodules.
+    attention layers is switched off meanwhile, since it skips the hooks of its own submodules. Buffers that the model
+    changes as it runs (counters, caches) get their values back. Cost: a copy of the buffers.
 
     Raises:
         InferenceModeError: Under `torch.inference_mode()` nothing could be differentiated.
@@ -25,9 +52,10 @@ def held_still(module: nn.Module) -> Iterator[None]:
             "frozen meanwhile anyway, and torch.no_grad() does no harm."
         )
     modes = [(child, child.training) for child in module.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    flags = [(parameter, parameter.requires_grad) for parameter in all_parameters(module)]
+    buffers = [_Buffer.of(child, name) for child, _ in modes for name in child._buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    devices = {parameter.device.index or 0 for parameter in module.parameters() if parameter.is_cuda}
+    devices = {parameter.device.index or 0 for parameter, _ in flags if parameter.is_cuda}
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:
             for child, _ in modes:
@@ -41,4 +69,6 @@ def held_still(module: nn.Module) -> Iterator[None]:
                 child.training = training
             for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
+            for buffer in buffers:
+                buffer.restore()
             torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -1,7 +1,7 @@
 """Per-sample gradients of one parameter's matrix: dense, factored over positions, or factored with one-hot inputs.
 
-Three formats behind the same operations. A sample's gradient is Σ_s δ_s ⊗ a_s over the positions s that feed it (DESIGN:
-"gradients stay factored"); nothing of size [sample, d_out, d_in] is built unless that is the smaller form.
+Three formats behind the same operations. A sample's gradient is Σ_s δ_s ⊗ a_s over the positions s that feed it; nothing
+of size [sample, d_out, d_in] is built unless that is the smaller form.
 """
 
 from dataclasses import dataclass
@@ -36,6 +36,10 @@ class Dense:
     def map(self, function) -> "Dense":
         """Apply `function` to each stored tensor: choosing rows, moving, casting."""
         return Dense(function(self.matrix))
+
+    def rows(self, index: Int[Tensor, " d_out"]) -> "Dense":
+        """The gradients of some rows of the matrix."""
+        return Dense(self.matrix[:, index])
 
     def dense(self) -> "Dense":
         """Itself."""
@@ -78,6 +82,10 @@ class Factored:
     def map(self, function) -> "Factored":
         """Apply `function` to each stored tensor."""
         return Factored(function(self.delta), function(self.inputs))
+
+    def rows(self, index: Int[Tensor, " d_out"]) -> "Factored":
+        """The gradients of some rows of the matrix."""
+        return Factored(self.delta[..., index], self.inputs)
 
     def dense(self) -> Dense:
         """Build the matrices. Cost: pos · d_out · d_in a sample."""
@@ -123,6 +131,10 @@ class Indexed:
         """Apply `function` to each stored tensor."""
         return Indexed(function(self.delta), function(self.index), self.d_in)
 
+    def rows(self, index: Int[Tensor, " d_out"]) -> "Indexed":
+        """The gradients of some rows of the matrix."""
+        return Indexed(self.delta[..., index], self.index, self.d_in)
+
     def dense(self) -> Dense:
         """Build the matrices. Cost: memory d_out · d_in a sample."""
         n_samples, _, d_out = self.delta.shape
@@ -149,9 +161,16 @@ Gradients = dict[str, Gradient]
 
 
 def join_positions(parts: list[Gradient]) -> Gradient:
-    """Sum the gradients that several uses of one parameter give to the same samples."""
+    """Sum the gradients that several uses of one parameter give to the same samples.
+
+    Raises:
+        ValueError: They have different shapes, as those of a table that one use reads and another multiplies by.
+    """
     if len(parts) == 1:
         return parts[0]
+    shapes = sorted({part.matrix_shape for part in parts})
+    if len(shapes) > 1:
+        raise ValueError(f"its uses see matrices of shapes {', '.join(map(str, shapes))}")
     factored = [part for part in parts if isinstance(part, Factored)]
     if len(factored) == len(parts):
         return Factored(torch.cat([p.delta for p in factored], 1), torch.cat([p.inputs for p in factored], 1))

@@ -18,7 +18,8 @@ def register_rule(key: type | str, attribute: str = "*") -> Callable[[LayerRule]
     """Register the decorated function as the rule of a layer class's parameter, or under a name of its own.
 
     Args:
-        key: The layer's class (subclasses inherit the rule), or a name that an adapter's taps use.
+        key: The layer's class (subclasses inherit the rule); or, so that nothing need be imported, its top-level package and
+            name, such as `"transformers.Conv1D"`; or a name that an adapter's taps use.
         attribute: The parameter's name within the layer; `"*"` for any.
 
     Returns:
@@ -55,8 +56,13 @@ def required_rule(key: type | str, attribute: str) -> LayerRule:
 
 def rule_for(key: type | str, attribute: str) -> LayerRule | None:
     """The rule of the first class in the MRO that has one (or of the name), None without one."""
-    for candidate in key.__mro__ if isinstance(key, type) else (key,):
+    for candidate in _names_of(key) if isinstance(key, type) else (key,):
         for name in (attribute, "*"):
             if (candidate, name) in _RULES:
                 return _RULES[candidate, name]
     return None
+
+
+def _names_of(layer: type) -> list[type | str]:
+    """Every class of the MRO, each followed by its name."""
+    return [key for cls in layer.__mro__ for key in (cls, f"{cls.__module__.partition('.')[0]}.{cls.__name__}")]

@@ -13,12 +13,10 @@ def matrix(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Factored:
 
 
 @register_rule("bias")
-@register_rule(nn.Linear, "bias")
 def bias(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Dense:
-    """Σ_s δ_s over positions. For `nn.Linear` the last axis is the bias's; with heads, [batch pos head d_head]."""
-    n_trailing = 1 if isinstance(layer, nn.Linear) else max(delta.dim() - 2, 1)
-    rows = delta.flatten(delta.dim() - n_trailing)
-    return Dense(rows.reshape(len(rows), -1, rows.shape[-1]).sum(1).unsqueeze(-1))
+    """Σ_s δ_s with tensors [batch pos ...]: heads and other trailing axes fold into d_out."""
+    rows = delta.flatten(2) if delta.dim() > 2 else delta.unsqueeze(1)
+    return Dense(rows.sum(1).unsqueeze(-1))
 
 
 @register_rule("gain")

@@ -1,0 +1,54 @@
+"""Adapter for Hugging Face transformers' models."""
+
+import inspect
+from typing import Any
+
+from jaxtyping import Bool
+from param_features.adapters.base import is_padded_on_the_right
+from param_features.adapters.module import ModuleAdapter
+from torch import Tensor, nn
+
+
+class HuggingFaceAdapter(ModuleAdapter):
+    """A `PreTrainedModel`: parameters by their own names, fused matrices in part, padding by `attention_mask`."""
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns, without the cache for generation."""
+        settings = {"use_cache": False, "return_dict": True}
+        return self.model(*args, **{key: value for key, value in settings.items() if self._takes(key)} | kwargs)
+
+    @property
+    def d_vocab(self) -> int | None:
+        """Rows of the input embedding."""
+        embedding = self.model.get_input_embeddings()
+        return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+
+    @property
+    def n_ctx(self) -> int | None:
+        """Positions that the model was made for."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def n_layers(self) -> int | None:
+        """Number of blocks."""
+        return getattr(self.model.config.get_text_config(), "num_hidden_layers", None)
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether the model has a layer of logits over its vocabulary."""
+        return self.model.get_output_embeddings() is not None
+
+    def head(self) -> nn.Module | None:
+        """That layer."""
+        head = self.model.get_output_embeddings()
+        return head if isinstance(head, nn.Linear) else None
+
+    def padding(self, mask: Bool[Tensor, "batch pos"]) -> dict[str, Tensor]:
+        """`attention_mask`, and `position_ids` that count real positions where padding comes first."""
+        found = {"attention_mask": mask.long()}
+        if not is_padded_on_the_right(mask) and self._takes("position_ids"):
+            found["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        return found
+
+    def _takes(self, keyword: str) -> bool:
+        return keyword in inspect.signature(type(self.model).forward).parameters

@@ -1,0 +1,49 @@
+"""What TransformerLens' HookedTransformer and TransformerBridge have in common: configuration, tokens and padding."""
+
+from typing import Any
+
+from jaxtyping import Bool
+from param_features.adapters.base import Adapter, is_padded_on_the_right
+from torch import Tensor
+
+
+class LensAdapter(Adapter):
+    """A model with TransformerLens' `cfg`, `tokenizer` and `to_tokens`."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer, or else the one that the user gave."""
+        return self.model.tokenizer if self.model.tokenizer is not None else self.given_tokenizer
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of token ids."""
+        return self.model.cfg.d_vocab
+
+    @property
+    def n_ctx(self) -> int:
+        """The context length."""
+        return self.model.cfg.n_ctx
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.model.cfg.n_layers
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Always: the output is logits over the vocabulary."""
+        return True
+
+    @property
+    def is_soft_capped(self) -> bool:
+        """Whether a soft cap follows the unembedding."""
+        return (getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0) > 0
+
+    def padding(self, mask: Bool[Tensor, "batch pos"]) -> dict[str, Tensor]:
+        """Its `attention_mask`, from which TransformerLens takes the positions too, where padding comes first."""
+        return {} if is_padded_on_the_right(mask) else {"attention_mask": mask.long()}
+
+    def to_ids(self, text: str) -> list[int]:
+        """Ids by the model's tokenizer, with the beginning-of-sequence token if the model prepends it by default."""
+        return super().to_ids(text) if self.model.tokenizer is None else self.model.to_tokens(text)[0].tolist()

@@ -1,0 +1,159 @@
+"""Adapter for TransformerLens' `TransformerBridge`, versions 3 and 4, raw or in compatibility mode.
+
+A bridge wraps another library's modules. Its parameters bear TransformerLens' names, shapes and orientation here, each a
+view of the Parameter that the wrapped layer holds.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from param_features.adapters.lens import LensAdapter
+from param_features.adapters.module import has_rows_in, layer_taps
+from torch import nn
+
+from param_features.layout import Layout
+from param_features.params import ParamView, Site, Tap, default_fold
+
+_WRAPPED = "_original_component"
+# Kind of slot: patterns from what a linear layer stores, and from what transformers' Conv1D does, to TransformerLens'
+# shape; then TransformerLens' shape to [d_out, d_in].
+_PATTERNS = {
+    "heads out": ("(head o) i -> head i o", "i (head o) -> head i o", "head i o -> (head o) i"),
+    "heads in": ("o (head i) -> head i o", "(head i) o -> head i o", "head i o -> o (head i)"),
+    "matrix": ("o i -> i o", "", "i o -> o i"),
+    "head bias": ("(head o) -> head o", "(head o) -> head o", "head o -> (head o) 1"),
+    "vector": ("", "", "o -> o 1"),
+}
+_ATTENTION = {"q": "Q", "k": "K", "v": "V", "o": "O"}
+_NORMS = ("ln1", "ln2", "ln1_post", "ln2_post")
+
+
+class Slot(NamedTuple):
+    """A parameter of a wrapped layer, as TransformerLens calls and shapes it."""
+
+    name: str
+    kind: str
+
+
+class TransformerBridgeAdapter(LensAdapter):
+    """A `TransformerBridge`, whatever it wraps; parameters without a TransformerLens name keep their own."""
+
+    def fold(self, owner: nn.Module, attribute: str, n_dims: int) -> str:
+        """Of a parameter without a TransformerLens name."""
+        return "i o -> o i" if n_dims == 2 and has_rows_in(owner) else default_fold(n_dims)
+
+    def taps(self, view: ParamView) -> tuple[Tap, ...]:
+        """The input and output of the wrapped layers; of norms, which a bridge computes itself, its own hook points."""
+        components = {id(m._modules[_WRAPPED]): m for m in self.module.modules() if m._modules.get(_WRAPPED) is not None}
+        component = components.get(id(view.owner))
+        if component is None or "hook_normalized" not in component._modules:
+            return layer_taps(view)
+        rule = "gain" if view.attribute == "weight" else "bias"
+        return (Tap(rule, view.owner, view.attribute, Site(component.get_submodule("hook_normalized")), Site(component)),)
+
+    def views(self) -> dict[str, ParamView]:
+        """Every parameter but the dead originals of fused matrices, which booting splits in three."""
+        slots, dead = self._slots(), self._dead()
+        found = (view for view in super().views().values() if id(view.owner) not in dead)
+        named = [self._named(view, slots.get((id(view.owner), view.attribute))) for view in found]
+        return {view.name: view for view in named}
+
+    def aliases(self) -> dict[str, str]:
+        """`attn.W_K` for grouped-query `attn._W_K`; names of tied slots; the wrapped model's own names."""
+        views = self.views()
+        of_place = {(id(owner), key): view.name for view in views.values() for owner, key in view.places}
+        found = {slot.name: of_place[place] for place, slot in self._slots().items() if place in of_place}
+        found |= {name.replace("attn._", "attn."): real for name, real in list(found.items())}
+        of_stored = {id(view.stored): view.name for view in views.values()}
+        own = {name.replace(f"{_WRAPPED}.", ""): of_stored.get(id(p)) for name, p in self.model.named_parameters()}
+        found |= {name: real for name, real in own.items() if real is not None}
+        return {name: real for name, real in found.items() if name not in views}
+
+    @property
+    def processing(self) -> str:
+        """Whether compatibility mode is on, and whether LayerNorm is folded into the weights that follow it."""
+        norms = [view.tensor for name, view in self.views().items() if name.endswith((".ln1.w", ".ln2.w"))]
+        folded = bool(norms) and all(bool((weight == 1).all()) for weight in norms)
+        mode = "compatibility mode" if self.model.compatibility_mode else "raw"
+        return f"{mode}; {self.model.cfg.normalization_type} {'weights are all 1 (folded)' if folded else 'not folded'}"
+
+    def head(self) -> nn.Module | None:
+        """The unembedding's layer, unless a soft cap follows it."""
+        layer = _wrapped(self.model, "unembed")
+        return layer if isinstance(layer, nn.Linear) and not self.is_soft_capped else None
+
+    def _named(self, view: ParamView, slot: Slot | None) -> ParamView:
+        """The view under TransformerLens' name, shape and orientation."""
+        if slot is None:
+            return ParamView(view.name.replace(f"{_WRAPPED}.", ""), view.owner, view.attribute, view.fold, view.also_at)
+        linear, rows_in, fold = _PATTERNS[slot.kind]
+        pattern = rows_in if has_rows_in(view.owner) else linear
+        sizes = (("o" if slot.kind != "heads in" else "i", self.model.cfg.d_head),) if "head" in pattern else ()
+        return ParamView(slot.name, view.owner, view.attribute, fold, view.also_at, Layout(pattern, sizes))
+
+    def _slots(self) -> dict[tuple[int, str], Slot]:
+        """(id of the wrapped layer, attribute) to its slot, for every slot that this model has."""
+        found: dict[tuple[int, str], Slot] = {}
+        for layer, attribute, slot in self._places():
+            stored = None if layer is None else layer._parameters.get(attribute)
+            if layer is not None and stored is not None and stored.dim() == (1 if slot.name[-1] == "w" else _n_dims(slot)):
+                found.setdefault((id(layer), attribute), self._spelled(layer, attribute, slot))
+        return found
+
+    def _spelled(self, layer: nn.Module, attribute: str, slot: Slot) -> Slot:
+        """With the underscore that TransformerLens gives keys and values of which there are fewer than queries."""
+        path, _, name = slot.name.rpartition(".")
+        if name not in ("W_K", "W_V", "b_K", "b_V"):
+            return slot
+        d_out = layer._parameters[attribute].shape[-1 if has_rows_in(layer) else 0]
+        is_grouped = d_out < self.model.cfg.n_heads * self.model.cfg.d_head
+        return Slot(f"{path}._{name}", slot.kind) if is_grouped else slot
+
+    def _places(self) -> Iterator[tuple[nn.Module | None, str, Slot]]:
+        """Where TransformerLens' names may lie."""
+        yield _wrapped(self.model, "embed"), "weight", Slot("embed.W_E", "matrix")
+        yield _wrapped(self.model, "pos_embed"), "weight", Slot("pos_embed.W_pos", "matrix")
+        yield from _norm(_wrapped(self.model, "ln_final"), "ln_final")
+        yield _wrapped(self.model, "unembed"), "weight", Slot("unembed.W_U", "matrix")
+        yield _wrapped(self.model, "unembed"), "bias", Slot("unembed.b_U", "vector")
+        for number, block in enumerate(getattr(self.model, "blocks", ())):
+            yield from _block_places(block, f"blocks.{number}")
+
+    def _dead(self) -> set[int]:
+        """Layers whose weights booting copied into separate queries, keys and values; nothing reads them any more."""
+        attentions = [m for m in self.module.modules() if {"q", "k", "v", "qkv"} <= set(m._modules)]
+        return {id(layer) for attention in attentions if (layer := _wrapped(attention, "qkv")) is not None}
+
+
+def _block_places(block: nn.Module, prefix: str) -> Iterator[tuple[nn.Module | None, str, Slot]]:
+    for norm in _NORMS:
+        yield from _norm(_wrapped(block, norm), f"{prefix}.{norm}")
+    attention, mlp = block._modules.get("attn"), block._modules.get("mlp")
+    if attention is not None:
+        for child, letter in _ATTENTION.items():
+            layer, is_out = _wrapped(attention, child), letter == "O"
+            yield layer, "weight", Slot(f"{prefix}.attn.W_{letter}", "heads in" if is_out else "heads out")
+            yield layer, "bias", Slot(f"{prefix}.attn.b_{letter}", "vector" if is_out else "head bias")
+        for norm in ("q_norm", "k_norm"):
+            yield from _norm(_wrapped(attention, norm), f"{prefix}.attn.{norm}")
+    if mlp is not None:
+        for child in ("in", "gate", "out"):
+            layer = _wrapped(mlp, child)
+            yield layer, "weight", Slot(f"{prefix}.mlp.W_{child}", "matrix")
+            yield layer, "bias", Slot(f"{prefix}.mlp.b_{child}", "vector")
+
+
+def _norm(layer: nn.Module | None, path: str) -> Iterator[tuple[nn.Module | None, str, Slot]]:
+    yield layer, "weight", Slot(f"{path}.w", "vector")
+    yield layer, "bias", Slot(f"{path}.b", "vector")
+
+
+def _wrapped(parent: nn.Module, child: str) -> nn.Module | None:
+    """The layer that a component of a bridge wraps, None where there is no such component."""
+    component = parent._modules.get(child)
+    return None if component is None else component._modules.get(_WRAPPED)
+
+
+def _n_dims(slot: Slot) -> int:
+    """Axes of the stored parameter."""
+    return 1 if slot.kind in ("vector", "head bias") else 2

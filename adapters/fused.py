@@ -58,7 +58,8 @@ def _by_head(child: str) -> Callable[[Any], Split]:
 
 def _grouped(attention: Any) -> Split:
     d_q = attention.o_proj.in_features
-    return Split({"q": d_q, **dict.fromkeys("kv", (attention.qkv_proj.out_features - d_q) // 2)})
+    d_kv = (attention.qkv_proj.out_features - d_q) // 2
+    return Split({"q": d_q, "k": d_kv, "v": d_kv})
 
 
 def _big_code(attention: Any) -> Split:

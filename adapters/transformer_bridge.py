@@ -96,18 +96,16 @@ class TransformerBridgeAdapter(LensAdapter):
         found: dict[tuple[int, str], Slot] = {}
         for layer, attribute, slot in self._places():
             stored = None if layer is None else layer._parameters.get(attribute)
-            if layer is not None and stored is not None and stored.dim() == (1 if slot.name[-1] == "w" else _n_dims(slot)):
-                found.setdefault((id(layer), attribute), self._spelled(layer, attribute, slot))
+            if layer is not None and stored is not None and stored.dim() == _n_dims(slot):
+                d_out = stored.shape[-1 if has_rows_in(layer) else 0]
+                found.setdefault((id(layer), attribute), self._spelled(slot, d_out))
         return found
 
-    def _spelled(self, layer: nn.Module, attribute: str, slot: Slot) -> Slot:
+    def _spelled(self, slot: Slot, d_out: int) -> Slot:
         """With the underscore that TransformerLens gives keys and values of which there are fewer than queries."""
         path, _, name = slot.name.rpartition(".")
-        if name not in ("W_K", "W_V", "b_K", "b_V"):
-            return slot
-        d_out = layer._parameters[attribute].shape[-1 if has_rows_in(layer) else 0]
         is_grouped = d_out < self.model.cfg.n_heads * self.model.cfg.d_head
-        return Slot(f"{path}._{name}", slot.kind) if is_grouped else slot
+        return Slot(f"{path}._{name}", slot.kind) if is_grouped and name in ("W_K", "W_V", "b_K", "b_V") else slot
 
     def _places(self) -> Iterator[tuple[nn.Module | None, str, Slot]]:
         """Where TransformerLens' names may lie."""

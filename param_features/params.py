@@ -156,7 +156,7 @@ class ParamSubset:
                     f"{view.name!r} is {view.stored.dtype}, and only floating-point weights have gradients. Load the model "
                     "without quantisation, or leave this parameter out."
                 )
-            if type(view.stored).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            if getattr(type(view.stored), "__torch_dispatch__", None) is not getattr(Tensor, "__torch_dispatch__", None):
                 raise NoGradientError(
                     f"{view.name!r} is a {type(view.stored).__name__}, a tensor that keeps its values in another form "
                     "(quantised, sharded or sparse). Load the model with plain weights, or leave this parameter out."

@@ -1,39 +1,55 @@
 # make demo: set up .venv, decompose one W_K of the embedded model, print features beside their controls, draw a picture.
-# make test: set up .venv, run the tests. Both reuse .venv. PYTHON=python3.12 chooses another interpreter (3.11 or newer).
+# make test: set up .venv (TransformerLens 3, sae-lens) and .venv-tl4 (TransformerLens 4), run all tests in the first and
+# those of the adapters in the second. Both commands reuse what is there. PYTHON=python3.12 chooses another interpreter
+# (3.11 or newer).
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_TL4 ?= .venv-tl4
+TL4 ?= 4.3.0
 # The CPU build of torch, from a local index where there is one, else from PyTorch's own: plain PyPI would bring CUDA.
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+PIP = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-tl3 test-tl4 lint clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python demos/first_features.py
 
-test: $(VENV)/.test
+test: test-tl3 test-tl4
+
+test-tl3: $(VENV)/.test
 	$(VENV)/bin/python -m pytest
+
+test-tl4: $(VENV_TL4)/.test
+	$(VENV_TL4)/bin/python -m pytest tests/adapters tests/test_padding.py tests/test_importing.py
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-$(VENV)/.torch:
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)+cpu" || $(PIP) "$(TORCH)" --index-url $(CPU_INDEX)
+%/.torch:
+	$(PYTHON) -m venv $*
+	$*/bin/python $(PIP) "$(TORCH)+cpu" || $*/bin/python $(PIP) "$(TORCH)" --index-url $(CPU_INDEX)
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
-	$(PIP) --constraint constraints.txt --editable ".[lens,plots]"
+	$(VENV)/bin/python $(PIP) --constraint constraints.txt --editable ".[lens,plots]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml constraints.txt
-	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	$(VENV)/bin/python $(PIP) --constraint constraints.txt --editable ".[dev,sae]"
 	touch $@
 
+$(VENV_TL4)/.test: $(VENV_TL4)/.torch pyproject.toml constraints.txt
+	sed 's/^transformer-lens==.*/transformer-lens==$(TL4)/' constraints.txt > $(VENV_TL4)/constraints.txt
+	$(VENV_TL4)/bin/python $(PIP) --constraint $(VENV_TL4)/constraints.txt --editable ".[dev]"
+	touch $@
+
+.PRECIOUS: %/.torch
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV_TL4) build *.egg-info

@@ -25,6 +25,7 @@ _PATTERNS = {
     "vector": ("", "", "o -> o 1"),
 }
 _ATTENTION = {"q": "Q", "k": "K", "v": "V", "o": "O"}
+_MLP = ("in", "gate", "out")
 _NORMS = ("ln1", "ln2", "ln1_post", "ln2_post")
 
 
@@ -43,13 +44,18 @@ class TransformerBridgeAdapter(LensAdapter):
         return "i o -> o i" if n_dims == 2 and has_rows_in(owner) else default_fold(n_dims)
 
     def taps(self, view: ParamView) -> tuple[Tap, ...]:
-        """The input and output of the wrapped layers; of norms, which a bridge computes itself, its own hook points."""
-        components = {id(m._modules[_WRAPPED]): m for m in self.module.modules() if m._modules.get(_WRAPPED) is not None}
-        component = components.get(id(view.owner))
-        if component is None or "hook_normalized" not in component._modules:
-            return layer_taps(view)
-        rule = "gain" if view.attribute == "weight" else "bias"
-        return (Tap(rule, view.owner, view.attribute, Site(component.get_submodule("hook_normalized")), Site(component)),)
+        """The input and output of the wrapped layers, or the bridge's own hook points where it computes a layer itself."""
+        owner, attribute = view.owner, view.attribute
+        for parent in self.module.modules():
+            if parent._modules.get(_WRAPPED) is owner and "hook_normalized" in parent._modules:
+                rule = "gain" if attribute == "weight" else "bias"
+                return (Tap(rule, owner, attribute, _hook(parent, "hook_normalized"), Site(parent)),)
+            child = next((name for name in _MLP if _wrapped(parent, name) is owner), None)
+            if child is not None and getattr(parent, "_use_processed_weights", False):
+                source = _hook(parent, f"{child}.hook_in" if child == "out" else "hook_in")
+                rule = "matrix" if attribute == "weight" else "bias"
+                return (Tap(rule, owner, attribute, source, _hook(parent, f"{child}.hook_out")),)
+        return layer_taps(view)
 
     def views(self) -> dict[str, ParamView]:
         """Every parameter but the dead originals of fused matrices, which booting splits in three."""
@@ -135,7 +141,7 @@ def _block_places(block: nn.Module, prefix: str) -> Iterator[tuple[nn.Module | N
         for norm in ("q_norm", "k_norm"):
             yield from _norm(_wrapped(attention, norm), f"{prefix}.attn.{norm}")
     if mlp is not None:
-        for child in ("in", "gate", "out"):
+        for child in _MLP:
             layer = _wrapped(mlp, child)
             yield layer, "weight", Slot(f"{prefix}.mlp.W_{child}", "matrix")
             yield layer, "bias", Slot(f"{prefix}.mlp.b_{child}", "vector")
@@ -144,6 +150,11 @@ def _block_places(block: nn.Module, prefix: str) -> Iterator[tuple[nn.Module | N
 def _norm(layer: nn.Module | None, path: str) -> Iterator[tuple[nn.Module | None, str, Slot]]:
     yield layer, "weight", Slot(f"{path}.w", "vector")
     yield layer, "bias", Slot(f"{path}.b", "vector")
+
+
+def _hook(parent: nn.Module, path: str) -> Site:
+    """What passes a hook point below `parent`."""
+    return Site(parent.get_submodule(path))
 
 
 def _wrapped(parent: nn.Module, child: str) -> nn.Module | None:

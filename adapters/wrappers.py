@@ -1,5 +1,6 @@
 """Wrappers around a model that has an adapter of its own: nnsight's, and torch's compiled and parallel ones."""
 
+from importlib.metadata import version
 from typing import Any
 
 from param_features.adapters.base import Adapter
@@ -11,7 +12,7 @@ def nnsight_adapter(wrapped: Any) -> Adapter:
     held = vars(wrapped)
     tokenizer = held.get("tokenizer")
     inner = adapter_for(held["_module"])
-    return inner.reading(tokenizer=tokenizer, wrapper=f"nnsight {type(wrapped).__name__}")
+    return inner.reading(tokenizer=tokenizer, wrapper=f"nnsight {version('nnsight')} {type(wrapped).__name__}")
 
 
 def compiled_adapter(wrapped: Any) -> Adapter:

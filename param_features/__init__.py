@@ -2,6 +2,7 @@
 
 from param_features import adapters, demo, errors
 from param_features.decompose import FitSettings
+from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
 from param_features.features import ParamFeatures
 from param_features.gradients import HarvestSettings
@@ -19,6 +20,7 @@ __all__ = [
     "adapters",
     "decompose",
     "demo",
+    "describe",
     "errors",
     "list_params",
     "load",

@@ -8,8 +8,16 @@ from einops import rearrange
 from param_features.adapters import adapter_for
 from torch import nn
 
-from param_features.errors import EmptySelectionError, NoGradientError, NonFiniteError, UnknownParameterError
-from param_features.params import ParamSubset, default_fold, select
+import param_features as pf
+from param_features.errors import (
+    EmptySelectionError,
+    NoGradientError,
+    NonFiniteError,
+    SettingError,
+    UnknownParameterError,
+)
+from param_features.layout import Layout
+from param_features.params import ParamSubset, ParamView, default_fold, select
 from tests.exits import EXITS, leave, leaving_by
 from tests.models import hooked_transformer, randomised
 
@@ -31,7 +39,7 @@ class Zoo(nn.Module):
 
 def subset_of(model, spec="*") -> ParamSubset:
     adapter = adapter_for(model)
-    return select(adapter.views(), spec, adapter.aliases())
+    return select(adapter.views(), spec, adapter.aliases(), adapter.parts())
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +241,160 @@ def test_sizes_are_those_of_the_tensors(zoo):
     subset = subset_of(zoo, ["linear.*", "scalar"])
     assert subset.n_params == 5 * 3 + 5 + 1
     assert subset["linear.bias"].tensor is zoo.linear.bias
+
+
+class Fused(nn.Module):
+    """Attention whose queries, keys and values lie in one tensor, and a recurrent layer with its gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.MultiheadAttention(4, 2), nn.MultiheadAttention(4, 2)
+        self.lstm = nn.LSTM(3, 2)
+
+
+@pytest.fixture
+def fused():
+    return randomised(Fused())
+
+
+QKV = [f"first.in_proj_weight[{part}]" for part in "qkv"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("first.in_proj_weight[k]", [QKV[1]]),
+        ("first.in_proj_weight[q|k]", QKV[:2]),
+        ("first.in_proj_weight[k|q]", QKV[:2]),
+        ("first.in_proj_weight[*]", QKV),
+        ("first.in_proj_*[v]", [QKV[2], "first.in_proj_bias[v]"]),
+        ("*.in_proj_weight[k]", [QKV[1], "second.in_proj_weight[k]"]),
+        ("f*[q]", [QKV[0], "first.in_proj_bias[q]"]),
+        ("lstm.*[f|o]", [f"lstm.{kind}_{to}_l0[{gate}]" for kind in ("weight", "bias") for to in "ih" for gate in "fo"]),
+        ([QKV[2], QKV[0], "second.in_proj_weight"], ["second.in_proj_weight", QKV[0], QKV[2]]),
+        ([QKV[0], re.compile(r"first\.in_proj_weight\[[qv]\]")], [QKV[0], QKV[2]]),
+    ],
+    ids=str,
+)
+def test_selecting_parts_of_fused_matrices(fused, spec, names):
+    found = subset_of(fused, spec)
+    assert sorted(found.names) == sorted(names)
+    assert [name for name in adapter_for(fused).parts() if name in names] == [n for n in found.names if "[" in n]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["*", "first.*", "*weight*", "first.in_proj_weight*", "first.in_proj_weigh[t]", "?irst.in_proj_weight", re.compile(".*"),
+     re.compile(r"first\.in_proj_weight.*")],
+    ids=str,
+)  # fmt: skip
+def test_ordinary_globs_and_regexes_take_matrices_whole(fused, spec):
+    found = subset_of(fused, spec)
+    assert "first.in_proj_weight" in found.names
+    assert not any(view.layout.part for view in found.views)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("first.in_proj_weight[z]", r"nearest: 'first.in_proj_weight\[[qkv]\]'"),
+        ("first.out_proj.weight[q]", "No parameter matches"),
+        ("first.in_proj_weight[q", "No parameter matches"),
+        ("third.*[q]", "No parameter matches"),
+        (re.compile(r".*\[z\]"), "has 12 parameters"),
+    ],
+    ids=str,
+)
+def test_parts_that_are_not_there_are_refused(fused, spec, message):
+    with pytest.raises(UnknownParameterError, match=message):
+        subset_of(fused, spec)
+
+
+@pytest.mark.parametrize("spec", [["first.in_proj_weight", QKV[1]], ["*", "second.*bias[q]"], [QKV[0], "first.in_proj_*"]])
+def test_a_matrix_is_not_chosen_whole_and_in_part(fused, spec):
+    with pytest.raises(SettingError, match=r"whole and its part '(first|second)\.in_proj_\w+\[[qk]\]' again"):
+        subset_of(fused, spec)
+
+
+def test_a_part_of_another_matrix_goes_with_a_whole_one(fused):
+    assert len(subset_of(fused, ["first.in_proj_weight", "second.in_proj_weight[q|k]"]).names) == 3
+
+
+def test_parts_are_slices_of_the_whole_and_listed(fused):
+    whole = fused.first.in_proj_weight
+    found = subset_of(fused, "first.in_proj_weight[*]")
+    assert all(torch.equal(view.tensor, rows) for view, rows in zip(found.views, whole.split(4), strict=True))
+    assert found.n_params == whole.numel()
+    parts = {row.name: row.parts for row in pf.list_params(fused)}
+    assert parts["first.in_proj_weight"] == ("q", "k", "v")
+    assert parts["lstm.bias_hh_l0"] == ("i", "f", "g", "o")
+    assert parts["first.out_proj.weight"] == ()
+
+
+def in_halves(spec="weight"):
+    """A linear layer whose matrix is stored [in, out], its two halves of outputs named; and the layer."""
+    layer = nn.Linear(6, 3)  # stored [3, 6]: three inputs, six outputs
+    views = [
+        ParamView(f"half {part}", layer, "weight", "o i -> o i", layout=Layout("i o -> o i", (), (3 * part, 3 * part + 3)))
+        for part in range(2)
+    ]
+    return layer, ParamSubset(tuple(views))
+
+
+@pytest.mark.parametrize("error", EXITS)
+@pytest.mark.parametrize("kind", ["pieces", "transposed halves"])
+def test_replaced_takes_two_parts_of_one_tensor(fused, kind, error):
+    layer, subset = (
+        in_halves() if kind == "transposed halves" else (fused.first, subset_of(fused, "first.in_proj_weight[q|v]"))
+    )
+    attribute = subset.views[0].attribute
+    parameter, before = layer._parameters[attribute], layer._parameters[attribute].detach().clone()
+    stand_ins = {name: torch.full_like(tensor, 2.0 + n) for n, (name, tensor) in enumerate(subset.tensors.items())}
+    with leaving_by(error), subset.replaced(stand_ins):
+        assert all(torch.equal(subset.tensors[name], stand_in) for name, stand_in in stand_ins.items())
+        if kind == "pieces":
+            assert torch.equal(fused.first.in_proj_weight[4:8], before[4:8])
+        leave(error)
+    assert layer._parameters[attribute] is parameter
+    assert torch.equal(parameter, before)
+
+
+@pytest.mark.parametrize("error", EXITS)
+@pytest.mark.parametrize("kind", ["pieces", "transposed halves"])
+def test_edited_takes_two_parts_of_one_tensor(fused, kind, error):
+    layer, subset = (
+        in_halves() if kind == "transposed halves" else (fused.first, subset_of(fused, "first.in_proj_weight[q|v]"))
+    )
+    parameter = layer._parameters[subset.views[0].attribute]
+    before = parameter.detach().clone()
+    old = {name: tensor.detach().clone() for name, tensor in subset.tensors.items()}
+    deltas = {name: torch.full_like(tensor, 1.0 + n) for n, (name, tensor) in enumerate(old.items())}
+    with leaving_by(error), subset.edited(deltas):
+        assert layer._parameters[subset.views[0].attribute] is parameter
+        assert all(torch.equal(subset.tensors[name], old[name] + delta) for name, delta in deltas.items())
+        if kind == "pieces":
+            assert torch.equal(fused.first.in_proj_weight[4:8], before[4:8])
+        leave(error)
+    assert torch.equal(parameter, before)
+
+
+def test_one_weight_has_one_fingerprint_however_it_is_stored():
+    layer, other, heads = nn.Linear(3, 4), nn.Linear(4, 3), Holder((2, 3, 2))
+    with torch.no_grad():
+        other.weight.copy_(layer.weight.T)
+        heads.tensor.copy_(layer.weight.reshape(2, 2, 3).mT)
+    views = [
+        ParamView("as stored", layer, "weight", "o i -> o i"),
+        ParamView("[in, out]", other, "weight", "i o -> o i"),
+        ParamView("read transposed", other, "weight", "o i -> o i", layout=Layout("i o -> o i")),
+        ParamView("by head", heads, "tensor", "head i o -> (head o) i"),
+        ParamView("by head in a linear layer", layer, "weight", "head i o -> (head o) i",
+                  layout=Layout("(head o) i -> head i o", (("head", 2),))),
+    ]  # fmt: skip
+    assert len(set(ParamSubset(tuple(views)).fingerprint().values())) == 1
+    wrong = ParamView("wrong way round", other, "weight", "o i -> o i")
+    assert len(set(ParamSubset((views[0], wrong)).fingerprint().values())) == 2
+    before = ParamSubset(tuple(views)).fingerprint()
+    for one in (layer, other, heads):
+        one.double()
+    assert not set(ParamSubset(tuple(views)).fingerprint().values()) & set(before.values())

@@ -2,7 +2,7 @@
 
 from param_features.gradients.engine import GradientEngine, Routes
 from param_features.gradients.harvest import Harvester, HarvestSettings, SamplePlan, limited, plan_samples
-from param_features.gradients.plan import OutputInfo, inspect_output, plan_engine
+from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
 from param_features.gradients.rules import LayerRule, register_rule
 from param_features.gradients.state import held_still
 from param_features.gradients.store import GradientStore, flatten, square_norm
@@ -22,6 +22,7 @@ __all__ = [
     "OutputInfo",
     "Routes",
     "SamplePlan",
+    "check_influence",
     "flatten",
     "held_still",
     "inspect_output",

@@ -158,7 +158,7 @@ class GradientEngine:
         calls = [(site, index) for site in sites for index in range(len(capture.outputs[site]))]
         roots = [capture.outputs[site][index] for site, index in calls]
         if not roots:
-            raise AdapterError(f"No layer that holds one of {', '.join(self.routes.taps)} was called as a module.")
+            raise AdapterError("the layer that holds it is never called as a module")
         found = torch.autograd.grad(
             root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
         )

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from param_features.adapters import Adapter
-from param_features.errors import AdapterError, InputError, ModelStateError
+from param_features.errors import AdapterError, InputError, ModelStateError, NoGradientError
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.rules import rule_for
 from param_features.gradients.state import held_still
@@ -16,6 +16,9 @@ from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
 from param_features.params import ParamSubset
 
+_DISAGREES = "its rule disagrees with autograd here"
+_INFLUENCE_ROWS = 32
+_NO_GRADIENT = "no gradient reaches it on two samples"
 _MIXING = {torch.bfloat16: 0.1, torch.float16: 0.05}
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -103,6 +106,27 @@ def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, outp
     return replace(engine, routes=routes)
 
 
+def check_influence(engine: GradientEngine, inputs: ModelInputs, output: OutputInfo) -> None:
+    """Refuse a parameter that the output does not depend on, before gradients of many samples are taken.
+
+    Cost: one forward and backward pass of at most 32 rows, spread over the data.
+
+    Raises:
+        NoGradientError: Names the first parameter whose gradient is exactly zero on all of these rows.
+    """
+    rows = inputs.rows(torch.arange(0, len(inputs), -(-len(inputs) // _INFLUENCE_ROWS)))
+    generator = torch.Generator().manual_seed(0)
+    cotangent = torch.randn(len(rows), *output.shape[1:], generator=generator).to(output.dtype).to(rows.tensors[0].device)
+    with held_still(engine.adapter.module):
+        found = _plain_gradient(engine.adapter, engine.subset, rows, cotangent)
+    for name, gradient in found.items():
+        if not bool(gradient.any()):
+            raise NoGradientError(
+                f"{name!r} has a zero gradient for {len(rows)} inputs: the output does not depend on it here. Leave it out "
+                "of params=, or check that the inputs reach it and that the model reads this Parameter itself."
+            )
+
+
 def _routes(subset: ParamSubset, ruled: dict, failures: dict[str, str]) -> Routes:
     why = {name: failures.get(name, "no layer rule") for name in subset.names if name not in ruled or name in failures}
     return Routes({name: ruled[name] for name in subset.names if name not in why}, tuple(why), why_dense=why)
@@ -127,11 +151,12 @@ class _Check:
             found = self._gradients(engine)
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
             if len(factored) == 1:
-                return {factored[0]: f"its rule failed: {error}"}
+                return {factored[0]: f"its rule failed: {error}" if self._has_gradient(factored[0]) else _NO_GRADIENT}
             single = {name: replace(routes, taps={name: routes.taps[name]}) for name in factored}
             failed = {name: why for one in single.values() for name, why in self.failures(one).items()}
             return failed or dict.fromkeys(factored, f"its rule failed beside the others': {error}")
-        return {name: "its rule disagrees with autograd here" for name in factored if not self._agrees(found, name)}
+        wrong = [name for name in factored if not self._agrees(found, name)]
+        return {name: _DISAGREES if self._has_gradient(name) else _NO_GRADIENT for name in wrong}
 
     def vmap_works(self, routes: Routes) -> bool:
         """Whether the dense route runs under vmap and agrees with plain autograd."""
@@ -178,6 +203,9 @@ class _Check:
     def _cotangent(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(len(self.inputs), self.output.d_output, generator=generator, dtype=torch.float64)
+
+    def _has_gradient(self, name: str) -> bool:
+        return any(bool(row[name].any()) for row in self._oracle)
 
     def _agrees(self, found: Gradients, name: str) -> bool:
         view = self.engine.subset[name]

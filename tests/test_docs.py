@@ -1,0 +1,27 @@
+"""Every Python block of the documentation runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+from param_features.adapters import registry as adapters
+
+from param_features.gradients.rules import registry as rules
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = [
+    (f"{path.relative_to(ROOT)}:{number}", block)
+    for path in sorted((ROOT / "docs").glob("**/*.md"))
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+]
+
+
+def test_the_documentation_holds_blocks():
+    assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize(("place", "block"), BLOCKS, ids=[place for place, _ in BLOCKS])
+def test_block_runs(place, block, monkeypatch):
+    monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    exec(compile(block, place, "exec"), {"__name__": "documentation"})

@@ -124,9 +124,14 @@ class TransformerBridgeAdapter(LensAdapter):
             yield from _block_places(block, f"blocks.{number}")
 
     def _dead(self) -> set[int]:
-        """Layers whose weights booting copied into separate queries, keys and values; nothing reads them any more."""
-        attentions = [m for m in self.module.modules() if {"q", "k", "v", "qkv"} <= set(m._modules)]
-        return {id(layer) for attention in attentions if (layer := _wrapped(attention, "qkv")) is not None}
+        """Fused layers whose weights booting copied into separate ones; nothing reads them any more."""
+        found = set()
+        for component in self.module.modules():
+            if {"q", "k", "v", "qkv"} <= set(component._modules):
+                found.add(id(_wrapped(component, "qkv")))
+            if {"gate", "in", _WRAPPED} <= set(component._modules):
+                found.add(id(component._modules[_WRAPPED]._modules.get("gate_up_proj")))
+        return found
 
 
 def _block_places(block: nn.Module, prefix: str) -> Iterator[tuple[nn.Module | None, str, Slot]]:

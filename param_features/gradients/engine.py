@@ -163,7 +163,7 @@ class GradientEngine:
             root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
         )
         deltas = dict(zip(calls, found, strict=True))
-        return {name: _apply_rules(taps, capture, deltas) for name, taps in self.routes.taps.items()}
+        return {name: _apply_rules(taps, capture, deltas, len(root)) for name, taps in self.routes.taps.items()}
 
     def _dense(self, inputs: ModelInputs, cotangent: Tensor) -> Gradients:
         if not self.routes.dense:
@@ -174,7 +174,7 @@ class GradientEngine:
         return {view.name: Dense(view.to_matrix(_at_least_float32(found[view.name]))) for view in views}
 
 
-def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Site, int], Tensor]):
+def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Site, int], Tensor], n_rows: int):
     """The gradient of one parameter: its rule at every call of every use, summed."""
     parts = []
     for tap in taps:
@@ -182,10 +182,16 @@ def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Sit
         for index, source in enumerate(capture.inputs[tap.input]):
             if source is None:
                 raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
-            source = _at_least_float32(source) if source.is_floating_point() else source
-            gradient = rule(tap.layer, source, _at_least_float32(deltas[tap.output, index]))
+            source = _by_row(_at_least_float32(source) if source.is_floating_point() else source, n_rows)
+            gradient = rule(tap.layer, source, _by_row(_at_least_float32(deltas[tap.output, index]), n_rows))
             parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(source.device)))
     return join_positions(parts)
+
+
+def _by_row(tensor: Tensor, n_rows: int) -> Tensor:
+    """With the batch first where the model merged batch and positions into one axis, as OPT's MLP does."""
+    is_merged = len(tensor) > n_rows and len(tensor) % n_rows == 0
+    return tensor.unflatten(0, (n_rows, -1)) if is_merged else tensor
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

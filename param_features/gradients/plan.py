@@ -149,13 +149,13 @@ class _Check:
         engine = replace(self.engine, subset=views, routes=replace(routes, dense=()))
         try:
             found = self._gradients(engine)
+            wrong = [name for name in factored if not self._agrees(found, name)]
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
             if len(factored) == 1:
                 return {factored[0]: f"its rule failed: {error}" if self._has_gradient(factored[0]) else _NO_GRADIENT}
             single = {name: replace(routes, taps={name: routes.taps[name]}) for name in factored}
             failed = {name: why for one in single.values() for name, why in self.failures(one).items()}
             return failed or dict.fromkeys(factored, f"its rule failed beside the others': {error}")
-        wrong = [name for name in factored if not self._agrees(found, name)]
         return {name: _DISAGREES if self._has_gradient(name) else _NO_GRADIENT for name in wrong}
 
     def vmap_works(self, routes: Routes) -> bool:

@@ -63,9 +63,29 @@ class Inplace(nn.Module):
         return self.last(self.layers(x).mul_(2))
 
 
+class Merged(nn.Module):
+    """Merges batch and positions into one axis before its layers, as OPT's MLP does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 2))
+
+    def forward(self, x):
+        return self.layers(x.flatten(0, 1)).unflatten(0, x.shape[:2]).cumsum(1)
+
+
+class Positions(nn.Embedding):
+    """A table of positions that is called with something else than indices."""
+
+    def forward(self, x):
+        return super().forward(torch.arange(x.shape[1])) + x.unsqueeze(2)
+
+
 @pytest.mark.parametrize(
     ("model", "call"),
     [
+        (Merged(), {"inputs": normal(3, 5, 4)}),
+        (Merged(), {"inputs": normal(3, 3, 4)}),
         (Twice(), {"inputs": normal(3, 4)}),
         (TiedLinear(), {"inputs": normal(3, 4)}),
         (Language(is_tied=False), {"tokens": integers(7, 3, 5)}),
@@ -146,12 +166,14 @@ class Cached(nn.Module):
         (Elsewhere(), normal(3, 4), {"layer.weight", "layer.bias"}),
         (SequenceFirst(), normal(3, 5, 4), {"inside.weight", "inside.bias"}),
         (SequenceFirst(), normal(3, 2, 4), {"inside.weight", "inside.bias"}),
+        (SequenceFirst(), normal(3, 6, 4), {"inside.weight", "inside.bias"}),
+        (Between(Positions(5, 3)), normal(3, 5), {"layer.weight"}),
         (Between(Scaled(4, 3)), normal(3, 4), {"layer.weight"}),
         (Unhooked(), normal(3, 4), {"past.weight", "past.bias", "never.weight", "never.bias"}),
         (Between(nn.ConvTranspose1d(2, 3, 3)), normal(3, 2, 5), {"layer.weight", "layer.bias"}),
         (Between(nn.Embedding(7, 3, scale_grad_by_freq=True)), integers(2, 3, 5), {"layer.weight"}),
     ],
-    ids=["elsewhere", "sequence first", "two long", "another forward", "past the hooks", "no rule", "by frequency"],
+    ids=["elsewhere", "sequence first", "two long", "six long", "positions", "another forward", "past the hooks", "no rule", "by frequency"],
 )
 def test_a_rule_that_does_not_hold_here_gives_way_to_the_dense_route(model, x, dense):
     case = case_of(built(model), inputs=x)

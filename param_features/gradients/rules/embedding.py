@@ -1,5 +1,6 @@
 """Tables read by index: `nn.Embedding` and TransformerLens' W_E."""
 
+import torch
 from torch import Tensor, nn
 
 from param_features.gradients.rules.registry import register_rule
@@ -9,7 +10,13 @@ from param_features.gradients.types import Indexed
 @register_rule("one_hot")
 @register_rule(nn.Embedding, "weight")
 def table(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Indexed:
-    """∂D/∂W = Σ_s δ_s ⊗ onehot(index_s). A padding row gets no gradient, as in torch."""
+    """∂D/∂W = Σ_s δ_s ⊗ onehot(index_s). A padding row gets no gradient, as in torch.
+
+    Raises:
+        ValueError: The layer's first argument is no index, as in tables of positions that compute it themselves.
+    """
+    if inputs.is_floating_point() or inputs.dtype == torch.bool:
+        raise ValueError(f"the layer was called with {inputs.dtype}, not with indices")
     index = inputs.reshape(len(inputs), -1)
     delta = delta.reshape(len(delta), index.shape[1], -1)
     padding = getattr(layer, "padding_idx", None)

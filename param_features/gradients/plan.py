@@ -68,7 +68,9 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
         _refuse_mixing(output[:1], alone)
     tokens = inputs.tokens
     per_position = tokens is not None and output.dim() == 3 and output.shape[1] == tokens.shape[1]
-    is_logits = per_position or adapter.predicts_tokens or output is getattr(returned, "logits", None)
+    is_of_vocabulary = per_position and adapter.d_vocab in (None, output.shape[-1])
+    is_named = adapter.given_output is None and adapter.predicts_tokens
+    is_logits = is_of_vocabulary or is_named or output is getattr(returned, "logits", None)
     return OutputInfo(tuple(output.shape), output.dtype, is_logits, per_position)
 
 

@@ -173,7 +173,17 @@ class Cached(nn.Module):
         (Between(nn.ConvTranspose1d(2, 3, 3)), normal(3, 2, 5), {"layer.weight", "layer.bias"}),
         (Between(nn.Embedding(7, 3, scale_grad_by_freq=True)), integers(2, 3, 5), {"layer.weight"}),
     ],
-    ids=["elsewhere", "sequence first", "two long", "six long", "positions", "another forward", "past the hooks", "no rule", "by frequency"],
+    ids=[
+        "elsewhere",
+        "sequence first",
+        "two long",
+        "six long",
+        "positions",
+        "another forward",
+        "past the hooks",
+        "no rule",
+        "by frequency",
+    ],
 )
 def test_a_rule_that_does_not_hold_here_gives_way_to_the_dense_route(model, x, dense):
     case = case_of(built(model), inputs=x)

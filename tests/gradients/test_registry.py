@@ -110,6 +110,54 @@ def test_a_third_partys_rule_is_used(layer):
     assert_every_route_agrees(found)
 
 
+def named(name: str, module: str, *bases: type) -> type:
+    return type(name, bases or (Transposed,), {"__module__": module})
+
+
+def transposed(layer, inputs, delta):
+    return Factored(inputs.unsqueeze(1), delta.unsqueeze(1))
+
+
+@pytest.mark.parametrize(
+    ("cls", "is_known"),
+    [
+        (named("Foreign", "library"), True),
+        (named("Foreign", "library.models.layers"), True),
+        (named("Mine", "elsewhere", named("Foreign", "library.layers")), True),
+        (named("Mine", "elsewhere", named("Between", "elsewhere", named("Foreign", "library"))), True),
+        (named("Foreign", "other_library"), False),
+        (named("Foreign", "library_two.layers"), False),
+        (named("foreign", "library"), False),
+    ],
+    ids=["itself", "deep inside", "subclass", "subclass of one", "another library", "a longer name", "another name"],
+)
+def test_a_rule_by_package_and_class_is_found_along_the_mro(cls, is_known):
+    register_rule("library.Foreign", "weight")(transposed)
+    assert (rule_for(cls, "weight") is transposed) == is_known
+    assert rule_for(cls, "other") is None
+    found = case(cls())
+    assert found.engine.routes.why_dense == ({} if is_known else {"0.weight": "no layer rule"})
+    assert_every_route_agrees(found)
+
+
+def test_the_nearest_class_wins_and_a_class_comes_before_its_name():
+    parent = named("Parent", "library")
+    child = named("Child", "library", parent)
+    rules = {key: register_rule(key, "weight")(lambda *_: None) for key in ("library.Parent", parent, "library.Child")}
+    assert rule_for(child, "weight") is rules["library.Child"]
+    assert rule_for(parent, "weight") is rules[parent]
+    own = register_rule(child, "weight")(lambda *_: None)
+    assert rule_for(child, "weight") is own
+    assert rule_for(named("Grandchild", "library", child), "weight") is own
+
+
+def test_a_name_is_registered_once_like_a_class():
+    register_rule("library.Foreign", "weight")(transposed)
+    with pytest.raises(RegistryError, match=r"'library.Foreign', 'weight' already has the rule transposed"):
+        register_rule("library.Foreign", "weight")(transposed)
+    register_rule("library.Foreign", "bias")(transposed)
+
+
 @pytest.mark.parametrize(
     ("rule", "why"),
     [

@@ -106,3 +106,34 @@ def test_top_logits_are_the_change_of_centred_logits(tiny_features, tiny_tokens)
     assert [int(token) for token, _ in found.up] == change.topk(3).indices.tolist()
     assert [int(token) for token, _ in found.down] == (-change).topk(3).indices.tolist()
     assert found.up[0][1] == pytest.approx(float(change.max().detach()), rel=1e-3)
+
+
+class Fused(torch.nn.Module):
+    """Attention by the fused kernel, which has no forward-mode derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.out = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 24), torch.nn.Linear(8, 9)
+
+    def forward(self, tokens):
+        q, k, v = self.qkv(self.embed(tokens)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def backends() -> tuple[bool, ...]:
+    flags = torch.backends.cuda
+    return flags.flash_sdp_enabled(), flags.mem_efficient_sdp_enabled(), flags.math_sdp_enabled(), flags.cudnn_sdp_enabled()
+
+
+def test_forward_mode_runs_on_fused_attention_and_restores_the_kernels():
+    model, tokens = Fused(), torch.randint(9, (40, 6))
+    primals = {"qkv.weight": model.qkv.weight.detach()}
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(lambda w: torch.func.functional_call(model, w, (tokens,)), (primals,), (primals,))
+    features = pf.decompose(model, "qkv.weight", tokens, n_features=4, l0=1, steps=5, progress=False)
+    before = backends()
+    by_jvp = features.activations(tokens[:3], route="jvp")
+    assert backends() == before
+    assert any(before[:2])
+    torch.testing.assert_close(by_jvp, features.activations(tokens[:3], route="vjp"), rtol=1e-4, atol=1e-5)

@@ -22,15 +22,66 @@ def test_importing_brings_in_no_optional_library():
     assert run(code) == "[]"
 
 
-def test_decomposing_a_plain_module_brings_in_no_optional_library():
-    code = f"""
-import sys, torch, param_features as pf
-features = pf.decompose(torch.nn.Linear(6, 4), "weight", inputs=torch.randn(80, 6), n_features=4, l0=1, steps=5,
-                        progress=False)
+FOREIGN = "import sys, torch; print([name for name in {!r} if name in sys.modules], torch.Tensor.backward.__module__)"
+UNTOUCHED = "[] torch._tensor"
+PLAIN = """
+import torch, param_features as pf
+model = torch.nn.Linear(6, 4)
+call = {"inputs": torch.randn(80, 6), "n_features": 4, "l0": 1, "steps": 5, "progress": False}
+features = pf.decompose(model, "weight", **call)
 features.activations(inputs=torch.randn(3, 6)), features.show(0)
-print([name for name in {OPTIONAL!r} if name in sys.modules])
 """
-    assert run(code).splitlines()[-1] == "[]"
+
+
+def test_decomposing_a_plain_module_brings_in_no_optional_library():
+    code = f"""{PLAIN}
+adapter = pf.adapters.adapter_for(model)
+try:
+    pf.adapters.adapter_for("gpt2")
+except pf.errors.AdapterError:
+    {FOREIGN.format(OPTIONAL)}
+"""
+    assert run(code).splitlines()[-1] == UNTOUCHED
+
+
+def test_the_core_works_where_no_optional_library_can_be_imported(tmp_path):
+    code = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OPTIONAL!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+{PLAIN}
+x = torch.randn(3, 6)
+features.save_pretrained({str(tmp_path)!r})
+loaded = pf.load({str(tmp_path)!r}, model=model)
+print(torch.equal(loaded.activations(inputs=x), features.activations(inputs=x)))
+print(loaded.top_logits(0) == features.top_logits(0))
+"""
+    shown = run(code).splitlines()
+    assert shown[-2:] == ["True", "True"]
+    assert "Feature 0: top examples" in shown[0]
+    assert "input" in shown[1]
+
+
+def test_decomposing_a_hugging_face_model_brings_in_no_other_library():
+    pytest.importorskip("transformers")
+    others = tuple(
+        name for name in OPTIONAL if name in ("transformer_lens", "nnsight", "sae_lens", "devinterp", "circuitsvis")
+    )
+    code = f"""
+import torch, param_features as pf
+from transformers import GPT2Config, GPT2LMHeadModel
+model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8))
+tokens = torch.randint(20, (30, 8))
+features = pf.decompose(model, "transformer.h.0.attn.c_attn.weight[k]", tokens, n_features=4, l0=1, steps=5, progress=False)
+features.show(0), pf.list_params(model)
+{FOREIGN.format(others)}
+"""
+    assert run(code).splitlines()[-1] == UNTOUCHED
 
 
 def test_importing_does_nothing_else():

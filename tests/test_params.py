@@ -270,7 +270,10 @@ QKV = [f"first.in_proj_weight[{part}]" for part in "qkv"]
         ("first.in_proj_*[v]", [QKV[2], "first.in_proj_bias[v]"]),
         ("*.in_proj_weight[k]", [QKV[1], "second.in_proj_weight[k]"]),
         ("f*[q]", [QKV[0], "first.in_proj_bias[q]"]),
-        ("lstm.*[f|o]", [f"lstm.{kind}_{to}_l0[{gate}]" for kind in ("weight", "bias") for to in "ih" for gate in "fo"]),
+        (
+            "lstm.*[f|o]",
+            [f"lstm.{kind}_{to}_l0[{gate}]" for kind in ("weight", "bias") for to in ("ih", "hh") for gate in "fo"],
+        ),
         ([QKV[2], QKV[0], "second.in_proj_weight"], ["second.in_proj_weight", QKV[0], QKV[2]]),
         ([QKV[0], re.compile(r"first\.in_proj_weight\[[qv]\]")], [QKV[0], QKV[2]]),
     ],
@@ -331,7 +334,7 @@ def test_parts_are_slices_of_the_whole_and_listed(fused):
     assert parts["first.out_proj.weight"] == ()
 
 
-def in_halves(spec="weight"):
+def in_halves():
     """A linear layer whose matrix is stored [in, out], its two halves of outputs named; and the layer."""
     layer = nn.Linear(6, 3)  # stored [3, 6]: three inputs, six outputs
     views = [

@@ -173,7 +173,7 @@ def _zeros(inputs: ModelInputs) -> Int[Tensor, "batch one"]:
 def draw_positions(inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> Int[Tensor, "batch slot"]:
     """Real positions of each row, at random without replacement; a row shorter than `n_slots` repeats its own."""
     weights = torch.ones(len(inputs), inputs.n_pos) if inputs.mask is None else inputs.mask.cpu().float()
-    order = torch.rand(weights.shape, generator=generator).add(weights * 0).argsort(1, descending=True)
+    order = torch.rand(weights.shape, generator=generator).add(weights * 2).argsort(1, descending=True)
     length = weights.sum(1).long().clamp(min=1)
     slot = torch.arange(n_slots).unsqueeze(0) % length.unsqueeze(1)
     return order.gather(1, slot)

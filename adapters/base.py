@@ -8,8 +8,9 @@ from typing import Any
 from jaxtyping import Bool
 from param_features.adapters.text import ids_of, strings_of
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
-from param_features.errors import AdapterError, OutputError
+from param_features.errors import AdapterError, ModelStateError, OutputError
 from param_features.params import ParamView, Tap
 
 
@@ -103,12 +104,17 @@ class Adapter(ABC):
         return False
 
     def views(self) -> dict[str, ParamView]:
-        """Every parameter by the library's own name; tied weights once, under their first name."""
+        """Every parameter by the library's own name; tied weights once, under their first name.
+
+        Raises:
+            ModelStateError: A lazy layer's parameter has no shape yet.
+        """
         places: dict[int, list[tuple[str, nn.Module, str]]] = {}
         for prefix, owner in self.module.named_modules():
             for attribute, parameter in owner._parameters.items():
                 if parameter is not None:
                     name = f"{prefix}.{attribute}" if prefix else attribute
+                    _refuse_lazy(name, parameter)
                     places.setdefault(id(parameter), []).append((name, owner, attribute))
         views = [self.view(name, owner, key, tuple(rest)) for (name, owner, key), *rest in places.values()]
         return {view.name: view for view in views}
@@ -201,6 +207,11 @@ class Adapter(ABC):
         """Library and class, for saved files and messages."""
         named = f"{type(self.model).__module__.partition('.')[0]} {type(self.model).__name__}"
         return f"{named} in {self.wrapper}" if self.wrapper else named
+
+
+def _refuse_lazy(name: str, parameter: nn.Parameter) -> None:
+    if isinstance(parameter, UninitializedParameter):
+        raise ModelStateError(f"{name!r} has no shape yet: it belongs to a lazy layer. Run the model once first.")
 
 
 def is_padded_on_the_right(mask: Bool[Tensor, "batch pos"]) -> bool:

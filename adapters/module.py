@@ -64,8 +64,8 @@ def rows_of_part(view: ParamView) -> Int[Tensor, " d_out"]:
     """Which rows of the whole matrix are the part's."""
     whole = ParamView(view.name, view.owner, view.attribute, view.fold)
     d_out, d_in = whole.matrix_shape
-    numbers = unfold_matrix(torch.arange(d_out).unsqueeze(1).expand(d_out, d_in), view.fold, whole.shape)
-    return view.to_matrix(view.layout.read(numbers))[:, 0]
+    row = torch.arange(d_out, dtype=torch.float64).unsqueeze(1).expand(d_out, d_in)
+    return view.to_matrix(view.layout.read(unfold_matrix(row, view.fold, whole.shape)))[:, 0].long()
 
 
 def has_rows_in(owner: nn.Module) -> bool:

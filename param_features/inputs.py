@@ -140,13 +140,21 @@ def _from_tokens(adapter: Adapter, tokens: Any) -> ModelInputs:
 
 
 def _from_encoding(adapter: Adapter, encoding: Mapping) -> ModelInputs:
-    """What a tokenizer returns: lists of ids, or tensors with a mask."""
-    ids = encoding["input_ids"]
+    """What a tokenizer returns: ids of one length with a mask, as tensors or not, or lists of several lengths."""
+    ids = _as_tensor(encoding["input_ids"])
     found = _from_tokens(adapter, ids)
-    if not isinstance(ids, Tensor) or "attention_mask" not in encoding:
+    if "attention_mask" not in encoding or not isinstance(ids, Tensor):
         return found
-    mask = _read_mask(encoding["attention_mask"], found)
+    mask = _read_mask(_as_tensor(encoding["attention_mask"]), found)
     return ModelInputs(found.args, {} if mask is None else adapter.padding(mask), mask)
+
+
+def _as_tensor(rows: Any) -> Any:
+    """Rows of one length as a tensor; other rows, which hold no padding, as they are."""
+    if isinstance(rows, Tensor):
+        return rows
+    is_even = len({len(row) for row in rows}) == 1
+    return torch.as_tensor(rows) if is_even else rows
 
 
 def _read_mask(given: Any, found: ModelInputs) -> Tensor | None:

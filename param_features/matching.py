@@ -17,12 +17,14 @@ def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple
     Cost: hashes the parameter of that name; where the model has none, every one of the same size.
 
     Raises:
-        FingerprintError: No parameter has these weights, several have, or it is tied in one model only.
+        FingerprintError: No parameter has these weights, several have, two saved ones would share one, or it is tied in one
+            model only.
         UnknownParameterError: The model has no parameter of that name and none with these weights.
     """
     known = adapter.views() | adapter.parts()
     aliases = adapter.aliases()
-    found = []
+    found: dict[str, ParamView] = {}
+    saved_as: dict[str, str] = {}
     for name, record in params.items():
         by_name = known.get(aliases.get(name, name))
         if by_name is not None and fingerprint(by_name) == record.fingerprint:
@@ -30,8 +32,13 @@ def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple
         else:
             view = _by_weights(name, record, by_name, known, aliases)
         _refuse_other_ties(name, record, view)
-        found.append(view)
-    return tuple(found)
+        if view.name in found:
+            raise FingerprintError(
+                f"{saved_as[view.name]!r} and {name!r} were decomposed together, and this model holds the weights of both in "
+                f"{view.name!r} only. Load a model that holds both."
+            )
+        found[view.name], saved_as[view.name] = view, name
+    return tuple(found.values())
 
 
 def _by_weights(

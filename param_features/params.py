@@ -12,7 +12,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from param_features.errors import (
     EmptySelectionError,
@@ -166,10 +165,6 @@ class ParamSubset:
                     f"{view.name!r} was made under torch.inference_mode(), and such tensors have no gradients. Load the "
                     "model outside that block."
                 )
-            if isinstance(view.stored, UninitializedParameter):
-                raise NoGradientError(
-                    f"{view.name!r} has no shape yet: it belongs to a lazy layer. Run the model once first."
-                )
             n_bad = int((~torch.isfinite(view.tensor)).sum())
             if n_bad:
                 raise NonFiniteError(
@@ -251,33 +246,42 @@ def select(
         UnknownParameterError: A part of `spec` matches nothing; the message lists the nearest names.
         SettingError: A matrix is chosen both whole and in part.
     """
-    spoken = {name: name for name in (*views, *(parts or {}))} | dict(aliases or {})
+    parts, aliases = parts or {}, aliases or {}
+    spoken, of_parts = {name: name for name in views} | dict(aliases), _spoken_parts(parts, aliases)
     wanted = [spec] if isinstance(spec, str | re.Pattern) else list(spec)
     if not wanted or any(one == "" for one in wanted):
         raise EmptySelectionError(
             f"params={spec!r} chooses no parameter. Give a name, a glob, a compiled regex or a list of these; "
             "pf.list_params(model) prints all names."
         )
-    chosen = {name for one in wanted for name in _matches(one, spoken, frozenset(parts or ()))}
-    subset = ParamSubset(tuple(view for name, view in {**views, **(parts or {})}.items() if name in chosen))
+    chosen = {name for one in wanted for name in _matches(one, spoken, of_parts)}
+    subset = ParamSubset(tuple(view for name, view in {**views, **parts}.items() if name in chosen))
     _refuse_overlap(subset)
     return subset
 
 
-def _matches(wanted: str | re.Pattern, spoken: Mapping[str, str], parts: frozenset[str]) -> set[str]:
+def _spoken_parts(parts: Mapping[str, ParamView], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Names of parts, also under their whole's aliases, to the library's own."""
+    found = {name: name for name in parts}
+    for alias, real in aliases.items():
+        found |= {alias + name.removeprefix(real): name for name in parts if name.startswith(f"{real}[")}
+    return found
+
+
+def _matches(wanted: str | re.Pattern, spoken: Mapping[str, str], parts: Mapping[str, str]) -> set[str]:
     if isinstance(wanted, re.Pattern):
-        matched = {name: real for name, real in spoken.items() if wanted.fullmatch(name)}
-        found = {real for name, real in matched.items() if name not in parts} or set(matched.values())
-    elif wanted in spoken:
-        found = {spoken[wanted]}
+        found = {real for name, real in spoken.items() if wanted.fullmatch(name)}
+        found = found or {real for name, real in parts.items() if wanted.fullmatch(name)}
+    elif wanted in spoken or wanted in parts:
+        found = {spoken.get(wanted) or parts[wanted]}
     else:
-        found = {real for name, real in spoken.items() if name not in parts and fnmatch.fnmatchcase(name, wanted)}
-        found |= {name for name in parts if _is_part_of(name, wanted)}
+        found = {real for name, real in spoken.items() if fnmatch.fnmatchcase(name, wanted)}
+        found |= {real for name, real in parts.items() if _is_part_of(name, wanted)}
     if not found:
         pattern = wanted.pattern if isinstance(wanted, re.Pattern) else wanted
         raise UnknownParameterError(
-            f"No parameter matches {pattern!r}. The model has {len(set(spoken.values()) - parts)} parameters; nearest: "
-            f"{nearest(pattern, spoken)}. pf.list_params(model) prints all."
+            f"No parameter matches {pattern!r}. The model has {len(set(spoken.values()))} parameters; nearest: "
+            f"{nearest(pattern, [*spoken, *parts])}. pf.list_params(model) prints all."
         )
     return found
 

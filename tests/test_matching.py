@@ -213,7 +213,6 @@ class TestRefusals:
             found_in(models[1], records_of(models[0], name))
 
 
-@pytest.mark.xfail(strict=True, reason="both are bound to the same parameter, and one's directions are lost")
 def test_two_saved_parameters_are_never_bound_to_one(original):
     both, one = (Original().double() for _ in range(2))
     both.load_state_dict(original.state_dict())

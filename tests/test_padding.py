@@ -77,7 +77,6 @@ def test_activations_do_not_know_of_padding(name, route):
         assert torch.equal(found, features.activations(encoding(ROWS, side, pad=0), route=route))
 
 
-@pytest.mark.xfail(strict=True, reason="vmap was found to work without a mask, and cannot map transformers' look at one")
 @pytest.mark.parametrize("name", ["gpt2"])
 def test_the_dense_route_may_meet_padding_later_than_it_was_planned(name):
     full = [row for row in training_rows(80) if len(row) == 8]

@@ -1,10 +1,10 @@
 """Per-sample gradients: factored where a layer rule exists, dense otherwise, the same answer either way."""
 
-from param_features.gradients.engine import GradientEngine, Routes
+from param_features.gradients.engine import GradientEngine, Routes, at_least_float32, check_finite_output
 from param_features.gradients.harvest import Harvester, HarvestSettings, SamplePlan, limited, plan_samples
 from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
 from param_features.gradients.rules import LayerRule, register_rule
-from param_features.gradients.state import held_still
+from param_features.gradients.state import copied_buffers, held_still, plain_kernels
 from param_features.gradients.store import GradientStore, flatten, square_norm
 from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed
 
@@ -22,11 +22,15 @@ __all__ = [
     "OutputInfo",
     "Routes",
     "SamplePlan",
+    "at_least_float32",
+    "check_finite_output",
     "check_influence",
+    "copied_buffers",
     "flatten",
     "held_still",
     "inspect_output",
     "limited",
+    "plain_kernels",
     "plan_engine",
     "plan_samples",
     "register_rule",

@@ -133,10 +133,10 @@ class GradientEngine:
 
     def _through_head(self, states: Tensor, row: Tensor, position: Tensor, cotangent_of: CotangentOf) -> Tensor:
         if not self.routes.through_head:
-            return cotangent_of(_finite(states), row, position)
+            return cotangent_of(check_finite_output(states), row, position)
         leaf = states.unsqueeze(1).requires_grad_()
         output = self._head_alone(leaf)
-        cotangent = cotangent_of(_finite(output.detach().squeeze(1)), row, position)
+        cotangent = cotangent_of(check_finite_output(output.detach().squeeze(1)), row, position)
         return torch.autograd.grad(output, leaf, cotangent.unsqueeze(1))[0].squeeze(1)
 
     def _head_alone(self, states: Float[Tensor, "sample one d_model"]) -> Float[Tensor, "sample one d_output"]:
@@ -168,10 +168,17 @@ class GradientEngine:
     def _dense(self, inputs: ModelInputs, cotangent: Tensor) -> Gradients:
         if not self.routes.dense:
             return {}
-        take = _vmapped if self.routes.is_vmapped else _one_by_one
-        views = tuple(self.subset[name] for name in self.routes.dense)
-        found = take(self.adapter, ParamSubset(views), inputs, cotangent)
-        return {view.name: Dense(view.to_matrix(_at_least_float32(found[view.name]))) for view in views}
+        subset = ParamSubset(tuple(self.subset[name] for name in self.routes.dense))
+        found = self._mapped(subset, inputs, cotangent) if self.routes.is_vmapped else None
+        found = found or _one_by_one(self.adapter, subset, inputs, cotangent)
+        return {view.name: Dense(view.to_matrix(at_least_float32(found[view.name]))) for view in subset.views}
+
+    def _mapped(self, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor] | None:
+        """By vmap; None for inputs that cannot be mapped though the planned ones could, such as a mask."""
+        try:
+            return _vmapped(self.adapter, subset, inputs, cotangent)
+        except (RuntimeError, NotImplementedError):
+            return None
 
 
 def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Site, int], Tensor], n_rows: int):
@@ -182,8 +189,8 @@ def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Sit
         for index, source in enumerate(capture.inputs[tap.input]):
             if source is None:
                 raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
-            source = _by_row(_at_least_float32(source) if source.is_floating_point() else source, n_rows)
-            gradient = rule(tap.layer, source, _by_row(_at_least_float32(deltas[tap.output, index]), n_rows))
+            source = _by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
+            gradient = rule(tap.layer, source, _by_row(at_least_float32(deltas[tap.output, index]), n_rows))
             parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(source.device)))
     return join_positions(parts)
 
@@ -194,11 +201,17 @@ def _by_row(tensor: Tensor, n_rows: int) -> Tensor:
     return tensor.unflatten(0, (n_rows, -1)) if is_merged else tensor
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half-precision tensors in float32, others as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _finite(output: Tensor) -> Tensor:
+def check_finite_output(output: Tensor) -> Tensor:
+    """The output itself.
+
+    Raises:
+        NonFiniteError: It holds NaN or infinity.
+    """
     if not bool(torch.isfinite(output).all()):
         raise NonFiniteError(
             f"The model's output of shape {tuple(output.shape)} holds NaN or infinity. Check the weights and the inputs; "

@@ -58,7 +58,7 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
         returned = adapter.call(*rows.args, **rows.kwargs)
         output = adapter.tensor_of(returned)
         first = rows.rows(slice(0, 1))
-        alone = adapter.run(*first.args, **first.kwargs) if len(rows) > 1 else None
+        alone = _run_alone(adapter, first) if len(rows) > 1 else None
     if output.dim() == 0 or len(output) != len(rows):
         raise InputError(
             f"The output has shape {tuple(output.shape)} for {len(rows)} inputs. Its first axis must be the batch: a "
@@ -72,6 +72,16 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
     is_named = adapter.given_output is None and adapter.predicts_tokens
     is_logits = is_of_vocabulary or is_named or output is getattr(returned, "logits", None)
     return OutputInfo(tuple(output.shape), output.dtype, is_logits, per_position)
+
+
+def _run_alone(adapter: Adapter, row: ModelInputs) -> Tensor:
+    try:
+        return adapter.run(*row.args, **row.kwargs)
+    except (RuntimeError, ValueError) as error:
+        raise ModelStateError(
+            f"The model runs on two inputs but not on one alone ({error}). Gradients are those of single inputs: give "
+            "BatchNorm running statistics, or leave out what compares inputs."
+        ) from error
 
 
 def _refuse_mixing(together: Tensor, alone: Tensor) -> None:

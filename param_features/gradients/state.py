@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.errors import InferenceModeError
 from param_features.params import all_parameters
@@ -33,6 +34,32 @@ class _Buffer:
         if self.tensor is not None and self.values is not None and self.tensor._version != self.version:
             with torch.no_grad():
                 self.tensor.copy_(self.values)
+
+
+@contextmanager
+def copied_buffers(module: nn.Module) -> Iterator[None]:
+    """Run a block on copies of the buffers: forward mode forbids changing in place what was made outside."""
+    saved = [(child, name, child._buffers[name]) for child in module.modules() for name in child._buffers]
+    try:
+        for child, name, tensor in saved:
+            child._buffers[name] = None if tensor is None else tensor.clone()
+        yield
+    finally:
+        for child, name, tensor in saved:
+            child._buffers[name] = tensor
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Run a block with attention under the math backend and without oneDNN: fused kernels and its LSTM lack forward mode."""
+    onednn = torch.backends.mkldnn
+    was_enabled = onednn.enabled
+    try:
+        onednn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        onednn.enabled = was_enabled
 
 
 @contextmanager

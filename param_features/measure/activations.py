@@ -7,12 +7,19 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.directions import LowRank
 from param_features.divergence import CustomDivergence, Divergence
 from param_features.errors import SettingError
-from param_features.gradients import GradientEngine, Gradients, held_still
+from param_features.gradients import (
+    GradientEngine,
+    Gradients,
+    at_least_float32,
+    check_finite_output,
+    copied_buffers,
+    held_still,
+    plain_kernels,
+)
 from param_features.inputs import ModelInputs
 from param_features.typed import typed
 
@@ -52,6 +59,7 @@ def activations(
 
     Raises:
         SettingError: `route` is unknown.
+        NonFiniteError: The output holds NaN or infinity.
     """
     n_pos = inputs.n_pos if engine.per_position else 1
     if route not in ("auto", "jvp", "vjp"):
@@ -64,7 +72,7 @@ def activations(
     parts = [take(engine, v_in, divergence, references, inputs.rows(slice(start, start + size))).cpu() for start in starts]
     found = torch.cat(parts)
     if inputs.mask is not None and engine.per_position:
-        found = found * inputs.mask.cpu().unsqueeze(-1)
+        found = torch.where(inputs.mask.cpu().unsqueeze(-1), found, torch.zeros((), dtype=found.dtype))
     return found if engine.per_position else found.squeeze(1)
 
 
@@ -95,10 +103,11 @@ def _by_jvp(
 ) -> Float[Tensor, "batch pos feature"]:
     with held_still(engine.adapter.module), torch.no_grad():
         output = engine.adapter.run(*inputs.args, **inputs.kwargs)
+    check_finite_output(output if inputs.mask is None or not engine.per_position else output[inputs.mask])
     flat = output.flatten(0, 1) if engine.per_position else output.flatten(1)
     cotangent = mean_cotangent(divergence, flat, references).reshape(output.shape)
     changes = output_changes(engine, v_in, inputs, lambda change: _per_sample(engine, cotangent * change))
-    return changes.movedim(0, -1)
+    return at_least_float32(changes.movedim(0, -1))
 
 
 def _per_sample(engine: GradientEngine, product: Tensor) -> Float[Tensor, "batch pos"]:
@@ -114,7 +123,7 @@ def output_changes(
     """J v_k, the change of the whole output per unit step along each direction, reduced by `reduce` while it exists.
 
     Cost: one forward-mode pass per direction; the ordinary pass is shared by directions that fit in memory together.
-    Attention runs under the math backend meanwhile, since the fused kernels have no forward-mode rule.
+    Attention and LSTMs run by their plain kernels meanwhile, since the fused ones have no forward-mode rule.
     """
     subset, adapter = engine.subset, engine.adapter
     tangents = {
@@ -124,13 +133,13 @@ def output_changes(
     primals = {name: tensor.detach() for name, tensor in subset.tensors.items()}
 
     def run(tensors: dict[str, Tensor]) -> Tensor:
-        with subset.replaced(tensors):
+        with subset.replaced(tensors), copied_buffers(adapter.module):
             return adapter.run(*inputs.args, **inputs.kwargs)
 
     def push(tangent: dict[str, Tensor]) -> Tensor:
         return reduce(torch.func.jvp(run, (primals,), (tangent,))[1])
 
-    with held_still(adapter.module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with held_still(adapter.module), torch.no_grad(), plain_kernels():
         return _map_features(push, tangents, directions.n_features, _numbers(inputs, adapter.d_vocab))
 
 

@@ -34,7 +34,7 @@ def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple
         _refuse_other_ties(name, record, view)
         if view.name in found:
             raise FingerprintError(
-                f"{saved_as[view.name]!r} and {name!r} were decomposed together, and this model holds the weights of both in "
+                f"{saved_as[view.name]!r} and {name!r} were decomposed together, and this model has both weights in "
                 f"{view.name!r} only. Load a model that holds both."
             )
         found[view.name], saved_as[view.name] = view, name

@@ -1,4 +1,4 @@
-"""Finding adapters, and what every adapter promises, with the plain module as the reference."""
+"""Finding adapters, registering them, and what they read off a model; see test_conformance.py for what all promise."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 import param_features as pf
 from param_features.errors import AdapterError, OutputError, RegistryError
-from tests.models import Classifier, hooked_transformer, randomised
+from tests.models import Classifier, hooked_transformer
 
 
 @pytest.fixture(autouse=True)
@@ -23,57 +23,6 @@ class Language(nn.Module):
 
     def forward(self, tokens):
         return self.lm_head(self.embed(tokens))
-
-
-MODELS = {
-    "classifier": (Classifier, ModuleAdapter),
-    "language": (Language, ModuleAdapter),
-    "hooked": (hooked_transformer, HookedTransformerAdapter),
-    "grouped-query": (lambda: hooked_transformer(n_heads=4, n_key_value_heads=2), HookedTransformerAdapter),
-}
-
-
-@pytest.fixture(params=MODELS.values(), ids=MODELS)
-def adapter(request):
-    build, kind = request.param
-    if kind is HookedTransformerAdapter:
-        pytest.importorskip("transformer_lens")
-    found = adapter_for(randomised(build()))
-    assert type(found) is kind
-    return found
-
-
-class TestConformance:
-    def test_views_are_the_named_parameters_themselves(self, adapter):
-        by_torch = dict(adapter.module.named_parameters())
-        assert {name: view.tensor is by_torch[name] for name, view in adapter.views().items()} == dict.fromkeys(
-            by_torch, True
-        )
-        assert list(adapter.views()) == list(by_torch)
-
-    def test_every_view_is_a_matrix(self, adapter):
-        for view in adapter.views().values():
-            d_out, d_in = view.matrix_shape
-            assert d_out * d_in == view.tensor.numel()
-            assert torch.equal(view.from_matrix(view.to_matrix(view.tensor)), view.tensor)
-
-    def test_every_place_holds_the_tensor(self, adapter):
-        places = [place for view in adapter.views().values() for place in view.places]
-        held = sum(p is not None for module in adapter.module.modules() for p in module._parameters.values())
-        assert len(places) == len({(id(owner), key) for owner, key in places}) == held
-
-    def test_aliases_lead_to_views_and_hide_none(self, adapter):
-        aliases = adapter.aliases()
-        assert set(aliases.values()) <= set(adapter.views())
-        assert not set(aliases) & set(adapter.views())
-
-    def test_every_tap_has_a_rule_or_the_parameter_has_none(self, adapter):
-        for view in adapter.views().values():
-            assert len(adapter.taps(view)) in (0, len(view.places))
-            assert all(tap.attribute in tap.layer._parameters for tap in adapter.taps(view))
-
-    def test_the_head_is_a_module_of_the_model(self, adapter):
-        assert adapter.head() is None or any(adapter.head() is module for module in adapter.module.modules())
 
 
 def test_aliases():
@@ -175,4 +124,4 @@ def test_text_with_a_tokenizer_goes_to_ids_and_back():
     found = adapter_for(model)
     assert found.to_ids("Once upon a time") == model.to_tokens("Once upon a time")[0].tolist()
     assert found.to_strings(found.to_ids("Once upon a time")) == ["<bos>", "Once", " upon", " a", " time"]
-    assert found.description == "transformer_lens HookedTransformer"
+    assert found.description == f"transformer_lens {type(model).__name__}"

@@ -30,9 +30,9 @@ class Language(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("scale", torch.tensor(2.0))
         self.embed, self.mix, self.norm = nn.Embedding(D_VOCAB, 6), nn.Linear(6, 6), nn.LayerNorm(6)
         self.lm_head = nn.Linear(6, D_VOCAB, bias=False)
-        self.register_buffer("scale", torch.tensor(2.0))
 
     def forward(self, tokens):
         x = self.embed(tokens)
@@ -40,13 +40,14 @@ class Language(nn.Module):
 
 
 def tokenizer():
-    """A word tokenizer in memory: "w4" is token 4; begins every text with "w1" where the library wants that."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    """A word tokenizer in memory: " w4" is token 4; every text begins with "<s>", token 1."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(D_VOCAB)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"bos_token": "w1", "eos_token": "w2", "pad_token": "w3"}
+    vocabulary = ["<unk>", "<s>", "</s>", "<pad>", *(f"\u2581w{number}" for number in range(4, D_VOCAB))]
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=words, name_or_path="x", add_bos_token=True, **special)
 
 
@@ -55,7 +56,7 @@ def hf_gpt2(*, dtype: torch.dtype = torch.float64, **changes):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     settings = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": D_VOCAB, "n_positions": N_CTX}
-    return seeded(GPT2LMHeadModel, GPT2Config(**settings, bos_token_id=1, eos_token_id=2, **changes), dtype)
+    return seeded(GPT2LMHeadModel, GPT2Config(**settings, bos_token_id=1, eos_token_id=2, **changes), dtype=dtype)
 
 
 def hf_gpt_neo(*, dtype: torch.dtype = torch.float64):
@@ -65,7 +66,7 @@ def hf_gpt_neo(*, dtype: torch.dtype = torch.float64):
     settings = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "vocab_size": D_VOCAB, "window_size": 4}
     kinds = [[["global", "local"], 1]]
     config = GPTNeoConfig(**settings, max_position_embeddings=N_CTX, attention_types=kinds, bos_token_id=1, eos_token_id=2)
-    return seeded(GPTNeoForCausalLM, config, dtype)
+    return seeded(GPTNeoForCausalLM, config, dtype=dtype)
 
 
 def hf_llama(*, dtype: torch.dtype = torch.float64, **changes):
@@ -74,14 +75,14 @@ def hf_llama(*, dtype: torch.dtype = torch.float64, **changes):
 
     settings = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
     config = LlamaConfig(**settings, intermediate_size=24, vocab_size=D_VOCAB, max_position_embeddings=N_CTX, **changes)
-    return seeded(LlamaForCausalLM, config, dtype)
+    return seeded(LlamaForCausalLM, config, dtype=dtype)
 
 
-def seeded(kind: type, config: Any, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A transformers model whose weights are the same at every call, no gain 1 and no bias 0."""
+def seeded(build: Callable, *settings: Any, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A model whose weights are the same at every call, no gain 1 and no bias 0."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return randomised(kind(config)).to(dtype)
+        return randomised(build(*settings)).to(dtype)
 
 
 def booted(build: Callable, *, compatible: bool = False, dtype: torch.dtype = torch.float64):
@@ -103,6 +104,7 @@ def native(*, compatible: bool = False):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**settings, d_vocab=D_VOCAB))
+    # `randomised` sees only what the bridge's own parameters() lists.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in all_parameters(bridge):
@@ -113,7 +115,9 @@ def native(*, compatible: bool = False):
 def _bridge(bridge: Any, compatible: bool, dtype: torch.dtype):
     if compatible:
         bridge.enable_compatibility_mode()
-    return bridge.to(dtype).eval()
+    bridge = bridge.to(dtype).eval()
+    bridge.run_with_cache(torch.zeros(1, 2, dtype=torch.long))  # at first use a bridge hangs hooks of its own
+    return bridge
 
 
 def hooked(**changes):
@@ -125,11 +129,36 @@ def hooked(**changes):
     return model
 
 
-def wrapped_by_nnsight(kind: str, **settings):
-    """An nnsight wrapper over Hugging Face's GPT-2."""
+def hooked_gpt2():
+    """A HookedTransformer with the weights of `hf_gpt2`, brought over by TransformerLens' own code."""
+    settings = {"d_mlp": 64, "act_fn": "gelu_new"}
+    return _converted("convert_gpt2_weights", hf_gpt2, hooked(**settings))
+
+
+def hooked_llama():
+    """The same for `hf_llama`."""
+    settings = {"n_heads": 4, "n_key_value_heads": 2, "d_head": 4, "act_fn": "silu", "gated_mlp": True, "eps": 1e-6}
+    rotary = {"positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_adjacent_pairs": False}
+    return _converted(
+        "convert_llama_weights", hf_llama, hooked(**settings, **rotary, normalization_type="RMS", final_rms=True)
+    )
+
+
+def _converted(convert: str, build: Callable, model: Any):
+    from transformer_lens.pretrained import weight_conversions
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # biases that the checkpoint lacks
+    model.load_state_dict(getattr(weight_conversions, convert)(build(), model.cfg), strict=False)
+    return model
+
+
+def wrapped_by_nnsight(kind: str, build: Callable = hf_gpt2, **settings):
+    """An nnsight wrapper over a Hugging Face model."""
     import nnsight
 
-    return getattr(nnsight, kind)(hf_gpt2(), **settings)
+    return getattr(nnsight, kind)(build(), **settings)
 
 
 @dataclass(frozen=True)
@@ -172,14 +201,13 @@ def _bridges() -> dict[str, Entry]:
     """Each bridge, raw and in compatibility mode; Llama's must then stay in float32."""
     kinds = {
         "gpt2": (hf_gpt2, torch.float64, 1e-9),
-        "gpt-neo": (hf_gpt_neo, torch.float64, 1e-9),
+        "gpt-neo": (hf_gpt_neo, torch.float64, 1e-5),
         "llama": (hf_llama, torch.float32, 1e-5),
     }
     found = {}
     common = {"library": "transformer_lens", "has_tokenizer": True}
     for name, (build, compatible_dtype, tolerance) in kinds.items():
-        raw_tolerance = 1e-5 if name == "llama" else 1e-9
-        found[f"bridge {name}"] = Entry(lambda b=build: booted(b), _LENS, tolerance=raw_tolerance, **common)
+        found[f"bridge {name}"] = Entry(lambda b=build: booted(b), _LENS, tolerance=tolerance, **common)
         found[f"bridge {name} in compatibility mode"] = Entry(
             lambda b=build, d=compatible_dtype: booted(b, compatible=True, dtype=d),
             ("blocks.0.attn.W_K", "embed.W_E", "blocks.1.attn.W_O") if name == "llama" else _FOLDED,
@@ -194,7 +222,7 @@ def _bridges() -> dict[str, Entry]:
 
 
 ZOO: dict[str, Entry] = {
-    "plain module": Entry(lambda: randomised(Language().double()), _PLAIN),
+    "plain module": Entry(lambda: seeded(Language), _PLAIN),
     "classifier": Entry(
         lambda: Classifier().double().eval(), ("conv.weight", "norm.weight", "classifier.bias"), takes_tokens=False
     ),
@@ -202,12 +230,15 @@ ZOO: dict[str, Entry] = {
     "hooked grouped-query": Entry(
         lambda: hooked(n_heads=4, n_key_value_heads=2), _LENS, "transformer_lens", has_tokenizer=True
     ),
+    "hooked gpt2": Entry(hooked_gpt2, _LENS, "transformer_lens", has_tokenizer=True),
+    "hooked llama": Entry(hooked_llama, _LENS, "transformer_lens", has_tokenizer=True),
     **_bridges(),
     "hf gpt2 sdpa": Entry(lambda: hf_gpt2(attn_implementation="sdpa"), _FUSED, "transformers"),
     "hf gpt2 eager": Entry(lambda: hf_gpt2(attn_implementation="eager"), _FUSED, "transformers"),
     "hf gpt-neo": Entry(hf_gpt_neo, _NEO, "transformers", tolerance=1e-5),
     "hf llama sdpa": Entry(lambda: hf_llama(attn_implementation="sdpa"), _LLAMA, "transformers", tolerance=1e-5),
     "nnsight NNsight": Entry(lambda: wrapped_by_nnsight("NNsight"), _FUSED, "nnsight"),
+    "nnsight NNsight llama": Entry(lambda: wrapped_by_nnsight("NNsight", hf_llama), _LLAMA, "nnsight", tolerance=1e-5),
     "nnsight LanguageModel": Entry(
         lambda: wrapped_by_nnsight("LanguageModel", tokenizer=tokenizer()), _FUSED, "nnsight", has_tokenizer=True
     ),
@@ -217,8 +248,8 @@ ZOO: dict[str, Entry] = {
         "nnsight",
         has_tokenizer=True,
     ),
-    "torch.compile": Entry(lambda: torch.compile(randomised(Language().double())), _PLAIN),
-    "DataParallel": Entry(lambda: nn.DataParallel(randomised(Language().double())), _PLAIN),
+    "torch.compile": Entry(lambda: torch.compile(seeded(Language)), _PLAIN),
+    "DataParallel": Entry(lambda: nn.DataParallel(seeded(Language)), _PLAIN),
 }
 
 

@@ -40,6 +40,7 @@ class Routes:
         dense: Parameters that take the `torch.func` route.
         through_head: Whether cotangents are first taken back through the head, so that no backward pass meets it.
         is_vmapped: Whether the dense route maps over samples with vmap; one sample at a time otherwise.
+        must_vmap: Whether inputs that vmap cannot map are an error, rather than taken one at a time.
         why_dense: The reason, for each dense parameter.
     """
 
@@ -47,6 +48,7 @@ class Routes:
     dense: tuple[str, ...] = ()
     through_head: bool = False
     is_vmapped: bool = True
+    must_vmap: bool = False
     why_dense: dict[str, str] = field(default_factory=dict)
 
 
@@ -178,6 +180,8 @@ class GradientEngine:
         try:
             return _vmapped(self.adapter, subset, inputs, cotangent)
         except (RuntimeError, NotImplementedError):
+            if self.routes.must_vmap:
+                raise
             return None
 
 

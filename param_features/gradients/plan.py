@@ -175,7 +175,7 @@ class _Check:
         if not routes.dense:
             return True
         views = ParamSubset(tuple(self.engine.subset[name] for name in routes.dense))
-        engine = replace(self.engine, subset=views, routes=Routes({}, routes.dense, is_vmapped=True))
+        engine = replace(self.engine, subset=views, routes=Routes({}, routes.dense, must_vmap=True))
         try:
             found = self._gradients(engine)
         except (RuntimeError, NotImplementedError, ValueError):

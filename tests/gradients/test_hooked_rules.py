@@ -61,9 +61,10 @@ def test_an_embedding_with_a_norm_of_its_own_takes_the_dense_route():
     assert_every_route_agrees(case)
 
 
-def test_norms_of_queries_and_keys_take_the_dense_route():
+def test_norms_of_queries_and_keys_keep_their_rule():
+    """They see batch, positions and heads merged into one axis."""
     case = case_of(hooked_transformer(n_layers=1, normalization_type="RMS", use_qk_norm=True), tokens=TOKENS)
-    assert {"blocks.0.attn.q_norm.w", "blocks.0.attn.k_norm.w"} <= set(case.engine.routes.dense)
+    assert {"blocks.0.attn.q_norm.w", "blocks.0.attn.k_norm.w"} <= set(case.engine.routes.taps)
     assert_every_route_agrees(case)
 
 

@@ -8,14 +8,29 @@ from param_features.adapters.base import is_padded_on_the_right
 from param_features.adapters.module import ModuleAdapter
 from torch import Tensor, nn
 
+from param_features.errors import AdapterError
+
 
 class HuggingFaceAdapter(ModuleAdapter):
     """A `PreTrainedModel`: parameters by their own names, fused matrices in part, padding by `attention_mask`."""
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns, without the cache for generation."""
+        """What the model returns, without the cache for generation.
+
+        Raises:
+            AdapterError: An encoder-decoder model wants tokens for its decoder.
+            ValueError: The model's own.
+        """
         settings = {"use_cache": False, "return_dict": True}
-        return self.model(*args, **{key: value for key, value in settings.items() if self._takes(key)} | kwargs)
+        try:
+            return self.model(*args, **{key: value for key, value in settings.items() if self._takes(key)} | kwargs)
+        except ValueError as error:
+            if not getattr(self.model.config, "is_encoder_decoder", False) or "decoder_input_ids" in kwargs:
+                raise
+            raise AdapterError(
+                f"{type(self.model).__name__} has an encoder and a decoder, and refuses these arguments ({error}). Pass "
+                'tokens for both: inputs={"input_ids": …, "decoder_input_ids": …}.'
+            ) from error
 
     @property
     def d_vocab(self) -> int | None:

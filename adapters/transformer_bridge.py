@@ -102,15 +102,17 @@ class TransformerBridgeAdapter(LensAdapter):
         found: dict[tuple[int, str], Slot] = {}
         for layer, attribute, slot in self._places():
             stored = None if layer is None else layer._parameters.get(attribute)
-            if layer is not None and stored is not None and stored.dim() == _n_dims(slot):
-                d_out = stored.shape[-1 if has_rows_in(layer) else 0]
-                found.setdefault((id(layer), attribute), self._spelled(slot, d_out))
+            if layer is None or stored is None or stored.dim() != _n_dims(slot):
+                continue
+            d_heads = stored.shape[-1 if has_rows_in(layer) != (slot.kind == "heads in") else 0]
+            if "head" not in slot.kind or d_heads % self.model.cfg.d_head == 0:
+                found.setdefault((id(layer), attribute), self._spelled(slot, d_heads))
         return found
 
-    def _spelled(self, slot: Slot, d_out: int) -> Slot:
+    def _spelled(self, slot: Slot, d_heads: int) -> Slot:
         """With the underscore that TransformerLens gives keys and values of which there are fewer than queries."""
         path, _, name = slot.name.rpartition(".")
-        is_grouped = d_out < self.model.cfg.n_heads * self.model.cfg.d_head
+        is_grouped = d_heads < self.model.cfg.n_heads * self.model.cfg.d_head
         return Slot(f"{path}._{name}", slot.kind) if is_grouped and name in ("W_K", "W_V", "b_K", "b_V") else slot
 
     def _places(self) -> Iterator[tuple[nn.Module | None, str, Slot]]:

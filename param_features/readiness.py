@@ -41,8 +41,8 @@ def training_notice(adapter: Adapter) -> str | None:
     if not affected:
         return None
     return (
-        f"The model is in training mode; it is run in evaluation mode throughout ({', '.join(affected)}: running "
-        "statistics, nothing dropped), and put back."
+        f"The model is in training mode, in which {', '.join(affected)} act otherwise. It is run in evaluation mode "
+        "throughout, and put back."
     )
 
 

@@ -129,7 +129,7 @@ class TestTrainingMode:
     def test_is_told_and_put_back_and_results_are_those_of_evaluation(self, model, capsys):
         before = snapshot(model)
         features = decomposed(model, progress=True)
-        told = r"in training mode; it is run in evaluation mode throughout (BatchNorm1d, Dropout:"
+        told = r"in training mode, in which BatchNorm1d, Dropout act otherwise. It is run in evaluation mode throughout"
         assert told in capsys.readouterr().err
         assert_same(before, snapshot(model))
         acts, logits = features.activations(inputs=X[:3]), features.top_logits(0)

@@ -125,3 +125,24 @@ def test_text_with_a_tokenizer_goes_to_ids_and_back():
     assert found.to_ids("Once upon a time") == model.to_tokens("Once upon a time")[0].tolist()
     assert found.to_strings(found.to_ids("Once upon a time")) == ["<bos>", "Once", " upon", " a", " time"]
     assert found.description == f"transformer_lens {type(model).__name__}"
+
+
+def test_an_encoder_decoder_without_tokens_for_its_decoder_is_refused_with_the_way_out():
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "num_layers": 1,
+        "num_heads": 2,
+        "d_model": 8,
+        "d_ff": 8,
+        "d_kv": 4,
+        "vocab_size": 9,
+        "decoder_start_token_id": 0,
+    }
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    call = {"n_features": 2, "l0": 1, "steps": 2, "progress": False}
+    tokens = torch.randint(9, (30, 5))
+    with pytest.raises(AdapterError, match="decoder_input_ids"):
+        pf.decompose(model, "encoder.block.0.layer.0.SelfAttention.k.weight", tokens, **call)
+    both = {"input_ids": tokens, "decoder_input_ids": tokens.flip(1)}
+    features = pf.decompose(model, "encoder.block.0.layer.0.SelfAttention.k.weight", inputs=both, **call)
+    assert features.activations(inputs={key: value[:2] for key, value in both.items()}).shape == (2, 5, 2)

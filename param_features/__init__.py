@@ -1,18 +1,20 @@
 """Parameter features: low-rank directions in a model's weights, each of which matters for few inputs."""
 
 from param_features import adapters, demo, errors
+from param_features.compare import match
 from param_features.decompose import FitSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
 from param_features.features import ParamFeatures
 from param_features.gradients import HarvestSettings
 from param_features.loading import load
-from param_features.measure import MeasureSettings, Metrics
+from param_features.measure import Match, MeasureSettings, Metrics
 from param_features.pipeline import decompose, list_params
 
 __all__ = [
     "FitSettings",
     "HarvestSettings",
+    "Match",
     "MeasureSettings",
     "Metrics",
     "ParamFeatures",
@@ -24,4 +26,5 @@ __all__ = [
     "errors",
     "list_params",
     "load",
+    "match",
 ]

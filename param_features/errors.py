@@ -76,6 +76,10 @@ class FingerprintError(ParamFeaturesError, ValueError):
     """Saved features belong to other weights than the model's."""
 
 
+class FeatureMismatchError(ParamFeaturesError, ValueError):
+    """Two fits that are to be compared are of different parameters."""
+
+
 class NotBoundError(ParamFeaturesError, RuntimeError):
     """The features were loaded without a model and the call needs one."""
 

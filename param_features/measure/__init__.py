@@ -4,17 +4,21 @@ from param_features.measure.activations import activations
 from param_features.measure.controls import control_errors
 from param_features.measure.examples import Example, top_examples
 from param_features.measure.logits import TopLogits, top_logits
+from param_features.measure.match import Match, correlations, match_directions
 from param_features.measure.metrics import Metrics, held_out_metrics
 from param_features.measure.settings import MeasureSettings
 
 __all__ = [
     "Example",
+    "Match",
     "MeasureSettings",
     "Metrics",
     "TopLogits",
     "activations",
     "control_errors",
+    "correlations",
     "held_out_metrics",
+    "match_directions",
     "top_examples",
     "top_logits",
 ]

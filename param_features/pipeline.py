@@ -202,7 +202,7 @@ class Run:
     def features(self, reference: str | Tensor) -> ParamFeatures:
         """Harvest, fit and measure."""
         engine = plan_engine(self.adapter, self.subset, self.data, self.output)
-        check_influence(engine, self.data, self.output)
+        check_influence(engine, self.data)
         for name, why in engine.routes.why_dense.items():
             self.request.say(f"{name}: dense gradients ({why}); slower, the same answer.")
         given = self._given(reference)

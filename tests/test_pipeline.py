@@ -146,8 +146,28 @@ def test_output_without_a_batch_axis_is_refused():
 
 
 def test_a_parameter_without_influence_is_refused_by_name():
-    with pytest.raises(NoGradientError, match=r"'unused.weight' has a zero gradient"):
+    with pytest.raises(NoGradientError, match=r"'unused.weight' has no gradient.*30 inputs"):
         pf.decompose(Returns(lambda y: y), ["layer.weight", "unused.weight"], inputs=torch.randn(30, 3), **QUICK)
+
+
+class Rare(nn.Module):
+    """A layer whose output counts only where the first input is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return x + (x[:, :1] > 5) * self.layer(x)
+
+
+def test_a_parameter_that_few_inputs_reach_is_not_refused():
+    inputs = torch.randn(600, 3).clamp(max=4)
+    inputs[::40, 0] = 6
+    acts = pf.decompose(Rare(), "layer.weight", inputs=inputs, **QUICK).activations(inputs=inputs)
+    assert (acts.abs().sum(1) > 0).nonzero()[:, 0].tolist() == list(range(0, 600, 40))
+    with pytest.raises(NoGradientError, match=r"'layer.weight' has a zero gradient"):
+        pf.decompose(Rare(), "layer.weight", inputs=inputs.clamp(max=4), **QUICK)
 
 
 def test_an_object_with_logits_takes_kl_and_a_tensor_of_numbers_squared_error(capsys):

@@ -17,7 +17,7 @@ from param_features.inputs import ModelInputs
 from param_features.params import ParamSubset
 
 _DISAGREES = "its rule disagrees with autograd here"
-_INFLUENCE_ROWS = 32
+_INFLUENCE_ROWS = 256
 _NO_GRADIENT = "no gradient reaches it on two samples"
 _MIXING = {torch.bfloat16: 0.1, torch.float16: 0.05}
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -118,25 +118,34 @@ def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, outp
     return replace(engine, routes=routes)
 
 
-def check_influence(engine: GradientEngine, inputs: ModelInputs, output: OutputInfo) -> None:
-    """Refuse a parameter that the output does not depend on, before gradients of many samples are taken.
+def check_influence(engine: GradientEngine, inputs: ModelInputs) -> None:
+    """Refuse a parameter that the output is not computed from, before gradients of many samples are taken.
 
-    Cost: one forward and backward pass of at most 32 rows, spread over the data.
+    Only what autograd cannot reach is refused here: a gradient that is zero on some inputs may not be so on others.
+    Cost: a forward pass of 32 rows, spread over the data; of up to 256 where a parameter is not reached at once.
 
     Raises:
-        NoGradientError: Names the first parameter whose gradient is exactly zero on all of these rows.
+        NoGradientError: Names the first parameter that is reached from none of these rows.
     """
-    rows = inputs.rows(torch.arange(0, len(inputs), -(-len(inputs) // _INFLUENCE_ROWS)))
-    generator = torch.Generator().manual_seed(0)
-    cotangent = torch.randn(len(rows), *output.shape[1:], generator=generator).to(output.dtype).to(rows.tensors[0].device)
-    with held_still(engine.adapter.module):
-        found = _plain_gradient(engine.adapter, engine.subset, rows, cotangent)
-    for name, gradient in found.items():
-        if not bool(gradient.any()):
-            raise NoGradientError(
-                f"{name!r} has a zero gradient for {len(rows)} inputs: the output does not depend on it here. Leave it out "
-                "of params=, or check that the inputs reach it and that the model reads this Parameter itself."
+    spread = torch.arange(0, len(inputs), -(-len(inputs) // _INFLUENCE_ROWS))
+    unreached = list(engine.subset.views)
+    for index in spread[torch.randperm(len(spread), generator=torch.Generator().manual_seed(0))].split(32):
+        rows = inputs.rows(index.sort().values)
+        with held_still(engine.adapter.module):
+            leaves = [view.stored.requires_grad_() for view in unreached]
+            output = engine.adapter.run(*rows.args, **rows.kwargs)
+            found = (
+                torch.autograd.grad(output.sum(), leaves, allow_unused=True)
+                if output.requires_grad
+                else [None] * len(leaves)
             )
+        unreached = [view for view, gradient in zip(unreached, found, strict=True) if gradient is None]
+        if not unreached:
+            return
+    raise NoGradientError(
+        f"{unreached[0].name!r} has no gradient: the output of {len(spread)} inputs is not computed from it. Leave it out "
+        "of params=, or check that the inputs reach it and that the model reads this Parameter itself."
+    )
 
 
 def _routes(subset: ParamSubset, ruled: dict, failures: dict[str, str]) -> Routes:

@@ -80,6 +80,10 @@ class FeatureMismatchError(ParamFeaturesError, ValueError):
     """Two fits that are to be compared are of different parameters."""
 
 
+class ToyError(ParamFeaturesError, RuntimeError):
+    """No training run of a toy gave a model in which every planted feature is there."""
+
+
 class NotBoundError(ParamFeaturesError, RuntimeError):
     """The features were loaded without a model and the call needs one."""
 

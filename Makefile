@@ -24,7 +24,7 @@ test-tl3: $(VENV)/.test
 	$(VENV)/bin/python -m pytest
 
 test-tl4: $(VENV_TL4)/.test
-	$(VENV_TL4)/bin/python -m pytest tests/adapters tests/test_padding.py tests/test_importing.py
+	$(VENV_TL4)/bin/python -m pytest tests/adapters tests/test_padding.py tests/test_importing.py tests/test_real_models.py
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .

@@ -16,7 +16,7 @@ class ModuleAdapter(Adapter):
 
     def fold(self, owner: nn.Module, attribute: str, n_dims: int) -> str:
         """First axis out, the others in; layers that multiply from the left, and tables, have their rows as inputs."""
-        return "i o -> o i" if n_dims == 2 and has_rows_in(owner) else default_fold(n_dims)
+        return layer_fold(owner, n_dims)
 
     def taps(self, view: ParamView) -> tuple[Tap, ...]:
         """The input and output of every module that holds the parameter."""
@@ -50,6 +50,11 @@ class ModuleAdapter(Adapter):
         """A linear layer under the name `lm_head` or `unembed`."""
         found = (getattr(self.module, name, None) for name in _LOGIT_LAYERS[:2])
         return next((layer for layer in found if isinstance(layer, nn.Linear)), None)
+
+
+def layer_fold(owner: nn.Module, n_dims: int) -> str:
+    """The einops pattern from what the layer stores to `[d_out, d_in]`."""
+    return "i o -> o i" if n_dims == 2 and has_rows_in(owner) else default_fold(n_dims)
 
 
 def layer_taps(view: ParamView) -> tuple[Tap, ...]:

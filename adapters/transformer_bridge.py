@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from param_features.adapters.lens import LensAdapter
-from param_features.adapters.module import has_rows_in, layer_taps
+from param_features.adapters.module import has_rows_in, layer_fold, layer_taps
 from torch import nn
 
 from param_features.layout import Layout
-from param_features.params import ParamView, Site, Tap, default_fold
+from param_features.params import ParamView, Site, Tap
 
 _WRAPPED = "_original_component"
 # Kind of slot: patterns from what a linear layer stores, and from what transformers' Conv1D does, to TransformerLens'
@@ -41,7 +41,7 @@ class TransformerBridgeAdapter(LensAdapter):
 
     def fold(self, owner: nn.Module, attribute: str, n_dims: int) -> str:
         """Of a parameter without a TransformerLens name."""
-        return "i o -> o i" if n_dims == 2 and has_rows_in(owner) else default_fold(n_dims)
+        return layer_fold(owner, n_dims)
 
     def taps(self, view: ParamView) -> tuple[Tap, ...]:
         """The input and output of the wrapped layers, or the bridge's own hook points where it computes a layer itself."""

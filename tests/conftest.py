@@ -1,5 +1,6 @@
 """Shared fixtures. Every shape annotation of the package is checked while the tests run."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,14 @@ def real_folder():
     if not folder.is_dir():
         pytest.skip(f"the real model is not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def stories(real_folder):
+    """The module that loads the real model and its texts."""
+    sys.path.insert(0, str(real_folder))
+    try:
+        import load_stories
+    finally:
+        sys.path.remove(str(real_folder))
+    return load_stories

@@ -54,6 +54,17 @@ class Classifier(nn.Module):
         return self.classifier(self.norm(torch.relu(self.conv(images)).flatten(1)))
 
 
+class Recurrent(nn.Module):
+    """Sequences [batch pos 4] to two numbers, by an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.out(self.lstm(x)[0][:, -1])
+
+
 def normal(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 

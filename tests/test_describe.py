@@ -6,16 +6,7 @@ from torch import nn
 
 import param_features as pf
 from param_features.errors import AdapterError, ModelStateError
-from tests.models import Classifier, hooked_transformer
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.out = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.out(self.lstm(x)[0][:, -1])
+from tests.models import Classifier, Recurrent, hooked_transformer
 
 
 def test_a_plain_module_by_its_layers():
@@ -34,7 +25,7 @@ def test_a_plain_module_by_its_layers():
 def test_what_is_printed():
     lines = dict(line.split(maxsplit=1) for line in str(pf.describe(Recurrent())).splitlines())
     assert lines["model"] == "Recurrent, read by ModuleAdapter"
-    assert lines["parameters"] == "154 in 6 tensors, float32 on cpu"
+    assert lines["parameters"] == "116 in 6 tensors, float32 on cpu"
     assert lines["factored"] == "out.{weight, bias}"
     assert lines["dense"] == "lstm.{weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0} (no layer rule)"
     assert lines["parts"].startswith("lstm.{weight_ih_l0[i|f|g|o], ")

@@ -10,7 +10,7 @@ import param_features as pf
 from param_features.errors import ModelStateError, NoGradientError, NonFiniteError, OutputError, SettingError
 from param_features.gradients import Harvester
 from tests.adapters.zoo import assert_same, hf_gpt2, snapshot, tokenizer
-from tests.models import Classifier, normal, randomised
+from tests.models import Classifier, Recurrent, normal, randomised
 from tests.oracle import assert_equal_gradients, assert_every_route_agrees, case_of
 
 QUICK = {"n_features": 3, "l0": 1, "steps": 4, "progress": False}
@@ -305,15 +305,6 @@ class TwoInputs(nn.Module):
 
     def forward(self, x, y, *, scale=1.0):
         return scale * torch.tanh(self.left(x) * self.right(y))
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.out = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.out(self.lstm(x)[0][:, -1])
 
 
 Y = normal(41, 2)[1:].float()

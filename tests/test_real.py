@@ -1,7 +1,6 @@
 """The main call on a real trained language model and real stories, as the documentation gives it."""
 
 import os
-import sys
 
 import pytest
 import torch
@@ -12,13 +11,8 @@ pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.filterwarnings("ig
 
 
 @pytest.fixture(scope="module")
-def real(real_folder):
-    sys.path.insert(0, str(real_folder))
-    try:
-        from load_stories import load_hooked, load_tokens
-    finally:
-        sys.path.remove(str(real_folder))
-    return load_hooked(), load_tokens()
+def real(stories):
+    return stories.load_hooked(), stories.load_tokens()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """One set of saved features on the real model as four libraries hold it."""
 
-import sys
-
 import pytest
 import torch
 from param_features.adapters import TransformerBridgeAdapter, adapter_for
@@ -50,16 +48,6 @@ NAMES = {
     "Hugging Face": "model.layers.2.self_attn.k_proj.weight",
     "nnsight": "model.layers.2.self_attn.k_proj.weight",
 }
-
-
-@pytest.fixture(scope="module")
-def stories(real_folder):
-    sys.path.insert(0, str(real_folder))
-    try:
-        import load_stories
-    finally:
-        sys.path.remove(str(real_folder))
-    return load_stories
 
 
 @pytest.fixture(scope="module")

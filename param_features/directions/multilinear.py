@@ -11,7 +11,8 @@ from torch import Tensor
 from param_features.directions.low_rank import Directions
 from param_features.gradients import Gradients
 
-Factor = Float[Tensor, "feature d rank"]
+Factor = Float[Tensor, "feature _ _"]
+"""[feature d rank] of one axis; the lengths differ between axes."""
 
 
 class Multilinear(Directions):

@@ -36,7 +36,7 @@ class Tucker(Multilinear):
     Attributes:
         blocks: By parameter name, the core and a factor for every axis.
 
-    Source: L3D (arXiv 2504.00194), "Low-rank parameter representation".
+    Source: L3D (arXiv 2504.00194). Differs: columns of the factors have unit norm, not the core.
     """
 
     blocks: Mapping[str, Block]

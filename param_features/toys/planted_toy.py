@@ -15,7 +15,8 @@ from param_features.params import select
 from param_features.toys.toy import Toy
 
 _COVERED = 0.9
-_DRAWS = 10
+DRAWS = 10
+"""Controls are means over this many draws."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,20 @@ class PlantedToy(Toy):
             l0=features.metrics["l0"],
             dead=int(features.metrics["dead"]),
             match=found,
+            extras=self._extras(features, found, generator),
         )
+
+    def _extras(self, features: ParamFeatures, match: Match, generator: torch.Generator) -> dict[str, float]:
+        """What this toy alone measures, with its controls."""
+        return {}
 
     def _recovery(self, match: Match) -> tuple[float, int]:
         """MMCS and the number covered: the one way in which the truth and its controls are scored."""
         return match.mean_cosine * len(match) / self.n_true, int((match.cosine.abs() > _COVERED).sum())
 
     def _mean_recovery(self, draw: Callable[[], tuple[LowRank, LowRank]]) -> tuple[float, float]:
-        pairs = [self._recovery(match_directions(*draw(), torch.Generator())) for _ in range(_DRAWS)]
-        return sum(mmcs for mmcs, _ in pairs) / _DRAWS, sum(n for _, n in pairs) / _DRAWS
+        pairs = [self._recovery(match_directions(*draw(), torch.Generator())) for _ in range(DRAWS)]
+        return sum(mmcs for mmcs, _ in pairs) / DRAWS, sum(n for _, n in pairs) / DRAWS
 
 
 def random_like(directions: LowRank, generator: torch.Generator) -> LowRank:

@@ -1,23 +1,35 @@
 """Models whose features are known, and the score of a fit against them: a method is believed where truth can be checked."""
 
 from param_features.toys.circle import CircleScores, CircleToy, circle
+from param_features.toys.digits import DigitScores, DigitsToy, digits
 from param_features.toys.groups import GroupsToy, groups
 from param_features.toys.linear_map import LinearMapToy, linear_map, recovered_map
+from param_features.toys.planted import planted_circuits
 from param_features.toys.planted_toy import PlantedToy, Scores
+from param_features.toys.squares import SquaresToy, squares
 from param_features.toys.tms import superposition
 from param_features.toys.toy import Toy
+from param_features.toys.xor import XorToy, xor
 
 __all__ = [
     "CircleScores",
     "CircleToy",
+    "DigitScores",
+    "DigitsToy",
     "GroupsToy",
     "LinearMapToy",
     "PlantedToy",
     "Scores",
+    "SquaresToy",
     "Toy",
+    "XorToy",
     "circle",
+    "digits",
     "groups",
     "linear_map",
+    "planted_circuits",
     "recovered_map",
+    "squares",
     "superposition",
+    "xor",
 ]

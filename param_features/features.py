@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from param_features.decompose import LINEAR, Encoder
 from param_features.directions import LowRank
 from param_features.divergence import Divergence
 from param_features.errors import FeatureCountError, InputError, NotBoundError
@@ -62,6 +63,7 @@ class ParamFeatures:
         config: Settings of the run, for the record.
         examples: Held-out inputs for `top_examples`; None when they could not be saved.
         engine: The model's gradients; None for features loaded without a model.
+        encoder: How activations follow from V_in ∇.
     """
 
     v_in: LowRank
@@ -75,6 +77,7 @@ class ParamFeatures:
     config: Mapping[str, Any]
     examples: ModelInputs | None = None
     engine: GradientEngine | None = None
+    encoder: Encoder = LINEAR
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -121,7 +124,7 @@ class ParamFeatures:
         engine = self._bound("activations")
         found = read_inputs(engine.adapter, tokens, inputs)
         references = self._references(reference, n_references)
-        return activations(engine, self.v_in, self.divergence, references, found, route=route)
+        return self._activations(found, references, route)
 
     def top_examples(
         self, feature: int, n: int = 10, *, tokens: Any = None, inputs: Any = None, by: Ranking = "share"
@@ -255,6 +258,7 @@ class ParamFeatures:
             "params": {name: asdict(record) for name, record in self.params.items()},
             "is_tied": self.v_in is self.v_out,
             "threshold": self.threshold,
+            "n_rounds": self.encoder.n_rounds,
             "divergence": self.divergence.name,
             "reference": self.reference,
             "metrics": dict(self.metrics),
@@ -295,9 +299,13 @@ class ParamFeatures:
 
     def _example_activations(self, inputs: ModelInputs) -> Tensor:
         """Activations, remembered for the fit's own examples."""
-        engine = self._bound("activations")
         if inputs is not self.examples:
-            return activations(engine, self.v_in, self.divergence, self.references, inputs)
+            return self._activations(inputs, self.references)
         if "examples" not in self._cache:
-            self._cache["examples"] = activations(engine, self.v_in, self.divergence, self.references, inputs)
+            self._cache["examples"] = self._activations(inputs, self.references)
         return self._cache["examples"]
+
+    def _activations(self, inputs: ModelInputs, references: Tensor, route: Route = "auto") -> Tensor:
+        engine = self._bound("activations")
+        overlaps = activations(engine, self.v_in, self.divergence, references, inputs, route=route)
+        return self.encoder.activations(overlaps, self.v_out.gram(), self.threshold)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from param_features.adapters import adapter_for
+from param_features.decompose import Encoder
 from param_features.directions import LowRank
 from param_features.divergence import Divergence, read_divergence
 from param_features.errors import SettingError
@@ -56,6 +57,7 @@ def load(
         v_in=v_out if record["is_tied"] else _directions(tensors, "v_in", params),
         v_out=v_out,
         threshold=record["threshold"],
+        encoder=Encoder(record.get("n_rounds")),
         params=params,
         divergence=_divergence(record["divergence"], divergence),
         reference=record["reference"],

@@ -246,6 +246,7 @@ class Run:
             rank=self.request.rank,
             l0=self.request.l0,
             generator=self._generator(4),
+            encoder=found.encoder,
         )
         for control in metrics.matched_by:
             self.request.say(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
@@ -302,6 +303,7 @@ class Run:
             v_in=found.v_in,
             v_out=found.v_out,
             threshold=found.threshold,
+            encoder=found.encoder,
             params=params,
             divergence=self.divergence,
             reference=drawn.kind,

@@ -1,11 +1,14 @@
 """Fitting directions to harvested gradients."""
 
+from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.decompose.fitting import Fit, fit_l3d
 from param_features.decompose.reconstruction import reconstruction_error, square_errors
 from param_features.decompose.selection import batch_top_k, check_l0, threshold_for
 from param_features.decompose.settings import FitSettings
 
 __all__ = [
+    "LINEAR",
+    "Encoder",
     "Fit",
     "FitSettings",
     "batch_top_k",

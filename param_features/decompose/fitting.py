@@ -10,12 +10,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.decompose.l3d import StepLoss, l3d_loss, remove_parallel, renormalize
-from param_features.decompose.selection import threshold_for
+from param_features.decompose.pursuit import rounds_for
+from param_features.decompose.reconstruction import square_errors
+from param_features.decompose.restarts import replacements, usefulness
 from param_features.decompose.settings import FitSettings
 from param_features.directions import Directions, LowRank
 from param_features.gradients import Gradients, GradientStore
 from param_features.params import Modes
+
+_RESTART_BATCHES = 4
+"""What to restart is judged on so many batches."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,14 @@ class Fit:
         v_out: Unit-norm directions; `v_in` itself in a tied fit.
         threshold: |activation| from which a feature is kept.
         steps_done: Steps taken; fewer than asked for after an interruption.
+        encoder: How activations follow from V_in ∇.
     """
 
     v_in: LowRank
     v_out: LowRank
     threshold: float
     steps_done: int
+    encoder: Encoder = LINEAR
 
 
 def fit_l3d(
@@ -100,6 +108,7 @@ class Trainer:
         tensors = self.v_out.tensors + ([] if settings.is_tied else self.v_in.tensors)
         for tensor in tensors:
             tensor.requires_grad_()
+        self.encoder = Encoder(rounds_for(l0, n_features) if settings.selection == "pursuit" else None)
         self.optimizer = torch.optim.Adam(tensors, lr=settings.lr, betas=(0.9, 0.99))
         self.last_kept = torch.zeros(n_features, dtype=torch.long, device=tensors[0].device)
         self.n_steps = 0
@@ -123,8 +132,8 @@ class Trainer:
         self.v_in.balance_()
         self.n_steps += 1
         self.last_kept[seen.kept.any(0)] = self.n_steps
-        if self._is_time_to_resample():
-            self._resample(index, seen)
+        if self._is_time_to_restart():
+            self._restart_idle()
         return seen
 
     @property
@@ -135,7 +144,7 @@ class Trainer:
     def current_l0(self) -> float:
         """Falls geometrically from all features to `l0` over the warm start."""
         n_warm = self.settings.warm_start * self.settings.steps
-        if self.n_steps >= n_warm:
+        if self.n_steps >= n_warm or self.settings.selection == "pursuit":
             return self.l0
         return len(self.last_kept) * (self.l0 / len(self.last_kept)) ** (self.n_steps / n_warm)
 
@@ -152,16 +161,16 @@ class Trainer:
 
     @torch.no_grad()
     def result(self) -> Fit:
-        """The directions, those with the largest kept activations first, and the threshold that keeps `l0` per sample."""
+        """The directions, those with the largest coordinates first, and the threshold that keeps `l0` per sample."""
         renormalize(self.v_out)  # an interruption may have come between a step and its renormalisation
         folded = self.v_out.folded()
         folded_in = folded if self.settings.is_tied else self.v_in.folded()
         coords = torch.cat([folded_in.inner(chunk) for chunk in self.store.chunks()])
-        threshold = threshold_for(coords, self.l0)
-        order = (coords * (coords.abs() >= threshold)).square().sum(0).argsort(descending=True, stable=True)
+        kept, threshold = self.encoder.kept(coords, folded.gram(), self.l0)
+        order = kept.square().sum(0).argsort(descending=True, stable=True)
         v_out = folded.rows(order).map(lambda tensor: tensor.detach().clone())
         v_in = v_out if self.settings.is_tied else folded_in.rows(order).map(lambda tensor: tensor.detach().clone())
-        return Fit(v_in, v_out, threshold, self.n_steps)
+        return Fit(v_in, v_out, threshold, self.n_steps, self.encoder)
 
     def _start(self, n_features: int) -> Directions:
         """The leading part of randomly chosen samples' gradients, preferring strong ones."""
@@ -191,27 +200,46 @@ class Trainer:
         done = self.n_steps / self.settings.steps
         return min(1.0, (done + 1 / self.settings.steps) / 0.02, max(0.0, 2 * (1 - done)))
 
-    def _is_time_to_resample(self) -> bool:
+    def _is_time_to_restart(self) -> bool:
         if not self.settings.resample:
             return False
         every = max(1, math.floor(0.6 * self.settings.steps / self.settings.resample))
-        return self.n_steps % every == 0 and self.n_steps <= 0.6 * self.settings.steps and bool(self.dead.any())
+        return self.n_steps % every == 0 and self.n_steps <= 0.6 * self.settings.steps
 
     @torch.no_grad()
-    def _resample(self, index: Int[Tensor, " sample"], seen: StepLoss) -> None:
-        """Restart dead features on samples drawn by how badly they are rebuilt; their Adam moments start anew."""
-        dead = self.dead.nonzero().squeeze(1)
-        weights = seen.errors.clamp(min=0).cpu()
-        chosen = torch.multinomial(
-            weights, len(dead), replacement=len(dead) > int((weights > 0).sum()), generator=self.generator
+    def _restart_idle(self) -> None:
+        """Put directions that lower the error more in the place of those that do little; their Adam moments start anew."""
+        size = min(_RESTART_BATCHES * self.settings.batch_size, self.store.n_samples)
+        index = torch.randperm(self.store.n_samples, generator=self.generator)[:size].to(self.square_norm.device)
+        gradients, norms = self._scaled(index)
+        v_out = self.v_out.folded()
+        gram, overlaps = v_out.gram(), v_out.inner(gradients)
+        into = overlaps if self.settings.is_tied else self.v_in.folded().inner(gradients)
+        coords, threshold = self.encoder.kept(into, gram, self.l0)
+        left = overlaps - coords @ gram
+        useful = usefulness(coords, left, gram, threshold)
+        errors = square_errors(coords, overlaps, gram, norms).clamp(min=0).cpu()
+        n_candidates = min(16 + self.v_out.n_features // 4, int((errors > 0).sum()))
+        if not n_candidates:
+            return
+        drawn = torch.multinomial(errors, n_candidates, generator=self.generator).to(index.device)
+        rows = {name: gradient.map(lambda tensor: tensor[drawn]) for name, gradient in gradients.items()}
+        rebuilt = v_out.rebuilt(coords[drawn])
+        candidates = self.format.leading(
+            {name: matrix - rebuilt[name] for name, matrix in _matrices(rows).items()}, self.modes, self.rank
         )
-        fresh = self._leading(index[chosen])
+        renormalize(candidates)
+        folded = candidates.folded()
+        gains = (folded.inner(gradients) - coords @ v_out.gram(folded)).square().sub_(threshold**2).clamp_(min=0).sum(0)
+        self._replace(*replacements(useful, gains, folded.gram()), candidates)
+
+    def _replace(self, features: Tensor, candidates: Tensor, fresh: Directions) -> None:
         for directions in {id(self.v_in): self.v_in, id(self.v_out): self.v_out}.values():
             for tensor, new in zip(directions.tensors, fresh.tensors, strict=True):
-                tensor[dead] = new
+                tensor[features] = new[candidates]
                 for moment in ("exp_avg", "exp_avg_sq"):
-                    self.optimizer.state[tensor][moment][dead] = 0
-        self.last_kept[dead] = self.n_steps
+                    self.optimizer.state[tensor][moment][features] = 0
+        self.last_kept[features] = self.n_steps
 
 
 def _matrix_modes(gradients: Gradients) -> dict[str, Modes]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from param_features.decompose.pursuit import pursue, rounds_for
 from param_features.decompose.reconstruction import square_errors, times
 from param_features.decompose.selection import batch_top_k
 from param_features.decompose.settings import FitSettings
@@ -24,13 +25,15 @@ class StepLoss:
     Attributes:
         loss: What the step descends.
         error: Reconstruction error of the batch.
-        kept: Which coordinates entered the reconstruction.
+        coords: What entered the reconstruction, zero where a feature was not kept.
+        kept: Which coordinates did.
         errors: ‖∇ − reconstruction‖² of each sample.
     """
 
     loss: Float[Tensor, ""]
     error: float
-    kept: Tensor
+    coords: Float[Tensor, "sample feature"]
+    kept: Bool[Tensor, "sample feature"]
     errors: Float[Tensor, " sample"]
 
 
@@ -58,6 +61,8 @@ def l3d_loss(
     if settings.selection == "l1":
         return _penalised_loss(gradients, square_norm, v_out, settings.l1)
     is_sparse = l0 < _FEW * v_in.n_features and all(gradient.samples_well for gradient in gradients.values())
+    if settings.selection == "pursuit":
+        return _pursued_loss(gradients, square_norm, v_out, l0, is_sparse=is_sparse)
     is_reviving = settings.revive > 0 and bool(dead.any())
     if is_sparse:
         with torch.no_grad():
@@ -75,7 +80,7 @@ def l3d_loss(
         taken = times(living.detach(), v_out.map(torch.detach).gram(v_out), is_sparse=is_sparse)
         rest = square_errors(coords * revived, overlaps - taken, gram, errors.detach(), is_sparse=is_sparse)
         loss = loss + settings.revive * rest.mean()
-    return _seen(loss, errors, square_norm, kept)
+    return _seen(loss, errors, square_norm, living, kept)
 
 
 _FEW = 0.1
@@ -91,11 +96,27 @@ def _penalised_loss(
     coords = directions.inner(gradients)
     errors = square_errors(coords, coords, directions.gram(), square_norm)
     loss = errors.mean() + weight * coords.abs().sum(1).mean()
-    return _seen(loss, errors, square_norm, coords.detach().abs() > _SILENT)
+    return _seen(loss, errors, square_norm, coords, coords.detach().abs() > _SILENT)
 
 
-def _seen(loss: Tensor, errors: Float[Tensor, " sample"], square_norm: Float[Tensor, " sample"], kept: Tensor) -> StepLoss:
-    return StepLoss(loss, float(errors.detach().sum() / square_norm.sum()), kept, errors.detach())
+def _pursued_loss(
+    gradients: Gradients, square_norm: Float[Tensor, " sample"], directions: LowRank, l0: float, *, is_sparse: bool
+) -> StepLoss:
+    """At least-squares coordinates the error's gradient is that with the coordinates held fixed."""
+    with torch.set_grad_enabled(not is_sparse):
+        overlaps = directions.inner(gradients)
+    gram = directions.gram()
+    path = pursue(overlaps.detach(), gram.detach(), rounds_for(l0, directions.n_features))
+    coords = path.coords(path.threshold(l0))
+    kept = coords != 0
+    if is_sparse:
+        overlaps = directions.inner(gradients, kept)
+    errors = square_errors(coords, overlaps, gram, square_norm, is_sparse=is_sparse)
+    return _seen(errors.mean(), errors, square_norm, coords, kept)
+
+
+def _seen(loss: Tensor, errors: Tensor, square_norm: Tensor, coords: Tensor, kept: Tensor) -> StepLoss:
+    return StepLoss(loss, float(errors.detach().sum() / square_norm.sum()), coords.detach(), kept, errors.detach())
 
 
 def _strongest(coords: Tensor, dead: Tensor, l0: float) -> Bool[Tensor, "sample feature"]:

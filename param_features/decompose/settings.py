@@ -14,28 +14,32 @@ class FitSettings:
         steps: Number of Adam steps.
         batch_size: Samples per step.
         lr: Adam's peak learning rate; rises over the first 2 % of the steps, falls linearly to zero over the last half.
-        selection: `"top_k"` keeps the largest l0 · batch coordinates; `"l1"` keeps all under an L1 penalty, V_in = V_out.
+        selection: How a sample's coordinates are found. `"pursuit"`: features are taken one after the other, each time the
+            one with the largest overlap with what is left, l0 per sample on average, and weighted by least squares;
+            V_in = V_out. `"top_k"`: V_in ∇, of which the largest l0 · batch are kept. `"l1"`: V_in ∇ under an L1 penalty,
+            V_in = V_out.
         l1: Weight of the penalty, Σ_k |c_k| per sample against the squared error of gradients of mean square norm 1.
-        warm_start: Share of the steps over which the number kept falls from all features to l0.
+        warm_start: Share of the steps over which `"top_k"` keeps fewer and fewer features, from all to l0.
         dead_after: Steps without being kept after which a feature counts as dead.
-        revive: Weight of the auxiliary loss by which dead features learn what is left over.
-        resample: How often, in the first 60 % of the steps, features that are still dead restart on badly rebuilt samples.
+        revive: Weight of the auxiliary loss by which `"top_k"`'s dead features learn what is left over.
+        resample: How often, in the first 60 % of the steps, features that do little (dead ones, duplicates, rare mixtures)
+            are replaced by what is left of badly rebuilt samples, where that lowers the error more.
     """
 
     steps: int = 2000
     batch_size: int = 1024
     lr: float = 3e-2
-    selection: Literal["top_k", "l1"] = "top_k"
+    selection: Literal["pursuit", "top_k", "l1"] = "pursuit"
     l1: float = 0.02
     warm_start: float = 0.1
     dead_after: int = 100
     revive: float = 1 / 32
-    resample: int = 4
+    resample: int = 10
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        if self.selection not in ("top_k", "l1"):
-            raise SettingError(f"selection={self.selection!r} is unknown. Accepted: 'top_k', 'l1'.")
+        if self.selection not in ("pursuit", "top_k", "l1"):
+            raise SettingError(f"selection={self.selection!r} is unknown. Accepted: 'pursuit', 'top_k', 'l1'.")
         for name in ("steps", "batch_size", "lr", "dead_after"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name}={getattr(self, name)} must be positive.")
@@ -48,4 +52,4 @@ class FitSettings:
     @property
     def is_tied(self) -> bool:
         """Whether V_in and V_out are one."""
-        return self.selection == "l1"
+        return self.selection in ("l1", "pursuit")

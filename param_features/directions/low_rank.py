@@ -169,6 +169,16 @@ class LowRank(Directions):
             for name, (left, right) in self.factors.items()
         }
 
+    def rebuilt(self, coords: Float[Tensor, "sample feature"]) -> dict[str, Float[Tensor, "sample d_out d_in"]]:
+        """Σ_k c_k v_k of each sample as matrices, by name. Cost: the coordinates that are not zero, at |W| each."""
+        n_most = int((coords != 0).sum(1).max())
+        which = coords.abs().topk(n_most, 1).indices
+        weight = coords.gather(1, which)
+        return {
+            name: einsum(weight, left[which], right[which], "s k, s k o rank, s k i rank -> s o i")
+            for name, (left, right) in self.factors.items()
+        }
+
     @torch.no_grad()
     def scale_(self, factor: Float[Tensor, " feature"]) -> None:
         """Multiply each direction by a positive number in place, half of it on either factor."""

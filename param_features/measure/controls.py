@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from param_features.decompose.encoder import Encoder
+from param_features.decompose.pursuit import rounds_for
 from param_features.decompose.reconstruction import reconstruction_error, square_errors
 from param_features.decompose.selection import batch_top_k
 from param_features.directions import LowRank
@@ -56,8 +58,9 @@ def control_errors(
     rank: int,
     l0: float,
     generator: torch.Generator,
+    is_pursued: bool = False,
 ) -> dict[str, float]:
-    """Reconstruction errors on held-out samples of three controls.
+    """Reconstruction errors on held-out samples of three controls, by pursuit as well where the fit's are.
 
     Returns:
         `control_pca`: leading principal directions of the training gradients (dense, not low rank: an advantage);
@@ -69,12 +72,14 @@ def control_errors(
         "control_random": Dictionary.of(random_directions(like, n_features, rank, generator)),
         "control_svd_w": Dictionary.of(singular_directions(subset, n_features)),
     }
-    return {name: dictionary_error(dictionary, held_out, l0) for name, dictionary in dictionaries.items()}
+    return {
+        name: dictionary_error(dictionary, held_out, l0, is_pursued=is_pursued) for name, dictionary in dictionaries.items()
+    }
 
 
 @typed
-def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float) -> float:
-    """The lower error of two encoders: the overlaps themselves, or least squares over all directions.
+def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float, *, is_pursued: bool = False) -> float:
+    """The lowest error of two or three encoders: the overlaps themselves, least squares over all directions, or pursuit.
 
     They agree for orthogonal directions; a control must not lose for want of an encoder.
     """
@@ -82,9 +87,11 @@ def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float) ->
     square_norm = store.square_norm()
     inverse = torch.linalg.pinv(dictionary.gram.double(), hermitian=True, rtol=1e-6).to(overlaps)
     l0 = min(l0, len(dictionary.gram))
+    keeps = [coords * batch_top_k(coords, l0) for coords in (overlaps, overlaps @ inverse)]
+    if is_pursued:
+        keeps.append(Encoder(rounds_for(l0, len(dictionary.gram))).kept(overlaps, dictionary.gram, l0)[0])
     errors = []
-    for coords in (overlaps, overlaps @ inverse):
-        kept = coords * batch_top_k(coords, l0)
+    for kept in keeps:
         errors.append(reconstruction_error(square_errors(kept, overlaps, dictionary.gram, square_norm), square_norm))
     return min(errors)
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.decompose.reconstruction import reconstruction_error, square_errors
-from param_features.decompose.selection import batch_top_k
 from param_features.directions import LowRank
 from param_features.gradients import GradientStore
 from param_features.measure.controls import control_errors
@@ -79,16 +79,26 @@ def held_out_metrics(
     rank: int,
     l0: float,
     generator: torch.Generator,
+    encoder: Encoder = LINEAR,
 ) -> Metrics:
-    """Score a fit and its controls on the same held-out samples at the same l0."""
-    coords = _coords(v_in, held_out)
-    controls = control_errors(train, held_out, subset, n_features=v_out.n_features, rank=rank, l0=l0, generator=generator)
+    """Score a fit and its controls on the same held-out samples at the same l0, controls by the fit's own encoder too."""
+    active = encoder.active(_overlaps(v_in, held_out), v_out.gram(), threshold)
+    controls = control_errors(
+        train,
+        held_out,
+        subset,
+        n_features=v_out.n_features,
+        rank=rank,
+        l0=l0,
+        generator=generator,
+        is_pursued=encoder.n_rounds is not None,
+    )
     values = {
-        "reconstruction_error": fit_error(v_in, v_out, held_out, l0),
-        "training_error": fit_error(v_in, v_out, train, l0),
+        "reconstruction_error": fit_error(v_in, v_out, held_out, l0, encoder),
+        "training_error": fit_error(v_in, v_out, train, l0, encoder),
         "l0": float(l0),
-        "l0_at_threshold": float((coords.abs() >= threshold).sum(1).double().mean()),
-        "dead": float((coords.abs() < threshold).all(0).sum()),
+        "l0_at_threshold": float(active.sum(1).double().mean()),
+        "dead": float((~active).all(0).sum()),
         "n_features": v_out.n_features,
         "n_samples": train.n_samples,
         "n_held_out": held_out.n_samples,
@@ -97,12 +107,12 @@ def held_out_metrics(
 
 
 @torch.no_grad()
-def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float) -> float:
-    """Reconstruction error with the largest l0 · sample coordinates kept over the whole store."""
-    coords, overlaps, square_norm = _coords(v_in, store), _coords(v_out, store), store.square_norm()
-    kept = coords * batch_top_k(coords, l0)
-    return reconstruction_error(square_errors(kept, overlaps, v_out.gram(), square_norm), square_norm)
+def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float, encoder: Encoder = LINEAR) -> float:
+    """Reconstruction error with l0 coordinates per sample kept on average over the whole store."""
+    overlaps, square_norm, gram = _overlaps(v_out, store), store.square_norm(), v_out.gram()
+    coords, _ = encoder.kept(overlaps if v_in is v_out else _overlaps(v_in, store), gram, l0)
+    return reconstruction_error(square_errors(coords, overlaps, gram, square_norm), square_norm)
 
 
-def _coords(directions: LowRank, store: GradientStore) -> torch.Tensor:
+def _overlaps(directions: LowRank, store: GradientStore) -> torch.Tensor:
     return torch.cat([directions.inner(chunk) for chunk in store.chunks()])

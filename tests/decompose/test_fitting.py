@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from param_features.decompose import FitSettings, fit_l3d
+from param_features.decompose import Fit, FitSettings, fit_l3d
 from param_features.decompose.fitting import Trainer
 from param_features.decompose.l3d import remove_parallel, renormalize
 from param_features.directions import LowRank
@@ -46,7 +46,7 @@ def best_cosines(directions: LowRank, truth: LowRank) -> torch.Tensor:
     return (truth.gram(directions).abs() / directions.norm() / truth.norm()[:, None]).max(1).values
 
 
-@pytest.mark.parametrize(("selection", "least"), [("top_k", 0.99), ("l1", 0.9)])
+@pytest.mark.parametrize(("selection", "least"), [("pursuit", 0.99), ("top_k", 0.99), ("l1", 0.9)])
 def test_planted_directions_are_found_and_shuffled_ones_are_not(selection, least):
     found = fitted(planted_store(4000, seed=1), replace(SETTINGS, selection=selection), n_features=16)
     left, right = planted_directions().factors["w"]
@@ -55,22 +55,27 @@ def test_planted_directions_are_found_and_shuffled_ones_are_not(selection, least
     assert best_cosines(found.v_out, shuffled).mean() < 0.65
 
 
-def test_held_out_error_is_far_below_that_of_an_unfitted_start():
-    held_out = planted_store(1000, seed=2)
-    short = fitted(planted_store(4000, seed=1), replace(SETTINGS, steps=1))
-    long = fitted(planted_store(4000, seed=1))
-    assert fit_error(long.v_in, long.v_out, held_out, 1.5) < 0.15
-    assert fit_error(long.v_in, long.v_out, held_out, 1.5) < 0.4 * fit_error(short.v_in, short.v_out, held_out, 1.5)
+def held_out_error(fit: Fit) -> float:
+    return fit_error(fit.v_in, fit.v_out, planted_store(1000, seed=2), 1.5, fit.encoder)
+
+
+@pytest.mark.parametrize(("selection", "most"), [("pursuit", 0.02), ("top_k", 0.15)])
+def test_held_out_error_is_far_below_that_of_an_unfitted_start(selection, most):
+    short = fitted(planted_store(4000, seed=1), replace(SETTINGS, steps=1, selection=selection))
+    long = fitted(planted_store(4000, seed=1), replace(SETTINGS, selection=selection))
+    assert held_out_error(long) < most
+    assert held_out_error(long) < 0.4 * held_out_error(short)
 
 
 def test_v_out_rows_have_unit_norm_and_a_tied_fit_has_one_set():
-    untied, tied = (
-        fitted(planted_store(500, 1), replace(SETTINGS, steps=20)),
-        fitted(planted_store(500, 1), replace(SETTINGS, steps=20, selection="l1")),
-    )
-    torch.testing.assert_close(untied.v_out.norm(), torch.ones(N_PLANTED))
-    assert tied.v_in is tied.v_out
-    assert untied.v_in is not untied.v_out
+    fits = {
+        selection: fitted(planted_store(500, 1), replace(SETTINGS, steps=20, selection=selection))
+        for selection in ("pursuit", "top_k", "l1")
+    }
+    for selection, fit in fits.items():
+        torch.testing.assert_close(fit.v_out.norm(), torch.ones(N_PLANTED))
+        assert (fit.v_in is fit.v_out) == (selection != "top_k")
+        assert (fit.encoder.n_rounds is None) == (selection != "pursuit")
 
 
 def test_same_seed_same_bits_and_another_seed_another_result():
@@ -90,7 +95,7 @@ def test_scale_of_the_gradients_scales_threshold_alone():
 
 
 def n_dead_after_a_bad_start(**changes) -> int:
-    settings = replace(SETTINGS, warm_start=0.0, dead_after=10, **changes)
+    settings = replace(SETTINGS, selection="top_k", warm_start=0.0, dead_after=10, **changes)
     trainer = Trainer(planted_store(2000, seed=1), N_PLANTED, 1, 1.5, settings, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for tensor in trainer.v_in.tensors:
@@ -107,7 +112,8 @@ def test_dead_features_are_revived_by_the_auxiliary_loss_or_by_resampling():
 
 
 def test_warm_start_falls_from_all_features_to_l0():
-    trainer = Trainer(planted_store(300, 1), 10, 1, 2.0, FitSettings(steps=100), torch.Generator().manual_seed(0))
+    settings = FitSettings(steps=100, selection="top_k")
+    trainer = Trainer(planted_store(300, 1), 10, 1, 2.0, settings, torch.Generator().manual_seed(0))
     seen = []
     for trainer.n_steps in (0, 5, 10, 50):
         seen.append(trainer.current_l0())
@@ -129,8 +135,8 @@ def test_features_come_with_the_largest_kept_activations_first():
     store = planted_store(2000, seed=1)
     found = fitted(store)
     with torch.no_grad():
-        coords = found.v_in.inner(store.rows(slice(None)))
-    energy = (coords * (coords.abs() >= found.threshold)).square().sum(0)
+        overlaps = found.v_in.inner(store.rows(slice(None)))
+        energy = found.encoder.kept(overlaps, found.v_out.gram(), 1.5)[0].square().sum(0)
     assert torch.equal(energy, energy.sort(descending=True).values)
 
 

@@ -27,17 +27,19 @@ def samples() -> Factored:
     return Factored(*(torch.randn(50, 2, d, generator=generator, dtype=torch.float64) for d in (D_OUT, D_IN)))
 
 
-def loss_and_gradients(gradient, dead=DEAD, **changes):
-    v_in, v_out = directions(0), directions(1)
-    settings = dataclasses.replace(FitSettings(), **changes)
+def loss_and_gradients(gradient, dead=DEAD, selection="top_k", **changes):
+    v_out = directions(1)
+    v_in = v_out if selection == "pursuit" else directions(0)
+    settings = dataclasses.replace(FitSettings(), selection=selection, **changes)
     seen = l3d_loss({"w": gradient}, gradient.square_norm(), v_in, v_out, l0=2, dead=dead, settings=settings)
-    return seen, torch.autograd.grad(seen.loss, v_in.tensors + v_out.tensors)
+    return seen, torch.autograd.grad(seen.loss, v_out.tensors if v_in is v_out else v_in.tensors + v_out.tensors)
 
 
+@pytest.mark.parametrize("selection", ["pursuit", "top_k"])
 @pytest.mark.parametrize("dead", [DEAD, torch.zeros(N_FEATURES, dtype=torch.bool)], ids=["some dead", "none dead"])
-def test_the_sparse_products_give_the_loss_and_gradients_of_the_dense_ones(dead):
-    sparse, sparse_gradients = loss_and_gradients(samples().dense(), dead)
-    dense, dense_gradients = loss_and_gradients(samples(), dead)
+def test_the_sparse_products_give_the_loss_and_gradients_of_the_dense_ones(dead, selection):
+    sparse, sparse_gradients = loss_and_gradients(samples().dense(), dead, selection)
+    dense, dense_gradients = loss_and_gradients(samples(), dead, selection)
     assert samples().dense().samples_well == torch.backends.mkl.is_available()
     assert not samples().samples_well
     torch.testing.assert_close(sparse.loss, dense.loss)
@@ -66,3 +68,19 @@ def test_the_loss_is_the_square_error_of_the_reconstruction_that_is_never_built(
     rest = flat - ((flat @ v_in.T) * seen.kept) @ v_out
     torch.testing.assert_close(seen.loss, rest.square().sum(1).mean())
     assert int(seen.kept.sum()) == 2 * 50
+
+
+def test_pursuits_gradient_is_that_of_the_error_with_least_squares_solved_anew():
+    """The step holds the coordinates fixed: optimal as they are, moving with the directions they would change nothing."""
+    gradient, v_out = samples().dense(), directions(1)
+    seen, found = loss_and_gradients(gradient, selection="pursuit")
+    flat, rows = gradient.matrix.flatten(1), v_out.materialize()["w"].flatten(1)
+    errors = []
+    for sample, kept in zip(flat, seen.kept, strict=True):
+        taken = rows[kept]
+        solution = torch.linalg.solve(taken @ taken.T + 1e-4 * torch.eye(len(taken)), taken @ sample)
+        errors.append((sample - solution @ taken).square().sum())
+    loss = torch.stack(errors).mean()
+    torch.testing.assert_close(seen.loss, loss, rtol=1e-4, atol=0)
+    for one, other in zip(found, torch.autograd.grad(loss, v_out.tensors), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3 * float(other.abs().max()))

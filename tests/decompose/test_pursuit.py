@@ -1,0 +1,107 @@
+"""Pursuit against a plain loop of least squares on dense vectors, and against what a linear encoder cannot do."""
+
+import pytest
+import torch
+
+from param_features.decompose import LINEAR, Encoder
+from param_features.decompose.pursuit import pursue, rounds_for
+from param_features.errors import FeatureCountError
+
+N_FEATURES, D = 12, 9
+
+
+def dictionary(seed: int = 0) -> torch.Tensor:
+    rows = torch.randn(N_FEATURES, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def samples(n: int = 20) -> torch.Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def by_hand(sample: torch.Tensor, rows: torch.Tensor, n_rounds: int) -> tuple[list[int], list[torch.Tensor]]:
+    """Orthogonal matching pursuit of one vector as the textbook has it."""
+    taken, solutions, left = [], [], sample
+    for _ in range(n_rounds):
+        overlap = (rows @ left).abs()
+        overlap[taken] = -1
+        taken.append(int(overlap.argmax()))
+        solutions.append(torch.linalg.lstsq(rows[taken].T, sample[:, None]).solution[:, 0])
+        left = sample - solutions[-1] @ rows[taken]
+    return taken, solutions
+
+
+def test_features_and_coordinates_are_those_of_the_textbook():
+    rows, data = dictionary(), samples()
+    path = pursue(data @ rows.T, rows @ rows.T, 4)
+    for n, sample in enumerate(data):
+        taken, solutions = by_hand(sample, rows, 4)
+        assert path.features[n].tolist() == taken
+        for n_taken, solution in enumerate(solutions, 1):
+            torch.testing.assert_close(path.solutions[n, n_taken - 1, :n_taken], solution, rtol=1e-2, atol=1e-3)
+
+
+def test_the_threshold_keeps_l0_features_per_sample_each_samples_first_ones():
+    rows, data = dictionary(), samples(200)
+    path = pursue(data @ rows.T, rows @ rows.T, 6)
+    for l0 in (0.5, 2.0, 3.7):
+        coords = path.coords(path.threshold(l0))
+        assert int((coords != 0).sum()) == round(l0 * 200)
+        for n in range(200):
+            n_kept = int((coords[n] != 0).sum())
+            assert set(coords[n].nonzero().flatten().tolist()) == set(path.features[n, :n_kept].tolist())
+    assert not path.coords(1e9).any()
+
+
+def test_the_error_falls_with_every_feature_and_at_full_rank_nothing_is_left():
+    rows, data = dictionary(), samples()
+    path = pursue(data @ rows.T, rows @ rows.T, D)
+    left = [
+        data - torch.zeros(20, N_FEATURES).double().scatter(1, path.features, x) @ rows for x in path.solutions.unbind(1)
+    ]
+    errors = torch.stack([rest.square().sum(1) for rest in left])
+    assert (errors.diff(dim=0) < 1e-6).all()
+    assert errors[-1].max() < 1e-4 < 0.05 < errors[0].min()
+
+
+def test_a_feature_whose_neighbour_explains_the_sample_stays_silent():
+    """Both overlap with a sample that is the first one alone: a linear encoder keeps both, pursuit one."""
+    rows = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
+    overlaps, gram = torch.tensor([[2.0, 0.0, 0.0]]) @ rows.T, rows @ rows.T
+    coords, _ = Encoder(2).kept(overlaps, gram, 1)
+    torch.testing.assert_close(coords, torch.tensor([[2.0, 0.0, 0.0]]), rtol=1e-3, atol=1e-3)
+    active = Encoder(2).active(overlaps, gram, threshold=0.5)
+    assert active.tolist() == [[True, False, False]]
+    assert LINEAR.active(overlaps, gram, threshold=0.5).tolist() == [[True, True, False]]
+
+
+def test_activations_keep_their_shape_and_are_the_overlaps_of_a_linear_encoder():
+    rows = dictionary()
+    overlaps = samples(6).reshape(2, 3, D) @ rows.T
+    assert LINEAR.activations(overlaps, rows @ rows.T, 0.3) is overlaps
+    found = Encoder(3).activations(overlaps, rows @ rows.T, 0.3)
+    assert found.shape == (2, 3, N_FEATURES)
+    torch.testing.assert_close(found[1, 2], Encoder(3).activations(overlaps[1, 2:], rows @ rows.T, 0.3)[0])
+
+
+def test_equal_features_and_silent_samples_do_no_harm():
+    rows = dictionary()
+    rows[1] = rows[0]
+    data = samples()
+    data[0] = 0
+    coords, _ = Encoder(5).kept(data @ rows.T, rows @ rows.T, 2)
+    assert torch.isfinite(coords).all()
+    assert not coords[0].any()
+
+
+def test_rounds_leave_room_above_the_mean_and_never_exceed_the_features():
+    assert rounds_for(5, 100) == 17
+    assert rounds_for(0.5, 5) == 4
+    assert rounds_for(3, 4) == 4
+
+
+def test_a_budget_out_of_range_is_refused():
+    rows = dictionary()
+    path = pursue(samples() @ rows.T, rows @ rows.T, 3)
+    with pytest.raises(FeatureCountError, match=r"l0=13 lies outside \(0, 12\]"):
+        path.threshold(13)

@@ -1,6 +1,6 @@
 """Parameter features: low-rank directions in a model's weights, each of which matters for few inputs."""
 
-from param_features import adapters, demo, errors, toys
+from param_features import adapters, bench, demo, errors, toys
 from param_features.compare import match
 from param_features.decompose import FitSettings
 from param_features.describe import describe
@@ -20,6 +20,7 @@ __all__ = [
     "ParamFeatures",
     "ParamFeaturesError",
     "adapters",
+    "bench",
     "decompose",
     "demo",
     "describe",

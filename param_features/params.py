@@ -23,6 +23,9 @@ from param_features.errors import (
 )
 from param_features.layout import WHOLE, Layout
 
+_SIDE = re.compile(r"\([^)]*\)|\S+")
+"""One side of a matrix in a fold: an axis, or several in brackets."""
+
 ParamSpec = str | re.Pattern | Sequence["str | re.Pattern"]
 
 
@@ -37,6 +40,22 @@ def unfold_matrix(matrix: Float[Tensor, "*batch d_out d_in"], fold: str, shape: 
     """A parameter's tensor, with any leading axes, from its matrix view."""
     left, right = fold.split("->")
     return rearrange(matrix, f"... {right} -> ... {left}", **dict(zip(left.split(), shape, strict=True)))
+
+
+class Modes(NamedTuple):
+    """The axes that a matrix view folds together, by their lengths; `(1,)` where a side has none.
+
+    Attributes:
+        out: Those of d_out: (head, d_head) of W_K.
+        into: Those of d_in: (channel, height, width) of a convolution.
+    """
+
+    out: tuple[int, ...]
+    into: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """`4·8×64`: four heads of eight, by 64."""
+        return "×".join("·".join(map(str, side)) for side in self)
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,14 @@ class ParamView:
         """(d_out, d_in) of the matrix view."""
         d_out, d_in = rearrange(torch.empty(self.shape, device="meta"), self.fold).shape
         return d_out, d_in
+
+    @property
+    def modes(self) -> Modes:
+        """The axes of the tensor that make up d_out and d_in, in the order in which the fold runs through them."""
+        left, right = self.fold.split("->")
+        lengths = dict(zip(left.split(), self.shape, strict=True)) | {"1": 1}
+        out, into = (tuple(lengths[axis] for axis in side.strip("()").split()) for side in _SIDE.findall(right))
+        return Modes(out, into)
 
     def to_matrix(self, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*batch d_out d_in"]:
         """View a tensor of the parameter's shape, with any leading axes, as matrices."""

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from param_features.adapters import Adapter, adapter_for
 from param_features.decompose import Fit, FitSettings, check_l0, fit_l3d
+from param_features.directions import FORMATS
 from param_features.divergence import Divergence, Reference, check_reference, read_divergence
 from param_features.errors import FeatureCountError, InputError, RankError, SettingError, nearest
 from param_features.features import ParamFeatures, ParamRecord
@@ -56,6 +57,7 @@ def decompose(
     inputs: Any = None,
     n_features: int = 100,
     rank: int = 1,
+    format: str = "matrix",
     l0: float | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: str | Tensor = "sample",
@@ -90,6 +92,9 @@ def decompose(
             among them marks padding.
         n_features: Number of features.
         rank: Factors per feature and parameter; a bias has one at most.
+        format: How a feature is held during the fit: `"matrix"` (`rank` outer products of d_out with d_in), `"cp"` (`rank`
+            outer products over all axes: heads, within heads and d_in for W_K) or `"tucker"` (rank `rank` along each axis).
+            The result is in the matrix format whichever it is.
         l0: Mean number of features kept per sample; n_features / 20, at least 1, by default.
         divergence: `"kl"`, `"se"`, `"sum"`, your own function of (output, reference) to one scalar per sample, or `"auto"`:
             KL for logits and squared error otherwise.
@@ -115,7 +120,7 @@ def decompose(
         EmptySelectionError: No parameter was asked for.
         InputError: Tokens or inputs that the model cannot take.
         FeatureCountError: `n_features` or `l0` out of range.
-        RankError: `rank` exceeds that of the largest chosen matrix.
+        RankError: `rank` exceeds what the format can use of the largest chosen matrix.
         SettingError: Another setting is out of range or unknown.
         SampleCountError: Fewer training samples than features.
         NonFiniteError: NaN or infinity in weights, inputs, outputs or gradients.
@@ -127,7 +132,7 @@ def decompose(
     Source: L3D (arXiv 2504.00194); the metrics' controls are this library's own.
     """
     l0 = max(1.0, n_features / 20) if l0 is None else float(l0)
-    request = Request(method, n_features, rank, l0, seed, progress)
+    request = Request(method, n_features, rank, format, l0, seed, progress)
     harvest = harvest or HarvestSettings()
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
     fit = fit or FitSettings()
@@ -158,6 +163,7 @@ class Request:
     method: str
     n_features: int
     rank: int
+    format: str
     l0: float
     seed: int
     progress: bool
@@ -177,11 +183,17 @@ def _check_request(request: Request, subset: ParamSubset) -> None:
     if request.n_features < 1:
         raise FeatureCountError(f"n_features={request.n_features} must be at least 1; a few hundred is usual.")
     check_l0(request.l0, request.n_features)
-    largest = max(min(view.matrix_shape) for view in subset.views)
+    if request.format not in FORMATS:
+        raise SettingError(
+            f"format={request.format!r} is unknown. Accepted: {', '.join(map(repr, FORMATS))}; nearest: "
+            f"{nearest(request.format, FORMATS)}."
+        )
+    largest = max(FORMATS[request.format].largest_rank(view.modes) for view in subset.views)
     if not 1 <= request.rank <= largest:
-        shapes = ", ".join(f"{view.name} {view.matrix_shape[0]}×{view.matrix_shape[1]}" for view in subset.views[:3])
+        shapes = ", ".join(f"{view.name} {view.modes}" for view in subset.views[:3])
         raise RankError(
-            f"rank={request.rank} lies outside 1 to {largest}, the rank of the largest chosen matrix ({shapes})."
+            f"rank={request.rank} lies outside 1 to {largest}, the largest that a feature can have in format="
+            f"{request.format!r} of the chosen matrices ({shapes})."
         )
 
 
@@ -221,6 +233,8 @@ class Run:
             settings=self.fit,
             generator=self._generator(3),
             progress=self.request.progress,
+            format=FORMATS[self.request.format],
+            modes={view.name: view.modes for view in self.subset.views},
         )
         metrics = held_out_metrics(
             found.v_in,

@@ -127,6 +127,27 @@ def test_default_fold_puts_the_first_axis_out_and_the_others_in(n_dims, n_leadin
     assert view.matrix_shape == view.to_matrix(holder.tensor.detach()).shape
 
 
+@pytest.mark.parametrize(
+    ("model", "name", "modes", "text"),
+    [
+        ("zoo", "scalar", ((1,), (1,)), "1×1"),
+        ("zoo", "linear.bias", ((5,), (1,)), "5×1"),
+        ("zoo", "embed.weight", ((3,), (5,)), "3×5"),
+        ("zoo", "conv.weight", ((4,), (2, 3, 2)), "4×2·3·2"),
+        ("grouped", "blocks.0.attn.W_Q", ((4, 8), (16,)), "4·8×16"),
+        ("grouped", "blocks.0.attn.W_O", ((16,), (4, 8)), "16×4·8"),
+        ("grouped", "blocks.0.attn.b_Q", ((4, 8), (1,)), "4·8×1"),
+    ],
+)
+def test_modes_are_the_axes_that_the_fold_runs_through(model, name, modes, text, request):
+    view = subset_of(request.getfixturevalue(model), name).views[0]
+    assert (view.modes, str(view.modes)) == (modes, text)
+    tensor = torch.randn(view.shape)
+    left, right = view.fold.split("->")
+    in_order = rearrange(tensor, f"{left} -> {right.translate({40: None, 41: None})}")
+    assert torch.equal(view.to_matrix(tensor).flatten(), in_order.flatten())
+
+
 class Holder(nn.Module):
     def __init__(self, shape) -> None:
         super().__init__()

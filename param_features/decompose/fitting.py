@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from param_features.decompose.l3d import StepLoss, balance, l3d_loss, remove_parallel, renormalize
+from param_features.decompose.l3d import StepLoss, l3d_loss, remove_parallel, renormalize
 from param_features.decompose.selection import threshold_for
 from param_features.decompose.settings import FitSettings
-from param_features.directions import LowRank, leading_factors
+from param_features.directions import Directions, LowRank
 from param_features.gradients import Gradients, GradientStore
+from param_features.params import Modes
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def fit_l3d(
     settings: FitSettings,
     generator: torch.Generator,
     progress: bool,
+    format: type[Directions] = LowRank,
+    modes: Mapping[str, Modes] | None = None,
 ) -> Fit:
     """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
 
@@ -50,13 +54,15 @@ def fit_l3d(
     Args:
         store: Training gradients.
         n_features: Number of directions.
-        rank: Factors per direction and parameter.
+        rank: Of each direction and parameter, as the format counts it.
         l0: Mean number of features kept per sample.
         settings: The rest.
         generator: Draws batches and starting points.
         progress: Whether to show a progress bar with loss, error, l0 and dead features.
+        format: How directions are held while they are learned; the result is in the matrix format.
+        modes: Axes of each parameter, for the formats that heed them; those of its matrix by default.
     """
-    trainer = Trainer(store, n_features, rank, l0, settings, generator)
+    trainer = Trainer(store, n_features, rank, l0, settings, generator, format, modes)
     with tqdm(total=settings.steps, desc="fit", unit="step", disable=not progress, smoothing=0.05) as bar:
         try:
             for _ in range(settings.steps):
@@ -81,9 +87,12 @@ class Trainer:
         l0: float,
         settings: FitSettings,
         generator: torch.Generator,
+        format: type[Directions] = LowRank,
+        modes: Mapping[str, Modes] | None = None,
     ) -> None:
-        """Start from leading factors of real gradients."""
+        """Start from the leading part of real gradients."""
         self.store, self.l0, self.settings, self.generator, self.rank = store, l0, settings, generator, rank
+        self.format, self.modes = format, modes or _matrix_modes(store.rows(slice(0, 1)))
         self.square_norm = store.square_norm()
         self.scale = float(self.square_norm.double().mean()) ** -0.5
         self.v_out = self._start(n_features)
@@ -101,9 +110,9 @@ class Trainer:
         """One Adam step on one batch."""
         index = self._next_batch()
         gradients, norms = self._scaled(index)
-        seen = l3d_loss(
-            gradients, norms, self.v_in, self.v_out, l0=self.current_l0(), dead=self.dead, settings=self.settings
-        )
+        v_out = self.v_out.folded()
+        v_in = v_out if self.settings.is_tied else self.v_in.folded()
+        seen = l3d_loss(gradients, norms, v_in, v_out, l0=self.current_l0(), dead=self.dead, settings=self.settings)
         self.optimizer.zero_grad(set_to_none=True)
         seen.loss.backward()
         remove_parallel(self.v_out)
@@ -111,7 +120,7 @@ class Trainer:
             group["lr"] = self.settings.lr * self._lr_factor()
         self.optimizer.step()
         renormalize(self.v_out)
-        balance(self.v_in)
+        self.v_in.balance_()
         self.n_steps += 1
         self.last_kept[seen.kept.any(0)] = self.n_steps
         if self._is_time_to_resample():
@@ -145,23 +154,25 @@ class Trainer:
     def result(self) -> Fit:
         """The directions, those with the largest kept activations first, and the threshold that keeps `l0` per sample."""
         renormalize(self.v_out)  # an interruption may have come between a step and its renormalisation
-        coords = torch.cat([self.v_in.inner(chunk) for chunk in self.store.chunks()])
+        folded = self.v_out.folded()
+        folded_in = folded if self.settings.is_tied else self.v_in.folded()
+        coords = torch.cat([folded_in.inner(chunk) for chunk in self.store.chunks()])
         threshold = threshold_for(coords, self.l0)
         order = (coords * (coords.abs() >= threshold)).square().sum(0).argsort(descending=True, stable=True)
-        v_out = self.v_out.rows(order).map(lambda tensor: tensor.detach().clone())
-        v_in = v_out if self.settings.is_tied else self.v_in.rows(order).map(lambda tensor: tensor.detach().clone())
+        v_out = folded.rows(order).map(lambda tensor: tensor.detach().clone())
+        v_in = v_out if self.settings.is_tied else folded_in.rows(order).map(lambda tensor: tensor.detach().clone())
         return Fit(v_in, v_out, threshold, self.n_steps)
 
-    def _start(self, n_features: int) -> LowRank:
-        """Leading factors of randomly chosen samples' gradients, preferring strong ones."""
+    def _start(self, n_features: int) -> Directions:
+        """The leading part of randomly chosen samples' gradients, preferring strong ones."""
         weights = self.square_norm.sqrt().cpu()
         index = torch.multinomial(
             weights, n_features, replacement=int((weights > 0).sum()) < n_features, generator=self.generator
         )
         return self._leading(index.to(self.square_norm.device))
 
-    def _leading(self, index: Int[Tensor, " feature"]) -> LowRank:
-        directions = leading_factors(_matrices(self.store.rows(index)), self.rank)
+    def _leading(self, index: Int[Tensor, " feature"]) -> Directions:
+        directions = self.format.leading(_matrices(self.store.rows(index)), self.modes, self.rank)
         renormalize(directions)
         return directions
 
@@ -201,6 +212,10 @@ class Trainer:
                 for moment in ("exp_avg", "exp_avg_sq"):
                     self.optimizer.state[tensor][moment][dead] = 0
         self.last_kept[dead] = self.n_steps
+
+
+def _matrix_modes(gradients: Gradients) -> dict[str, Modes]:
+    return {name: Modes(*((d,) for d in gradient.matrix_shape)) for name, gradient in gradients.items()}
 
 
 def _matrices(gradients: Gradients) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from param_features.decompose.reconstruction import square_errors
 from param_features.decompose.selection import batch_top_k
 from param_features.decompose.settings import FitSettings
-from param_features.directions import LowRank
+from param_features.directions import Directions, LowRank
 from param_features.gradients import Gradients
 
 
@@ -89,37 +89,28 @@ def _revival(
 
 
 @torch.no_grad()
-def remove_parallel(directions: LowRank) -> None:
-    """Take from each row's gradient the part that only changes the row's length: its share along ∂‖v_k‖²/∂factors.
+def remove_parallel(directions: Directions) -> None:
+    """Take from each row's gradient the part that only changes the row's length: its share along ∂‖v_k‖²/∂tensors.
 
     Without it Adam's moments follow a push that the renormalisation undoes.
     """
     grads = [tensor.grad for tensor in directions.tensors if tensor.grad is not None]
     if len(grads) < len(directions.tensors):
         return
-    lengthen = [
-        part for left, right in directions.factors.values() for part in (left @ (right.mT @ right), right @ (left.mT @ left))
-    ]
-    along = torch.stack([(grad * part).sum((1, 2)) for grad, part in zip(grads, lengthen, strict=True)]).sum(0)
-    square = torch.stack([part.square().sum((1, 2)) for part in lengthen]).sum(0)
-    share = (along / square.clamp(min=1e-30))[:, None, None]
-    for grad, part in zip(grads, lengthen, strict=True):
-        grad.sub_(share * part)
+    lengthening = directions.lengthening()
+    along = torch.stack([_per_feature(grad * part) for grad, part in zip(grads, lengthening, strict=True)]).sum(0)
+    square = torch.stack([_per_feature(part.square()) for part in lengthening]).sum(0)
+    share = along / square.clamp(min=1e-30)
+    for grad, part in zip(grads, lengthening, strict=True):
+        grad.sub_(share.reshape(-1, *(1 for _ in part.shape[1:])) * part)
+
+
+def _per_feature(tensor: Float[Tensor, " feature *axes"]) -> Float[Tensor, " feature"]:
+    return tensor.sum(tuple(range(1, tensor.dim())))
 
 
 @torch.no_grad()
-def balance(directions: LowRank) -> None:
-    """Give both factors of every component the same norm, in place; the directions stay as they are.
-
-    Left alone, one factor grows as the other shrinks, until steps of equal size move one and not the other.
-    """
-    for left, right in directions.factors.values():
-        ratio = (right.norm(dim=1, keepdim=True) / left.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(min=1e-12).sqrt()
-        left.mul_(ratio)
-        right.div_(ratio)
-
-
-def renormalize(directions: LowRank) -> None:
+def renormalize(directions: Directions) -> None:
     """Scale every row to unit norm and balance its factors, in place."""
-    balance(directions)
+    directions.balance_()
     directions.scale_(1 / directions.norm().clamp(min=1e-12))

@@ -1,7 +1,9 @@
-"""The matrix format: each feature holds rank-r factors of every parameter's matrix, v_k = Σ_r left_kr ⊗ right_kr."""
+"""What every format of directions offers, and the matrix format: v_k = Σ_r left_kr ⊗ right_kr for every parameter."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from einops import einsum
@@ -9,13 +11,99 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.gradients import Gradients
+from param_features.params import Modes
 
 Factors = tuple[Tensor, Tensor]
 """(left [feature d_out rank], right [feature d_in rank])."""
 
+Format = TypeVar("Format", bound="Directions")
+
+
+class Directions(ABC):
+    """n_features directions in the space of a parameter subset, each held by tensors whose first axis is the feature.
+
+    The five operations are `inner`, `gram`, `norm`, `materialize` and `scale_`; the rest is what a fit needs.
+    """
+
+    @classmethod
+    @abstractmethod
+    def largest_rank(cls, modes: Modes) -> int:
+        """The rank beyond which a parameter of these modes gains nothing."""
+
+    @classmethod
+    @abstractmethod
+    def leading(
+        cls: type[Format],
+        matrices: Mapping[str, Float[Tensor, "feature d_out d_in"]],
+        modes: Mapping[str, Modes],
+        rank: int,
+    ) -> Format:
+        """Directions close to given matrices: what a fit starts from."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that is trained, in the subset's order."""
+
+    @abstractmethod
+    def with_tensors(self: Format, tensors: Sequence[Tensor]) -> Format:
+        """The same format with other tensors, in the order of `tensors`."""
+
+    @abstractmethod
+    def folded(self) -> "LowRank":
+        """The same directions in the matrix format; differentiable."""
+
+    @abstractmethod
+    def inner(self, gradients: Gradients) -> Float[Tensor, "sample feature"]:
+        """⟨∇, v_k⟩ summed over parameters."""
+
+    @abstractmethod
+    def gram(self, other: "Directions | None" = None) -> Float[Tensor, "feature other"]:
+        """⟨v_j, w_k⟩ with other directions, of any format, or with itself; nothing of size |W| is built."""
+
+    @abstractmethod
+    def norm(self) -> Float[Tensor, " feature"]:
+        """‖v_k‖ over all parameters."""
+
+    @abstractmethod
+    def materialize(self) -> dict[str, Float[Tensor, "feature d_out d_in"]]:
+        """Dense matrices by parameter name. Cost: memory n_features · |W|."""
+
+    @abstractmethod
+    def scale_(self, factor: Float[Tensor, " feature"]) -> None:
+        """Multiply each direction by a positive number, in place."""
+
+    @abstractmethod
+    def balance_(self) -> None:
+        """Share each direction's length out evenly over its tensors, in place; the directions stay as they are.
+
+        Left alone, one factor grows as another shrinks, until steps of equal size move one and not the other.
+        """
+
+    @abstractmethod
+    def lengthening(self) -> list[Tensor]:
+        """∂ ½‖v_k‖² / ∂ each of `tensors`: the step that changes each direction's length the most."""
+
+    @property
+    def n_features(self) -> int:
+        """Number of directions."""
+        return len(self.tensors[0])
+
+    def map(self: Format, function: Callable[[Tensor], Tensor]) -> Format:
+        """Apply `function` to every tensor: choosing rows, moving, casting."""
+        return self.with_tensors([function(tensor) for tensor in self.tensors])
+
+    def rows(self: Format, index: Int[Tensor, " feature"] | slice | list[int]) -> Format:
+        """Some of the directions."""
+        return self.map(lambda tensor: tensor[index])
+
+    def joined(self: Format, other: Format) -> Format:
+        """This one's directions followed by the other's, of the same format, shapes and ranks."""
+        return self.with_tensors([torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True)])
+
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Directions):
     """n_features directions, each a low-rank matrix for every parameter of the subset.
 
     Attributes:
@@ -24,54 +112,55 @@ class LowRank:
 
     factors: Mapping[str, Factors]
 
-    @property
-    def n_features(self) -> int:
-        """Number of directions."""
-        return len(next(iter(self.factors.values()))[0])
+    @classmethod
+    def largest_rank(cls, modes: Modes) -> int:
+        """The smaller side of the matrix."""
+        return min(torch.Size(modes.out).numel(), torch.Size(modes.into).numel())
+
+    @classmethod
+    def leading(
+        cls, matrices: Mapping[str, Float[Tensor, "feature d_out d_in"]], modes: Mapping[str, Modes], rank: int
+    ) -> "LowRank":
+        """See `leading_factors`; the modes play no part."""
+        return leading_factors(matrices, rank)
 
     @property
     def tensors(self) -> list[Tensor]:
         """Every factor, in the subset's order."""
         return [tensor for pair in self.factors.values() for tensor in pair]
 
-    def map(self, function) -> "LowRank":
-        """Apply `function` to every factor: choosing rows, moving, casting."""
-        return LowRank({name: (function(left), function(right)) for name, (left, right) in self.factors.items()})
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "LowRank":
+        """Other factors for the same parameters."""
+        return LowRank(dict(zip(self.factors, zip(tensors[::2], tensors[1::2], strict=True), strict=True)))
+
+    def folded(self) -> "LowRank":
+        """Itself."""
+        return self
 
     def renamed(self, names: Mapping[str, str]) -> "LowRank":
         """The same directions with the parameters under other names."""
         return LowRank({names[name]: pair for name, pair in self.factors.items()})
 
-    def rows(self, index: Int[Tensor, " feature"] | slice | list[int]) -> "LowRank":
-        """Some of the directions."""
-        return self.map(lambda tensor: tensor[index])
-
-    def joined(self, other: "LowRank") -> "LowRank":
-        """This one's directions followed by the other's."""
-        return LowRank(
-            {
-                name: (torch.cat([left, other.factors[name][0]]), torch.cat([right, other.factors[name][1]]))
-                for name, (left, right) in self.factors.items()
-            }
-        )
-
     def inner(self, gradients: Gradients) -> Float[Tensor, "sample feature"]:
         """⟨∇, v_k⟩ summed over parameters. Cost: that of each gradient format's `inner`."""
         return torch.stack([gradients[name].inner(*pair) for name, pair in self.factors.items()]).sum(0)
 
-    def gram(self, other: "LowRank | None" = None) -> Float[Tensor, "feature other"]:
+    def gram(self, other: Directions | None = None) -> Float[Tensor, "feature other"]:
         """⟨v_j, w_k⟩ = Σ_rr' (A_jr·A_kr')(B_jr·B_kr'), with itself by default; nothing of size |W| is built."""
-        return torch.stack(
-            [_gram(pair, (other or self).factors[name]) for name, pair in self.factors.items()],
-        ).sum(0)
+        factors = self.factors if other is None else other.folded().factors
+        return torch.stack([_gram(pair, factors[name]) for name, pair in self.factors.items()]).sum(0)
 
     def norm(self) -> Float[Tensor, " feature"]:
         """‖v_k‖ over all parameters."""
+        return self.square_norm().clamp(min=0).sqrt()
+
+    def square_norm(self) -> Float[Tensor, " feature"]:
+        """‖v_k‖²; by rounding it may fall below 0 where the components cancel."""
         squares = [
             (einsum(left, left, "f o r, f o s -> f r s") * einsum(right, right, "f i r, f i s -> f r s")).sum((1, 2))
             for left, right in self.factors.values()
         ]
-        return torch.stack(squares).sum(0).clamp(min=0).sqrt()
+        return torch.stack(squares).sum(0)
 
     def materialize(self) -> dict[str, Float[Tensor, "feature d_out d_in"]]:
         """Dense matrices by parameter name. Cost: memory n_features · |W|."""
@@ -85,6 +174,22 @@ class LowRank:
         """Multiply each direction by a positive number in place, half of it on either factor."""
         for tensor in self.tensors:
             tensor.mul_(factor.sqrt()[:, None, None])
+
+    @torch.no_grad()
+    def balance_(self) -> None:
+        """Give both factors of every component the same norm, in place."""
+        for left, right in self.factors.values():
+            ratio = right.norm(dim=1, keepdim=True) / left.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            ratio = ratio.clamp(min=1e-12).sqrt()
+            left.mul_(ratio)
+            right.div_(ratio)
+
+    @torch.no_grad()
+    def lengthening(self) -> list[Tensor]:
+        """∂ ½‖A Bᵀ‖² is A (BᵀB) for A and B (AᵀA) for B."""
+        return [
+            part for left, right in self.factors.values() for part in (left @ (right.mT @ right), right @ (left.mT @ left))
+        ]
 
 
 def _gram(ours: Factors, theirs: Factors) -> Float[Tensor, "feature other"]:

@@ -1,14 +1,14 @@
 """Toy models of superposition: more sparse features than hidden units (Elhage et al. 2022, of that title)."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 
-from param_features.errors import SettingError, ToyError
-from param_features.toys.toy import Toy, planted_directions
+from param_features.errors import SettingError
+from param_features.toys.planted_toy import PlantedToy, planted_directions
+from param_features.toys.training import first_complete, sparse_uniform, trained
 
-_ATTEMPTS = 20
 _REPRESENTED = 0.5
 
 
@@ -53,7 +53,7 @@ def superposition(
     n_inputs: int = 3000,
     n_steps: int = 2000,
     seed: int = 0,
-) -> Toy:
+) -> PlantedToy:
     """A trained model of superposition in which every feature is represented.
 
     An input has each feature with the given probability, its size uniform in [0, 1]. A model that leaves a feature out
@@ -84,55 +84,26 @@ def superposition(
             f"n_features={n_features}, d_hidden={d_hidden}, n_inputs={n_inputs} and n_steps={n_steps} must be positive, and "
             f"probability={probability} between 0 and 1."
         )
-    generator, n_left_out = torch.Generator().manual_seed(seed), n_features
-    units = torch.eye(n_features)
-    for _ in range(_ATTEMPTS):
-        model = _trained(Tied if is_tied else Untied, n_features, d_hidden, probability, n_steps, generator)
-        n_left_out = _n_left_out(model, units)
-        if not n_left_out:
-            return _toy(model, units, d_hidden, _draw(n_inputs, n_features, probability, generator), probability)
-    raise ToyError(
-        f"After {_ATTEMPTS} starts, {n_left_out} of {n_features} features are left out by {d_hidden} hidden units. Ask "
-        "for fewer features, more hidden units or a smaller probability."
+    generator, units = torch.Generator().manual_seed(seed), torch.eye(n_features)
+    build = partial(Tied if is_tied else Untied, n_features, d_hidden)
+    model = first_complete(
+        lambda: trained(build, partial(_batch, n_features, probability), generator, n_steps=n_steps),
+        lambda model: int((model(units).diagonal() < _REPRESENTED).sum()),
+        n_features,
+        f"Ask for fewer features, more hidden units than {d_hidden} or a smaller probability.",
     )
-
-
-def _toy(model: nn.Module, units: Tensor, d_hidden: int, inputs: Tensor, probability: float) -> Toy:
-    is_tied = isinstance(model, Tied)
     params = ("weight",) if is_tied else ("encode.weight", "decode.weight")
-    return Toy(
-        name=f"superposition of {len(units)} in {d_hidden}, {'tied' if is_tied else 'untied'}",
+    return PlantedToy(
+        name=f"superposition of {n_features} in {d_hidden}, {'tied' if is_tied else 'untied'}",
         model=model,
         params=params,
-        inputs=inputs,
+        inputs=sparse_uniform(n_inputs, n_features, probability, generator),
+        n_features=n_features,
+        l0=max(0.5, n_features * probability),
         truth=planted_directions(model, params, units, units),
-        l0=max(0.5, len(units) * probability),
     )
 
 
-@torch.no_grad()
-def _n_left_out(model: nn.Module, units: Tensor) -> int:
-    return int((model(units).diagonal() < _REPRESENTED).sum())
-
-
-def _draw(n: int, n_features: int, probability: float, generator: torch.Generator) -> Tensor:
-    is_there = torch.rand(n, n_features, generator=generator) < probability
-    return torch.rand(n, n_features, generator=generator) * is_there
-
-
-def _trained(
-    kind: type[nn.Module], n_features: int, d_hidden: int, probability: float, n_steps: int, generator: torch.Generator
-) -> nn.Module:
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        model = kind(n_features, d_hidden)
-        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-        for _ in range(n_steps):
-            x = _draw(2048, n_features, probability, generator)
-            loss = (model(x) - x).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+def _batch(n_features: int, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x = sparse_uniform(2048, n_features, probability, generator)
+    return x, x

@@ -1,0 +1,51 @@
+"""The bench: its arithmetic by hand, its command on real toys, and a case that misses its aim and says so."""
+
+import json
+
+import pytest
+
+from param_features import toys
+from param_features.bench import SUITE, Case, Row, run_case, to_text
+from param_features.bench.__main__ import main
+
+TINY = {"n_steps": 300, "n_inputs": 1000}
+
+
+def test_the_worst_seed_is_the_low_one_of_scores_and_the_high_one_of_errors_and_controls():
+    values = (0.5, 0.1, 0.9)
+    assert (Row("a", "mmcs", values).median, Row("a", "mmcs", values).worst) == (0.5, 0.1)
+    for number in ("error", "dead", "training seconds", "shuffled", "covered_random"):
+        assert Row("a", number, values).worst == 0.9
+
+
+def test_an_aim_is_counted_over_seeds_and_can_be_missed():
+    case = Case("tms", toys.superposition, TINY, {"mmcs": 0.5, "covered": 6}, {"error": -1.0}, {"steps": 200})
+    rows = {row.number: row for row in run_case(case, range(2), is_quick=True)}
+    assert (rows["mmcs"].aim, rows["mmcs"].n_met) == (">= 0.5", 2)
+    assert (rows["covered"].aim, rows["covered"].n_met) == (">= 6", 0)
+    assert (rows["error"].aim, rows["error"].n_met) == ("<= -1", 0)
+    assert rows["random"].n_met is None
+    assert "0 of 2" in to_text(list(rows.values()))
+    assert rows["mmcs"].values[0] != rows["mmcs"].values[1]
+
+
+@pytest.mark.slow
+def test_the_quick_command_runs_every_toy_and_saves_what_it_prints(tmp_path, capsys):
+    main(["--quick", "--seeds", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    saved = json.loads((tmp_path / "values.json").read_text())
+    assert {row["case"] for row in saved} == {case.name for case in SUITE}
+    for line in (tmp_path / "table.md").read_text().splitlines():
+        assert line in printed
+    numbers = {(row["case"], row["number"]): row["values"][0] for row in saved}
+    for case in ("tms 5-2", "tms 5-2 tied", "tmcs 10-5", "groups 5x5"):
+        assert numbers[case, "mmcs"] > 0.9 > numbers[case, "shuffled"]
+        assert numbers[case, "random"] < 0.7
+
+
+def test_arguments_out_of_range_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--seeds", "0"])
+    assert "--seeds 0 must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--only", "nothing"])

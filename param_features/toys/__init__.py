@@ -2,22 +2,33 @@
 
 from param_features.toys.circle import CircleScores, CircleToy, circle
 from param_features.toys.groups import GroupsToy, groups
+from param_features.toys.induction import induction
+from param_features.toys.labels import LabelScores, LabelToy
 from param_features.toys.linear_map import LinearMapToy, linear_map, recovered_map
+from param_features.toys.modular_addition import FourierScores, ModularToy, modular_addition
 from param_features.toys.planted_toy import PlantedToy, Scores
+from param_features.toys.stories import stories
 from param_features.toys.tms import superposition
 from param_features.toys.toy import Toy
 
 __all__ = [
     "CircleScores",
     "CircleToy",
+    "FourierScores",
     "GroupsToy",
+    "LabelScores",
+    "LabelToy",
     "LinearMapToy",
+    "ModularToy",
     "PlantedToy",
     "Scores",
     "Toy",
     "circle",
     "groups",
+    "induction",
     "linear_map",
+    "modular_addition",
     "recovered_map",
+    "stories",
     "superposition",
 ]

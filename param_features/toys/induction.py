@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn import functional
 
 from param_features.decompose import FitSettings
 from param_features.errors import SettingError, ToyError
@@ -17,33 +17,35 @@ from param_features.toys.labels import LabelToy
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-VERSION = 1
+VERSION = 2
 _ATTEMPTS = 3
 _LOW = 0.3
-_D_VOCAB, _N_CTX = 40, 32
-_BATCH, _LR, _NEW_WEIGHT = 64, 5e-3, 0.3
+_N_TOKENS, _N_DRAWN = 40, 32
+_BATCH, _LR, _WEIGHT_DECAY, _NEW_WEIGHT = 64, 5e-3, 0.1, 0.3
 
 
 @lru_cache(maxsize=16)
 def induction(
-    *, d_model: int = 32, n_heads: int = 2, n_steps: int = 1000, n_rows: int = 1200, n_probes: int = 256, seed: int = 0
+    *, d_model: int = 32, n_heads: int = 2, n_steps: int = 800, n_rows: int = 1200, n_probes: int = 256, seed: int = 0
 ) -> LabelToy:
     """A trained attention-only transformer of two layers that must use induction, and where it uses it.
 
-    A row holds tokens drawn at random without repetition, but for one segment of a quarter to half of the row, which comes a
-    second time at a random distance. Neither a token's identity nor its position foretells the next: only "what followed
-    this token before" does. Weights are kept on disk (see `cache_folder`); toys are cached within the process.
+    A row begins with a token of its own, on which heads can rest. Then come tokens drawn at random without repetition, but
+    for one segment of a quarter to half of the row, which comes a second time at a random distance. Neither a token's
+    identity nor its position foretells the next: only "what followed this token before" does. Weights are kept on disk (see
+    `cache_folder`); toys are cached within the process.
 
     The one label, `repeated`, is where the token came before and so does the next one. The copy's last position does not
-    count, since the model cannot know that the copy ends. W_Q and W_K of the second layer, where induction heads match the
-    token with what came before, are decomposed.
+    count, since the model cannot know that the copy ends, nor does the first of the row. W_Q and W_K of the second layer,
+    where induction heads match the token with what came before, are decomposed, against the uniform distribution. Elsewhere
+    the heads rest, so the gradient's norm alone tells much of the label: read the controls.
     Cost: about 15 CPU seconds of training.
 
     Args:
         d_model: Width of the residual stream.
         n_heads: Heads in each layer.
         n_steps: Training steps of 64 rows.
-        n_rows: Rows of 32 tokens for the decomposition.
+        n_rows: Rows of 33 tokens for the decomposition.
         n_probes: Other rows for the score.
         seed: Of weights and data.
 
@@ -68,11 +70,14 @@ def induction(
         name="induction",
         model=model.eval(),
         params=("blocks.1.attn.W_Q", "blocks.1.attn.W_K"),
-        tokens=draw_rows(n_rows, generator)[0],
+        inputs=draw_rows(n_rows, generator)[0],
+        n_features=20,
+        l0=2,
+        divergence="kl",
+        settings={"reference": "uniform", "n_samples": 8 * n_rows, "fit": FitSettings(batch_size=256), "steps": 500},
         probes=probes,
         labels={"repeated": repeated & ~last},
-        counted=~last,
-        settings={"n_features": 20, "l0": 2.0, "n_samples": 8 * n_rows, "fit": FitSettings(steps=500, batch_size=256)},
+        counted=~last & (probes != _N_TOKENS),
     )
 
 
@@ -80,17 +85,15 @@ def draw_rows(
     n: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "n pos"], Bool[Tensor, "n pos"], Bool[Tensor, "n pos"]]:
     """Rows, where in them the second copy of a segment lies, and where it ends (that position is in the copy too)."""
-    distinct = torch.rand(n, _D_VOCAB, generator=generator).argsort(1)[:, :_N_CTX]
-    length = torch.randint(_N_CTX // 4, _N_CTX // 2 + 1, (n, 1), generator=generator)
-    copy = length + _below(_N_CTX - 2 * length + 1, generator)
+    distinct = torch.rand(n, _N_TOKENS, generator=generator).argsort(1)[:, :_N_DRAWN]
+    length = torch.randint(_N_DRAWN // 4, _N_DRAWN // 2 + 1, (n, 1), generator=generator)
+    copy = length + _below(_N_DRAWN - 2 * length + 1, generator)
     source = _below(copy - length + 1, generator)
-    position = torch.arange(_N_CTX).expand(n, -1)
+    position = torch.arange(_N_DRAWN).expand(n, -1)
     is_copy = (position >= copy) & (position < copy + length)
-    return (
-        distinct.gather(1, torch.where(is_copy, position - copy + source, position)),
-        is_copy,
-        position == copy + length - 1,
-    )
+    rows = distinct.gather(1, torch.where(is_copy, position - copy + source, position))
+    is_last = position == copy + length - 1
+    return functional.pad(rows, (1, 0), value=_N_TOKENS), functional.pad(is_copy, (1, 0)), functional.pad(is_last, (1, 0))
 
 
 def repeat_loss(model: "HookedTransformer", generator: torch.Generator, n: int = 512) -> float:
@@ -110,8 +113,8 @@ def _architecture(d_model: int, n_heads: int) -> dict:
         "d_model": d_model,
         "n_heads": n_heads,
         "d_head": d_model // n_heads,
-        "d_vocab": _D_VOCAB,
-        "n_ctx": _N_CTX,
+        "d_vocab": _N_TOKENS + 1,
+        "n_ctx": _N_DRAWN + 1,
         "attn_only": True,
         "normalization_type": "LN",
         "positional_embedding_type": "shortformer",  # positions reach queries and keys only, and induction comes sooner
@@ -136,7 +139,12 @@ def _find(d_model: int, n_heads: int, n_steps: int, seed: int) -> Weights:
 
 @torch.enable_grad()
 def _train(model: "HookedTransformer", n_steps: int, generator: torch.Generator) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, betas=(0.9, 0.98), weight_decay=0.01)
+    is_decayed = {name: ".W_" in name and "embed" not in name for name, _ in model.named_parameters()}
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if is_decayed[name] is chosen], "weight_decay": decay}
+        for chosen, decay in ((True, _WEIGHT_DECAY), (False, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=_LR, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 50, max(0.0, 2 * (1 - step / n_steps)))
     )
@@ -151,4 +159,4 @@ def _train(model: "HookedTransformer", n_steps: int, generator: torch.Generator)
 
 
 def _losses(model: "HookedTransformer", rows: Tensor) -> Tensor:
-    return cross_entropy(model(rows)[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none")
+    return functional.cross_entropy(model(rows)[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none")

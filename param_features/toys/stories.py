@@ -14,7 +14,9 @@ from param_features.toys.labels import LabelToy
 def stories(*, n_rows: int = 1200, n_probes: int = 256, seed: int = 0) -> LabelToy:
     """The demo model, stories it was not trained on, and where each of 32 rules of its grammar decides the next token.
 
-    A rule's positions are those at which the model must apply it. Every position counts.
+    A rule's positions are those at which the model must apply it. Every position counts. Where a rule is told by the token
+    alone, random directions tell it too: `n_told_alone` leaves such rules out.
+    Cost: nothing is trained; a fit takes a minute.
 
     Args:
         n_rows: Rows of 64 tokens for the decomposition.
@@ -31,10 +33,13 @@ def stories(*, n_rows: int = 1200, n_probes: int = 256, seed: int = 0) -> LabelT
     return LabelToy(
         name="demo stories",
         model=demo.load_model(),
-        params=("blocks.3.mlp.W_in",),
-        tokens=demo.tokens(n_rows, seed=2 * seed),
+        params=("blocks.1.attn.W_K",),
+        inputs=demo.tokens(n_rows, seed=2 * seed),
+        n_features=100,
+        l0=5,
+        divergence="kl",
+        settings={"n_samples": 12 * n_rows, "fit": FitSettings(batch_size=512), "steps": 600},
         probes=probes,
         labels=demo.rules(n_probes, seed=2 * seed + 1),
         counted=torch.ones_like(probes, dtype=torch.bool),
-        settings={"l0": 5.0, "n_samples": 8 * n_rows, "fit": FitSettings(steps=500, batch_size=256)},
     )

@@ -30,15 +30,16 @@ def induction(
 ) -> LabelToy:
     """A trained attention-only transformer of two layers that must use induction, and where it uses it.
 
-    A row begins with a token of its own, on which heads can rest. Then come tokens drawn at random without repetition, but
-    for one segment of a quarter to half of the row, which comes a second time at a random distance. Neither a token's
-    identity nor its position foretells the next: only "what followed this token before" does. Weights are kept on disk (see
+    A row begins with a token of its own, on which heads can rest. Then come tokens drawn at random without repetition, but in
+    every second row a segment of a quarter to half of it comes again at a random distance. Neither a token's identity nor
+    its position foretells the next: only "what followed this token before" does. Weights are kept on disk (see
     `cache_folder`); toys are cached within the process.
 
     The one label, `repeated`, is where the token came before and so does the next one. The copy's last position does not
     count, since the model cannot know that the copy ends, nor does the first of the row. W_Q and W_K of the second layer,
     where induction heads match the token with what came before, are decomposed, against the uniform distribution. Elsewhere
-    the heads rest, so the gradient's norm alone tells much of the label: read the controls.
+    the heads rest and their gradient vanishes, so that its norm, and any direction, tells the label as well as a fit does:
+    read the controls.
     Cost: about 15 CPU seconds of training.
 
     Args:
@@ -90,9 +91,10 @@ def draw_rows(
     copy = length + _below(_N_DRAWN - 2 * length + 1, generator)
     source = _below(copy - length + 1, generator)
     position = torch.arange(_N_DRAWN).expand(n, -1)
-    is_copy = (position >= copy) & (position < copy + length)
+    has_copy = torch.rand(n, 1, generator=generator) < 0.5
+    is_copy = has_copy & (position >= copy) & (position < copy + length)
     rows = distinct.gather(1, torch.where(is_copy, position - copy + source, position))
-    is_last = position == copy + length - 1
+    is_last = has_copy & (position == copy + length - 1)
     return functional.pad(rows, (1, 0), value=_N_TOKENS), functional.pad(is_copy, (1, 0)), functional.pad(is_last, (1, 0))
 
 

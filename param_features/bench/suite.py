@@ -41,6 +41,10 @@ SUITE = (
     ),
     Case("tmcs 10-5", toys.linear_map, {"n_steps": 1000}, {"covered": 10, "r2": 0.92}, {"error": 0.064}),
     Case("groups 5x5", toys.groups, {"n_steps": 1500, "n_inputs": 4000}, {"covered": 5, "inside": 5}),
+    Case("squares", toys.squares, {"n_inputs": 3000}, {"covered": 5, "told": 5}, {"error": 0.15}),
+    Case("xor", toys.xor, {}, {"covered": 3, "corners": 3}),
+    Case("planted", toys.planted_circuits, {"n_inputs": 2000}, {"covered": 10}),
+    Case("digits", toys.digits, {}, {"told": 10}),
     Case("circle", toys.circle, {"n_steps": 1500, "n_inputs": 2000}),
 )
 """The toys, with the aims that the library holds itself to."""

@@ -1,20 +1,26 @@
 """Models whose features are known, and the score of a fit against them: a method is believed where truth can be checked."""
 
 from param_features.toys.circle import CircleScores, CircleToy, circle
+from param_features.toys.digits import DigitScores, DigitsToy, digits
 from param_features.toys.groups import GroupsToy, groups
 from param_features.toys.induction import induction
 from param_features.toys.labels import LabelScores, LabelToy
 from param_features.toys.linear_map import LinearMapToy, linear_map, recovered_map
 from param_features.toys.modular_addition import FourierScores, ModularToy, modular_addition
+from param_features.toys.planted import planted_circuits
 from param_features.toys.planted_toy import PlantedToy, Scores
+from param_features.toys.squares import SquaresToy, squares
 from param_features.toys.stories import stories
 from param_features.toys.tms import superposition
 from param_features.toys.toy import Toy
+from param_features.toys.xor import XorToy, xor
 
 __all__ = [
     "CircleScores",
     "CircleToy",
     "FourierScores",
+    "DigitScores",
+    "DigitsToy",
     "GroupsToy",
     "LabelScores",
     "LabelToy",
@@ -22,13 +28,20 @@ __all__ = [
     "ModularToy",
     "PlantedToy",
     "Scores",
+    "SquaresToy",
     "Toy",
+    "XorToy",
     "circle",
+    "digits",
     "groups",
     "induction",
     "linear_map",
     "modular_addition",
     "recovered_map",
     "stories",
+    "planted_circuits",
+    "recovered_map",
+    "squares",
     "superposition",
+    "xor",
 ]

@@ -18,9 +18,9 @@ from param_features.toys.xor import XorToy, xor
 __all__ = [
     "CircleScores",
     "CircleToy",
-    "FourierScores",
     "DigitScores",
     "DigitsToy",
+    "FourierScores",
     "GroupsToy",
     "LabelScores",
     "LabelToy",

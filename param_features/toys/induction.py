@@ -30,9 +30,9 @@ def induction(
 ) -> LabelToy:
     """A trained attention-only transformer of two layers that must use induction, and where it uses it.
 
-    A row begins with a token of its own, on which heads can rest. Then come tokens drawn at random without repetition, but in
-    every second row a segment of a quarter to half of it comes again at a random distance. Neither a token's identity nor
-    its position foretells the next: only "what followed this token before" does. Weights are kept on disk (see
+    A row begins with a token of its own, on which heads can rest. Then come tokens drawn at random without repetition, but
+    in every second row a segment of a quarter to half of it comes again at a random distance. Neither a token's identity
+    nor its position foretells the next: only "what followed this token before" does. Weights are kept on disk (see
     `cache_folder`); toys are cached within the process.
 
     The one label, `repeated`, is where the token came before and so does the next one. The copy's last position does not
@@ -85,7 +85,7 @@ def induction(
 def draw_rows(
     n: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "n pos"], Bool[Tensor, "n pos"], Bool[Tensor, "n pos"]]:
-    """Rows, where in them the second copy of a segment lies, and where it ends (that position is in the copy too)."""
+    """Rows, where in every second of them a copied segment lies, and where it ends (that position is in the copy too)."""
     distinct = torch.rand(n, _N_TOKENS, generator=generator).argsort(1)[:, :_N_DRAWN]
     length = torch.randint(_N_DRAWN // 4, _N_DRAWN // 2 + 1, (n, 1), generator=generator)
     copy = length + _below(_N_DRAWN - 2 * length + 1, generator)

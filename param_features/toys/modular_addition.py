@@ -52,9 +52,9 @@ class FourierScores:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Every number by name, the controls' purity under their own."""
-        own = {"purity": self.purity, "key_share": self.key_share, "chance": self.chance, "n_key": float(self.n_key)}
-        return own | {f"{name}_purity": value for name, value in self.controls.items()} | {"error": self.error}
+        """Every number by name, the controls' as `purity_random` and so on."""
+        own = {"purity": self.purity, "key_share": self.key_share, "key_chance": self.chance, "keys": float(self.n_key)}
+        return own | {f"purity_{name}": value for name, value in self.controls.items()} | {"error": self.error}
 
     def __repr__(self) -> str:
         """One line."""

@@ -15,7 +15,7 @@ def stories(*, n_rows: int = 1200, n_probes: int = 256, seed: int = 0) -> LabelT
     """The demo model, stories it was not trained on, and where each of 32 rules of its grammar decides the next token.
 
     A rule's positions are those at which the model must apply it. Every position counts. Where a rule is told by the token
-    alone, random directions tell it too: `n_told_alone` leaves such rules out.
+    alone, random directions tell it too: `told_alone` leaves such rules out.
     Cost: nothing is trained; a fit takes a minute.
 
     Args:

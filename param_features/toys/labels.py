@@ -10,7 +10,7 @@ from torch import Tensor
 from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.inputs import read_inputs
-from param_features.measure.examples import Ranking, shares
+from param_features.measure.examples import shares
 from param_features.toys.ranking import auroc
 from param_features.toys.rivals import read_all, rivals
 from param_features.toys.toy import Toy
@@ -84,7 +84,7 @@ class LabelToy(Toy):
     labels: Mapping[str, Bool[Tensor, "row pos"]]
     counted: Bool[Tensor, "row pos"]
 
-    def score(self, features: ParamFeatures, *, seed: int = 0, by: Ranking = "activation") -> LabelScores:
+    def score(self, features: ParamFeatures, *, seed: int = 0, by: str = "activation") -> LabelScores:
         """How well single features tell the labels' positions, beside controls scored in the same way.
 
         Labels with fewer than 20 positions in either half of the probes are left out.

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 VERSION = 2
-_ATTEMPTS = 10
+_ATTEMPTS = 20
+_MOST_KEYS = 2
 _ACCURATE = 0.99
 _CHECK_EVERY, _SETTLE = 50, 200
-_LR, _WEIGHT_DECAY, _TRAIN_SHARE = 1e-2, 1.0, 0.8
+_LR, _WEIGHT_DECAY, _TRAIN_SHARE = 3e-3, 2.0, 0.8
 _KEY_SHARE = 0.1
 _READINGS = ("fit", "random", "sampled", "principal")
 
@@ -212,7 +213,7 @@ def _find(architecture: dict[str, Any], p: int, n_steps: int, seed: int) -> Weig
         model = build_hooked(architecture, seed=int(torch.randint(2**31, (), generator=generator)))
         order = torch.randperm(p * p, generator=generator)
         accuracy = _train(model, p, n_steps, order)
-        if accuracy > _ACCURATE and key_frequencies(model.embed.W_E[:p].detach()):
+        if accuracy > _ACCURATE and 0 < len(key_frequencies(model.embed.W_E[:p].detach())) <= _MOST_KEYS:
             return dict(model.named_parameters())
         highest = max(highest, accuracy)
     raise ToyError(

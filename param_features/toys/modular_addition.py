@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 VERSION = 2
-_ATTEMPTS = 20
-_MOST_KEYS = 2
+_ATTEMPTS = 10
 _ACCURATE = 0.99
 _CHECK_EVERY, _SETTLE = 50, 200
-_LR, _WEIGHT_DECAY, _TRAIN_SHARE = 3e-3, 2.0, 0.8
+_LR, _WEIGHT_DECAY, _TRAIN_SHARE = 3e-3, 2.0, 0.7
 _KEY_SHARE = 0.1
 _READINGS = ("fit", "random", "sampled", "principal")
 
@@ -132,7 +131,7 @@ def frequency_shares(grid: Float[Tensor, "p p feature"]) -> Float[Tensor, "featu
 def modular_addition(p: int = 31, *, d_model: int = 64, d_mlp: int = 256, n_steps: int = 1000, seed: int = 0) -> ModularToy:
     """A one-layer transformer that has grokked a + b mod p, and the frequencies it does it with.
 
-    It is trained on 80 % of all pairs, in full batches by AdamW with weight decay 1, until it is right on 99 % of the
+    It is trained on 70 % of all pairs, in full batches by AdamW with weight decay 2, until it is right on 99 % of the
     others, and 200 steps more; from another start where it is not by then. Its key frequencies are those with a tenth or
     more of the embedding's power over the residues. Weights are kept on disk (see `cache_folder`); toys are cached within
     the process.
@@ -213,7 +212,7 @@ def _find(architecture: dict[str, Any], p: int, n_steps: int, seed: int) -> Weig
         model = build_hooked(architecture, seed=int(torch.randint(2**31, (), generator=generator)))
         order = torch.randperm(p * p, generator=generator)
         accuracy = _train(model, p, n_steps, order)
-        if accuracy > _ACCURATE and 0 < len(key_frequencies(model.embed.W_E[:p].detach())) <= _MOST_KEYS:
+        if accuracy > _ACCURATE and key_frequencies(model.embed.W_E[:p].detach()):
             return dict(model.named_parameters())
         highest = max(highest, accuracy)
     raise ToyError(

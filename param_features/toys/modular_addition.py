@@ -82,7 +82,8 @@ class ModularToy(Toy):
 
         A feature's activations on all p² inputs are a function on the torus of (a, b). A feature that belongs to frequency
         w depends on a and b through w alone: its 2-D Fourier transform lives on multiples of w up to 2 (a product of two
-        waves, bent once, has no more). Directions that only inherit the model's frequencies mix all of them.
+        waves, bent once, has no more). Directions that only inherit the model's frequencies mix all of them. A gradient
+        joins every frequency that is read with every one that is written, so purity falls with the number of keys.
 
         Args:
             features: A fit of the toy's model.

@@ -102,7 +102,7 @@ def test_a_library_without_the_model_is_named(cache, monkeypatch):
 
 
 @pytest.mark.slow
-def test_features_fire_on_repeated_tokens_and_so_does_the_norm_but_not_shuffled_labels():
+def test_features_fire_on_repeated_tokens_and_so_does_the_norm_but_not_shuffled_labels(cache):
     hooked_classes()
     toy = toys.induction(n_probes=128)
     assert repeat_loss(toy.model, torch.Generator().manual_seed(5)) < 0.3

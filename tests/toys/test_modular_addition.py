@@ -79,7 +79,7 @@ def test_settings_out_of_range_are_refused(bad):
 
 
 @pytest.mark.slow
-def test_features_keep_to_key_frequencies_and_controls_do_not():
+def test_features_keep_to_key_frequencies_and_controls_do_not(cache):
     hooked_classes()
     toy = toys.modular_addition()
     with torch.no_grad():

@@ -61,10 +61,10 @@ def test_a_label_needs_a_foretold_successor(cache):
     assert not torch.equal(toy.inputs[:50], toy.probes[:50])
 
 
-def untrained_toy():
+def untrained_toy(n_rows=60, n_probes=60):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("param_features.toys.induction"), "_LOW", float("inf"))
-        return toys.induction(n_steps=1, n_rows=60, n_probes=60)
+        return toys.induction(n_steps=1, n_rows=n_rows, n_probes=n_probes)
 
 
 def test_the_same_arguments_give_the_same_toy_also_from_disk_and_the_users_generator_is_left_alone(cache):
@@ -104,9 +104,18 @@ def test_a_library_without_the_model_is_named(cache, monkeypatch):
 @pytest.mark.slow
 def test_features_fire_on_repeated_tokens_and_so_does_the_norm_but_not_shuffled_labels(cache):
     hooked_classes()
-    toy = toys.induction(n_probes=128)
+    toy = toys.induction()
     assert repeat_loss(toy.model, torch.Generator().manual_seed(5)) < 0.3
-    numbers = toy.score(toy.decompose(n_samples=4000, steps=300)).numbers
+    numbers = toy.score(toy.decompose()).numbers
     assert numbers["auroc"] >= 0.9
     assert numbers["auroc_norm"] >= 0.9  # where heads rest their gradient vanishes: the label is no test of directions
     assert numbers["auroc_shuffled"] < 0.8
+
+
+@pytest.mark.slow
+def test_without_training_nothing_tells_repeated_tokens(cache):
+    hooked_classes()
+    toy = untrained_toy(n_rows=300, n_probes=128)
+    numbers = toy.score(toy.decompose(steps=100)).numbers
+    assert numbers["auroc"] < 0.75
+    assert numbers["auroc_norm"] < 0.75

@@ -60,13 +60,13 @@ def _bridge(architecture: dict, tokenizer: "PreTrainedTokenizerFast", saved: dic
 
 
 def build_model(
-    architecture: dict, tokenizer: "PreTrainedTokenizerFast", *, init_weights: bool = False
+    architecture: dict, tokenizer: "PreTrainedTokenizerFast | None", *, init_weights: bool = False
 ) -> "HookedTransformer":
     """An untrained model of the given architecture, on the CPU in float32.
 
     Args:
         architecture: Keyword arguments of `HookedTransformerConfig`, as config.json holds them.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, if it has one.
         init_weights: Draw initial weights from torch's global generator; otherwise they are left to be loaded.
 
     Returns:

@@ -74,14 +74,17 @@ def top_examples(
     """
     if by not in ("share", "activation"):
         raise SettingError(f"by={by!r} is unknown. Accepted: 'share', 'activation'.")
-    strength = acts[..., feature].abs()
-    if by == "share":
-        norm = acts.norm(dim=-1)
-        strength = strength / (norm + norm.mean()).clamp(min=1e-30)
+    strength = (acts.abs() if by == "activation" else shares(acts))[..., feature]
     best, position = strength.max(1)
     places = [(row, int(position[row])) for row in best.argsort(descending=True, stable=True).tolist()]
     chosen = places[:n] if tokens is None else _distinct(places, tokens, n)
     return [_example(row, pos, acts[..., feature], tokens, to_strings) for row, pos in chosen]
+
+
+def shares(acts: Float[Tensor, "*sample feature"]) -> Float[Tensor, "*sample feature"]:
+    """|c_k| / (‖c‖ + its mean over samples), the part of each sample's activations that is each feature's; 0 to 1."""
+    norm = acts.norm(dim=-1, keepdim=True)
+    return acts.abs() / (norm + norm.mean()).clamp(min=1e-30)
 
 
 def _distinct(places: list[tuple[int, int]], tokens: list[list[int]], n: int) -> list[tuple[int, int]]:

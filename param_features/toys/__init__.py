@@ -3,10 +3,14 @@
 from param_features.toys.circle import CircleScores, CircleToy, circle
 from param_features.toys.digits import DigitScores, DigitsToy, digits
 from param_features.toys.groups import GroupsToy, groups
+from param_features.toys.induction import induction
+from param_features.toys.labels import LabelScores, LabelToy
 from param_features.toys.linear_map import LinearMapToy, linear_map, recovered_map
+from param_features.toys.modular_addition import FourierScores, ModularToy, modular_addition
 from param_features.toys.planted import planted_circuits
 from param_features.toys.planted_toy import PlantedToy, Scores
 from param_features.toys.squares import SquaresToy, squares
+from param_features.toys.stories import stories
 from param_features.toys.tms import superposition
 from param_features.toys.toy import Toy
 from param_features.toys.xor import XorToy, xor
@@ -16,8 +20,12 @@ __all__ = [
     "CircleToy",
     "DigitScores",
     "DigitsToy",
+    "FourierScores",
     "GroupsToy",
+    "LabelScores",
+    "LabelToy",
     "LinearMapToy",
+    "ModularToy",
     "PlantedToy",
     "Scores",
     "SquaresToy",
@@ -26,7 +34,11 @@ __all__ = [
     "circle",
     "digits",
     "groups",
+    "induction",
     "linear_map",
+    "modular_addition",
+    "recovered_map",
+    "stories",
     "planted_circuits",
     "recovered_map",
     "squares",

@@ -1,4 +1,4 @@
-"""Digits: areas under ROC by hand, and what features tell beside the controls."""
+"""Digits: what features tell beside the controls."""
 
 import sys
 
@@ -8,21 +8,12 @@ import torch
 from param_features import toys
 from param_features.errors import MissingExtraError, SettingError, ToyError
 from param_features.toys.digits import areas_by_digit
-from param_features.toys.ranking import auroc
 
 
 @pytest.fixture(scope="module")
 def toy():
     pytest.importorskip("sklearn")
     return toys.digits()
-
-
-def test_area_under_roc_is_the_share_of_pairs_in_order():
-    numbers = torch.randint(4, (30, 3), generator=torch.Generator().manual_seed(0)).float()
-    is_positive = torch.arange(30) % 3 == 0
-    above, below = numbers[is_positive][:, None], numbers[~is_positive][None]
-    by_pairs = ((above > below).double() + 0.5 * (above == below).double()).mean((0, 1))
-    torch.testing.assert_close(auroc(numbers, is_positive).double(), by_pairs, atol=1e-6, rtol=0)
 
 
 def test_a_feature_is_chosen_on_one_half_and_measured_on_the_other():

@@ -1,0 +1,97 @@
+"""Directions that cost nothing to find, beside a fit's: what it must beat wherever it is scored, on the same gradients."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.directions import leading_factors
+from param_features.divergence import Reference
+from param_features.features import ParamFeatures
+from param_features.gradients import Gradients, GradientStore, Harvester, HarvestSettings, square_norm
+from param_features.inputs import ModelInputs
+from param_features.measure.activations import mean_cotangent
+from param_features.measure.controls import Dictionary, principal_directions, random_directions
+
+Reading = Callable[[Gradients], Tensor]
+"""From a batch of gradients to [sample feature]."""
+
+_POSITIONS_PER_BATCH = 4096
+
+
+def rivals(features: ParamFeatures, inputs: ModelInputs, *, n_slots: int, seed: int) -> dict[str, Reading]:
+    """The fit's activations, and those of as many directions that were found without a fit.
+
+    Cost: one harvest of `inputs`, and its principal directions.
+
+    Args:
+        features: The fit.
+        inputs: Data that rivals are made from; for a score of held-out data, other data.
+        n_slots: Positions of each row to take.
+        seed: Of draws of directions, positions and references.
+
+    Returns:
+        `fit`: V_in itself. Overlaps with unit-norm directions: `random`, Gaussian factors of the fit's rank; `sampled`,
+        leading factors of single samples' gradients, drawn by their norm, which is where the fit starts; `principal`, the
+        leading principal directions of the gradients, of full rank. `norm`: ‖∇‖ alone, one number a sample.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    store = _gradients(features, inputs, n_slots, generator)
+    n, rank = features.n_features, int(features.config["rank"])
+    weights = store.square_norm().sqrt().cpu()
+    drawn = torch.multinomial(weights, n, replacement=int((weights > 0).sum()) < n, generator=generator)
+    matrices = {name: gradient.dense().matrix for name, gradient in store.rows(drawn).items()}
+    random = random_directions(store.rows(slice(0, 1)), n, rank, generator)
+    return {
+        "fit": features.v_in.inner,
+        "random": Dictionary.of(random).overlaps,
+        "sampled": Dictionary.of(leading_factors(matrices, rank)).overlaps,
+        "principal": Dictionary.of_rows(principal_directions(store, n, generator)).overlaps,
+        "norm": lambda gradients: square_norm(gradients).clamp(min=0).sqrt().unsqueeze(1),
+    }
+
+
+@torch.no_grad()
+def read_all(
+    features: ParamFeatures, inputs: ModelInputs, readings: Mapping[str, Reading]
+) -> dict[str, Float[Tensor, "row pos feature"]]:
+    """Every reading of every sample's gradient, D's cotangent averaged over the fit's references as in its activations.
+
+    Cost: one backward pass per position, whatever the number of readings.
+
+    Args:
+        features: The fit, with its model.
+        inputs: Every row is read; pos is 1 when a sample is an input.
+        readings: What to take from the gradients, by name.
+
+    Raises:
+        NotBoundError: The features were loaded without a model.
+    """
+    engine = features._bound("score")
+    n_pos = inputs.n_pos if engine.per_position else 1
+    size = max(1, _POSITIONS_PER_BATCH // n_pos)
+    found: dict[str, list[Tensor]] = {name: [] for name in readings}
+    for start in range(0, len(inputs), size):
+        rows, columns = inputs.rows(slice(start, start + size)), {name: [] for name in readings}
+
+        def consume(_: int, gradients: Gradients, columns: dict[str, list[Tensor]] = columns) -> None:
+            for name, read in readings.items():
+                columns[name].append(read(gradients).detach().cpu())
+
+        engine.each_slot(
+            rows,
+            torch.arange(n_pos).expand(len(rows), n_pos),
+            lambda output, *_: mean_cotangent(features.divergence, output, features.references),
+            consume,
+        )
+        for name, column in columns.items():
+            found[name].append(torch.stack(column, 1))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _gradients(features: ParamFeatures, inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> GradientStore:
+    pool = features.references if features.reference in ("mean", "given") else None
+    reference = Reference(features.reference, pool)
+    harvester = Harvester(features._bound("score"), features.divergence, reference, HarvestSettings())
+    return harvester.store(inputs, n_slots, generator, progress=False, title="rivals")

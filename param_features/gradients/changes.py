@@ -1,13 +1,14 @@
-"""Steps in the parameters and what they do to the output: J by forward mode, Jᵀ by one graph of a whole batch."""
+"""The output's Jacobian J in the parameters: J v by forward mode, Jᵀ r by a graph that serves a whole batch."""
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.gradients.engine import GradientEngine
+from param_features.gradients.engine import GradientEngine, at_least_float32
 from param_features.gradients.state import copied_buffers, held_still, plain_kernels
 from param_features.inputs import ModelInputs
 
@@ -64,3 +65,52 @@ def _map_features(push, tangents: dict[str, Tensor], n_features: int, n_at_once:
     except (RuntimeError, NotImplementedError):
         rows = [{name: tensor[k] for name, tensor in tangents.items()} for k in range(n_features)]
         return torch.stack([push(row) for row in rows])
+
+
+@dataclass(frozen=True)
+class OutputGraph:
+    """One batch's output with its graph down to the parameters.
+
+    Attributes:
+        engine: Ran the model.
+        output: The whole output.
+        leaves: The parameters that it was computed from, by name.
+    """
+
+    engine: GradientEngine
+    output: Tensor
+    leaves: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, engine: GradientEngine, inputs: ModelInputs) -> "OutputGraph":
+        """Run the model once. Memory: every activation above the lowest chosen parameter, as long as this object lives."""
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in engine.subset.tensors.items()}
+        with held_still(engine.adapter.module), plain_kernels(), engine.subset.replaced(leaves):
+            return cls(engine, engine.adapter.run(*inputs.args, **inputs.kwargs), leaves)
+
+    def pulled(self, cotangents: Float[Tensor, "feature ..."]) -> dict[str, Float[Tensor, "feature d_out d_in"]]:
+        """Jᵀ r summed over the batch, for every feature's own cotangents of the whole output, as matrices by name.
+
+        Cost: one backward pass per feature, all in one where the model can be vmapped.
+        """
+        cotangents = cotangents.to(self.output.dtype)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                found = self._backward(cotangents, is_batched=True)
+        except (RuntimeError, NotImplementedError):
+            rows = [self._backward(cotangent, is_batched=False) for cotangent in cotangents]
+            found = [torch.stack(parts) for parts in zip(*rows, strict=True)]
+        views = self.engine.subset.views
+        return {view.name: view.to_matrix(at_least_float32(part)) for view, part in zip(views, found, strict=True)}
+
+    def _backward(self, cotangent: Tensor, *, is_batched: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            self.output,
+            list(self.leaves.values()),
+            cotangent,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+            is_grads_batched=is_batched,
+        )

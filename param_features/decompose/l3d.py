@@ -7,10 +7,10 @@ the data; V_out rows have unit norm exactly; V_in starts equal to V_out; dead fe
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from param_features.decompose.reconstruction import square_errors
+from param_features.decompose.reconstruction import square_errors, times
 from param_features.decompose.selection import batch_top_k
 from param_features.decompose.settings import FitSettings
 from param_features.directions import Directions, LowRank
@@ -55,37 +55,55 @@ def l3d_loss(
         dead: Boolean [feature], features that the auxiliary loss revives.
         settings: The fit's settings.
     """
-    if v_in is v_out:
-        coords = overlaps = v_out.inner(gradients)
+    if settings.selection == "l1":
+        return _penalised_loss(gradients, square_norm, v_out, settings.l1)
+    is_sparse = l0 < _FEW * v_in.n_features and all(gradient.samples_well for gradient in gradients.values())
+    is_reviving = settings.revive > 0 and bool(dead.any())
+    if is_sparse:
+        with torch.no_grad():
+            every = v_in.inner(gradients)
+        kept, revived = batch_top_k(every, l0), _strongest(every, dead, l0)
+        used = kept | revived if is_reviving else kept
+        coords, overlaps = v_in.inner(gradients, used), v_out.inner(gradients, used)
     else:
         coords, overlaps = v_in.joined(v_out).inner(gradients).chunk(2, dim=1)
-    gram = v_out.gram()
-    kept = torch.ones_like(coords, dtype=torch.bool) if settings.selection == "l1" else batch_top_k(coords, l0)
-    errors = square_errors(coords * kept, overlaps, gram, square_norm)
+        kept, revived = batch_top_k(coords, l0), _strongest(coords, dead, l0)
+    gram, living = v_out.gram(), coords * kept
+    errors = square_errors(living, overlaps, gram, square_norm, is_sparse=is_sparse)
     loss = errors.mean()
-    if settings.selection == "l1":
-        loss = loss + settings.l1 * coords.abs().sum(1).mean()
-        kept = coords.detach().abs() > _SILENT
-    elif settings.revive and bool(dead.any()):
-        loss = loss + settings.revive * _revival(coords, overlaps, gram, coords * kept, dead, errors.detach(), l0)
-    return StepLoss(loss, float(errors.detach().sum() / square_norm.sum()), kept, errors.detach())
+    if is_reviving:
+        taken = times(living.detach(), v_out.map(torch.detach).gram(v_out), is_sparse=is_sparse)
+        rest = square_errors(coords * revived, overlaps - taken, gram, errors.detach(), is_sparse=is_sparse)
+        loss = loss + settings.revive * rest.mean()
+    return _seen(loss, errors, square_norm, kept)
 
+
+_FEW = 0.1
+"""Below this share of coordinates kept, every coordinate is computed without a graph, and those kept once more with one."""
 
 _SILENT = 1e-3
 """Under an L1 penalty a feature counts as dead when no gradient of unit mean square norm moves it by this much."""
 
 
-def _revival(
-    coords: Tensor, overlaps: Tensor, gram: Tensor, used: Tensor, dead: Tensor, errors: Tensor, l0: float
-) -> Float[Tensor, ""]:
-    """How badly the dead features' strongest coordinates rebuild what the living leave over.
+def _penalised_loss(
+    gradients: Gradients, square_norm: Float[Tensor, " sample"], directions: LowRank, weight: float
+) -> StepLoss:
+    coords = directions.inner(gradients)
+    errors = square_errors(coords, coords, directions.gram(), square_norm)
+    loss = errors.mean() + weight * coords.abs().sum(1).mean()
+    return _seen(loss, errors, square_norm, coords.detach().abs() > _SILENT)
 
-    The residual's overlaps with the dead rows are ⟨∇, v_d⟩ − Σ_k c_k Gram_kd; the living are held fixed.
-    """
-    residual_overlaps = overlaps[:, dead] - used.detach() @ gram[:, dead]
-    coords = coords[:, dead]
-    kept = batch_top_k(coords, min(l0, coords.shape[1]))
-    return square_errors(coords * kept, residual_overlaps, gram[dead][:, dead], errors).mean()
+
+def _seen(loss: Tensor, errors: Float[Tensor, " sample"], square_norm: Float[Tensor, " sample"], kept: Tensor) -> StepLoss:
+    return StepLoss(loss, float(errors.detach().sum() / square_norm.sum()), kept, errors.detach())
+
+
+def _strongest(coords: Tensor, dead: Tensor, l0: float) -> Bool[Tensor, "sample feature"]:
+    """The dead features' strongest coordinates, which the auxiliary loss asks to rebuild what the living leave over."""
+    found = torch.zeros_like(coords, dtype=torch.bool)
+    if bool(dead.any()):
+        found[:, dead] = batch_top_k(coords[:, dead], min(l0, int(dead.sum())))
+    return found
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.gradients import Gradients
+from param_features.gradients import Gradients, Kept
 from param_features.params import Modes
 
 Factors = tuple[Tensor, Tensor]
@@ -54,8 +54,8 @@ class Directions(ABC):
         """The same directions in the matrix format; differentiable."""
 
     @abstractmethod
-    def inner(self, gradients: Gradients) -> Float[Tensor, "sample feature"]:
-        """⟨∇, v_k⟩ summed over parameters."""
+    def inner(self, gradients: Gradients, kept: Kept = None) -> Float[Tensor, "sample feature"]:
+        """⟨∇, v_k⟩ summed over parameters; with `kept`, of those entries alone, zero elsewhere."""
 
     @abstractmethod
     def gram(self, other: "Directions | None" = None) -> Float[Tensor, "feature other"]:
@@ -141,9 +141,9 @@ class LowRank(Directions):
         """The same directions with the parameters under other names."""
         return LowRank({names[name]: pair for name, pair in self.factors.items()})
 
-    def inner(self, gradients: Gradients) -> Float[Tensor, "sample feature"]:
-        """⟨∇, v_k⟩ summed over parameters. Cost: that of each gradient format's `inner`."""
-        return torch.stack([gradients[name].inner(*pair) for name, pair in self.factors.items()]).sum(0)
+    def inner(self, gradients: Gradients, kept: Kept = None) -> Float[Tensor, "sample feature"]:
+        """⟨∇, v_k⟩ summed over parameters; with `kept`, of those entries alone. Cost: each gradient format's `inner`."""
+        return torch.stack([gradients[name].inner(*pair, kept) for name, pair in self.factors.items()]).sum(0)
 
     def gram(self, other: Directions | None = None) -> Float[Tensor, "feature other"]:
         """⟨v_j, w_k⟩ = Σ_rr' (A_jr·A_kr')(B_jr·B_kr'), with itself by default; nothing of size |W| is built."""

@@ -5,9 +5,10 @@ from param_features.gradients.engine import GradientEngine, Routes, at_least_flo
 from param_features.gradients.harvest import Harvester, HarvestSettings, SamplePlan, limited, plan_samples
 from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
 from param_features.gradients.rules import LayerRule, register_rule
+from param_features.gradients.sparse import sparse_product
 from param_features.gradients.state import copied_buffers, held_still, plain_kernels
 from param_features.gradients.store import GradientStore, flatten, square_norm
-from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed
+from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed, Kept
 
 __all__ = [
     "Dense",
@@ -19,6 +20,7 @@ __all__ = [
     "HarvestSettings",
     "Harvester",
     "Indexed",
+    "Kept",
     "LayerRule",
     "OutputGraph",
     "OutputInfo",
@@ -38,5 +40,6 @@ __all__ = [
     "plan_engine",
     "plan_samples",
     "register_rule",
+    "sparse_product",
     "square_norm",
 ]

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from param_features.gradients.sparse import is_fast_on, sampled_product
+
+Kept = Bool[Tensor, "sample feature"] | None
+"""The entries of a product that are wanted, zero elsewhere; all of them where there is none."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,11 @@ class Dense:
         """What the format stores, each with the samples first."""
         return (self.matrix,)
 
+    @property
+    def samples_well(self) -> bool:
+        """Whether `inner` is cheaper where few entries are wanted."""
+        return is_fast_on(self.matrix.device)
+
     def map(self, function) -> "Dense":
         """Apply `function` to each stored tensor: choosing rows, moving, casting."""
         return Dense(function(self.matrix))
@@ -46,11 +56,16 @@ class Dense:
         return self
 
     def inner(
-        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
     ) -> Float[Tensor, "sample feature"]:
-        """⟨∇, Σ_r left_r ⊗ right_r⟩ for each sample and feature; one product with the built directions."""
-        directions = einsum(left, right, "feature o rank, feature i rank -> feature o i")
-        return self.matrix.flatten(1) @ directions.flatten(1).T
+        """⟨∇, Σ_r left_r ⊗ right_r⟩ for each sample and feature; one product with the built directions.
+
+        With `kept`, of those entries alone, at their cost; the gradients themselves are then constants.
+        """
+        directions = einsum(left, right, "feature o rank, feature i rank -> feature o i").flatten(1)
+        if kept is not None and self.samples_well:
+            return sampled_product(self.matrix.flatten(1), directions, kept)
+        return _only(self.matrix.flatten(1) @ directions.T, kept)
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² of each sample."""
@@ -79,6 +94,11 @@ class Factored:
         """What the format stores, each with the samples first."""
         return (self.delta, self.inputs)
 
+    @property
+    def samples_well(self) -> bool:
+        """No: `inner` computes every entry."""
+        return False
+
     def map(self, function) -> "Factored":
         """Apply `function` to each stored tensor."""
         return Factored(function(self.delta), function(self.inputs))
@@ -92,12 +112,12 @@ class Factored:
         return Dense(einsum(self.delta, self.inputs, "sample pos o, sample pos i -> sample o i"))
 
     def inner(
-        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
     ) -> Float[Tensor, "sample feature"]:
         """⟨∇, v_k⟩ = Σ_s Σ_r (δ_s·left_kr)(a_s·right_kr). Cost: pos · feature · rank · (d_out + d_in) a sample."""
         out = einsum(self.delta, left, "sample pos o, feature o rank -> sample pos feature rank")
         into = einsum(self.inputs, right, "sample pos i, feature i rank -> sample pos feature rank")
-        return (out * into).sum((1, 3))
+        return _only((out * into).sum((1, 3)), kept)
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² = Σ_ss' (δ_s·δ_s')(a_s·a_s')."""
@@ -127,6 +147,11 @@ class Indexed:
         """What the format stores, each with the samples first."""
         return (self.delta, self.index)
 
+    @property
+    def samples_well(self) -> bool:
+        """No: `inner` computes every entry."""
+        return False
+
     def map(self, function) -> "Indexed":
         """Apply `function` to each stored tensor."""
         return Indexed(function(self.delta), function(self.index), self.d_in)
@@ -143,12 +168,12 @@ class Indexed:
         return Dense(table.scatter_add_(1, where, self.delta).mT)
 
     def inner(
-        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
     ) -> Float[Tensor, "sample feature"]:
         """As for `Factored`, with a_s·right_kr read off instead of multiplied."""
         out = einsum(self.delta, left, "sample pos o, feature o rank -> sample pos feature rank")
         into = right.transpose(0, 1)[self.index]
-        return (out * into).sum((1, 3))
+        return _only((out * into).sum((1, 3)), kept)
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² = Σ_ss' (δ_s·δ_s') [index_s = index_s']."""
@@ -158,6 +183,10 @@ class Indexed:
 
 Gradient = Dense | Factored | Indexed
 Gradients = dict[str, Gradient]
+
+
+def _only(product: Float[Tensor, "sample feature"], kept: Kept) -> Float[Tensor, "sample feature"]:
+    return product if kept is None else product * kept
 
 
 def join_positions(parts: list[Gradient]) -> Gradient:

@@ -33,6 +33,7 @@ from param_features.inputs import ModelInputs
 
 _TINY = 1e-6
 _NOISE = 1e-3
+_CANDIDATES = 8
 
 
 def fit_hessian(
@@ -106,10 +107,10 @@ class HessianTrainer:
         settings: HessianSettings,
         generator: torch.Generator,
     ) -> None:
-        """Start from the leading part of strong gradients, which are steep for their own samples, and a little noise."""
+        """Start from the leading part of gradients, which are steep for their own samples, or at random."""
         self.engine, self.divergence, self.inputs = engine, divergence, inputs
         self.settings, self.generator = settings, generator
-        self.directions = _start(store, n_features, rank, generator)
+        self.directions = _start(store, n_features, rank, settings, generator)
         for tensor in self.directions.tensors:
             tensor.requires_grad_()
         self.optimizer = torch.optim.Adam(self.directions.tensors, lr=settings.lr, betas=(0.9, 0.99))
@@ -150,11 +151,29 @@ class HessianTrainer:
         return rows
 
 
-def _start(store: GradientStore, n_features: int, rank: int, generator: torch.Generator) -> LowRank:
-    """Some samples' gradients, with noise: two that start equal would have equal gradients for ever."""
+def _start(
+    store: GradientStore, n_features: int, rank: int, settings: HessianSettings, generator: torch.Generator
+) -> LowRank:
+    """Gradients of strong samples that are as unlike each other as can be found, with noise on top; or noise alone.
+
+    Two directions that start on one feature would share it, and two that start equal would stay so for ever.
+    """
     modes = matrix_modes(store.rows(slice(0, 1)))
-    found = leading_directions(LowRank, store, strong_samples(store, n_features, generator), modes, rank)
+    index = strong_samples(store, _CANDIDATES * n_features, generator)
+    found = leading_directions(LowRank, store, index, modes, rank)
     renormalize(found)
-    noisy = found.map(lambda tensor: tensor + _NOISE * torch.randn(tensor.shape, generator=generator).to(tensor))
-    renormalize(noisy)
-    return noisy
+    found = found.rows(_unlike(found.gram().square(), n_features))
+    kept = 0.0 if settings.start == "random" else 1 / _NOISE
+    start = found.map(lambda tensor: kept * tensor + torch.randn(tensor.shape, generator=generator).to(tensor))
+    renormalize(start)
+    return start
+
+
+def _unlike(likeness: Float[Tensor, "candidate candidate"], n: int) -> list[int]:
+    """Candidates, the first one first, each the least like its most alike predecessor."""
+    chosen = [0]
+    nearest = likeness[0].clone()
+    while len(chosen) < n:
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, likeness[chosen[-1]])
+    return chosen

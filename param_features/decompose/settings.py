@@ -63,6 +63,8 @@ class HessianSettings:
             directions lose more by each other than the second one gains.
         spread: Weight of the interference of pairs at right angles, shared out over a direction's n_features − 1 partners;
             it falls to zero over the first half of the steps. Without it, few directions gather on the steepest samples.
+        start: `"gradients"` starts from gradients of strong samples that are unlike each other, `"random"` from Gaussian
+            factors: a check of what the climb finds by itself.
     """
 
     steps: int = 1000
@@ -70,12 +72,15 @@ class HessianSettings:
     lr: float = 3e-2
     interference: float = 1.0
     spread: float = 0.8
+    start: Literal["gradients", "random"] = "gradients"
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
         for name in ("steps", "batch_size", "lr"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name}={getattr(self, name)} must be positive.")
+        if self.start not in ("gradients", "random"):
+            raise SettingError(f"start={self.start!r} is unknown. Accepted: 'gradients', 'random'.")
         if self.interference < 0:
             raise SettingError(f"interference={self.interference} must not be negative; 0 lets directions coincide.")
         if not 0 <= self.spread <= 1:

@@ -72,7 +72,7 @@ class HessianSettings:
     lr: float = 3e-2
     interference: float = 1.0
     spread: float = 0.8
-    start: Literal["gradients", "random"] = "gradients"
+    start: str = "gradients"
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""

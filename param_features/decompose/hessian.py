@@ -7,7 +7,8 @@ interference ‖(h_u u)·(h_w w)‖ over samples, which is none for directions a
 Source: "Feature and Circuit Identification through Sparse Eigendecomposition", the first draft of L3D. Differs: one step on
 the difference of both terms, where the draft climbs and descends in turn (in turn, one seed in ten of XOR lost a feature);
 u·w is squared, which is smooth at right angles; a weight on pairs at right angles, in the first half of the fit, spreads
-directions over samples; directions are low rank.
+directions over samples; each direction's curvature is divided by the square root of its own root mean square over the
+batch, since steep directions otherwise push the others to where nothing is steep; directions are low rank.
 """
 
 import torch
@@ -77,7 +78,7 @@ def fit_hessian(
 def climb_and_interference(
     h: Float[Tensor, "sample feature"], gram: Float[Tensor, "feature feature"], spread: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Both terms of the objective, in squared units of curvature.
+    """Both terms of the objective, in squared units of `h`.
 
     Args:
         h: Curvature of each sample along each unit-norm direction.
@@ -114,15 +115,16 @@ class HessianTrainer:
         for tensor in self.directions.tensors:
             tensor.requires_grad_()
         self.optimizer = torch.optim.Adam(self.directions.tensors, lr=settings.lr, betas=(0.9, 0.99))
-        self.n_steps, self.scale = 0, 0.0
+        self.n_steps = 0
         self._order = torch.empty(0, dtype=torch.long)
 
     @torch.enable_grad()
     def step(self) -> tuple[float, float]:
-        """One Adam step on one batch; returns curvature and interference, in units of the first batch's curvature."""
+        """One Adam step on one batch; returns the median direction's curvature (rms over samples), and the interference."""
         h = curvatures(self.engine, self.divergence, self.directions, self.inputs.rows(self._next_rows()))
-        self.scale = self.scale or float(h.detach().square().mean().sqrt().clamp(min=torch.finfo(h.dtype).tiny))
-        climb, interference = climb_and_interference(h / self.scale, self.directions.gram(), self.current_spread())
+        strength = h.detach().square().mean(0).sqrt()
+        h = h / strength.clamp(min=torch.finfo(h.dtype).tiny ** 0.5).sqrt()
+        climb, interference = climb_and_interference(h, self.directions.gram(), self.current_spread())
         self.optimizer.zero_grad(set_to_none=True)
         (self.settings.interference * interference - climb).backward()
         remove_parallel(self.directions)
@@ -131,11 +133,11 @@ class HessianTrainer:
         self.optimizer.step()
         renormalize(self.directions)
         self.n_steps += 1
-        return float(climb.detach()), float(interference.detach())
+        return float(strength.median()), float(interference.detach())
 
     def status(self, seen: tuple[float, float]) -> dict[str, str]:
         """What the progress bar shows."""
-        return {"curvature²": f"{seen[0]:.3g}", "interference": f"{seen[1]:.3g}"}
+        return {"curvature": f"{seen[0]:.3g}", "interference": f"{seen[1]:.3g}"}
 
     def current_spread(self) -> float:
         """The weight of a pair at right angles at this step."""

@@ -2,7 +2,7 @@
 
 from param_features import adapters, bench, demo, errors, toys
 from param_features.compare import match
-from param_features.decompose import FitSettings
+from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
 from param_features.features import ParamFeatures
@@ -14,6 +14,7 @@ from param_features.pipeline import decompose, list_params
 __all__ = [
     "FitSettings",
     "HarvestSettings",
+    "HessianSettings",
     "Match",
     "MeasureSettings",
     "Metrics",

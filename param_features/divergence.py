@@ -36,7 +36,15 @@ class Divergence(ABC):
         return output
 
 
-class KL(Divergence):
+class CurvedDivergence(Divergence):
+    """A divergence whose Hessian F in the output is known, whatever the reference: what the Hessian method needs."""
+
+    @abstractmethod
+    def curved(self, output: Outputs, change: Float[Tensor, "*more sample d_output"]) -> Tensor:
+        """F · change, with F = ∂²D/∂f² at the output; `change` may have further axes in front."""
+
+
+class KL(CurvedDivergence):
     """KL(y_r ‖ softmax f), in nats; cotangent softmax(f) − y_r."""
 
     name = "kl"
@@ -54,8 +62,13 @@ class KL(Divergence):
         """Probabilities."""
         return output.softmax(-1)
 
+    def curved(self, output: Outputs, change: Float[Tensor, "*more sample d_output"]) -> Tensor:
+        """(diag(p) − ppᵀ) · change: the changes less their mean under p, weighted by p."""
+        p = output.softmax(-1)
+        return p * (change - (p * change).sum(-1, keepdim=True))
 
-class SquaredError(Divergence):
+
+class SquaredError(CurvedDivergence):
     """Σ (f − y_r)²; cotangent 2 (f − y_r)."""
 
     name = "se"
@@ -68,6 +81,10 @@ class SquaredError(Divergence):
     def cotangent(self, output: Outputs, reference: Outputs) -> Outputs:
         """2 (f − y_r)."""
         return 2 * (output - reference)
+
+    def curved(self, output: Outputs, change: Float[Tensor, "*more sample d_output"]) -> Tensor:
+        """2 · change."""
+        return 2 * change
 
 
 class Sum(Divergence):
@@ -199,3 +216,18 @@ def check_reference(spec: str | Tensor, divergence: Divergence) -> None:
             f"reference={spec!r} is a distribution over logits, but the divergence is {divergence.name!r}. Use "
             "'sample', 'mean' or your own outputs, or divergence='kl' if the outputs are logits."
         )
+
+
+def check_curved(divergence: Divergence) -> CurvedDivergence:
+    """The divergence itself, for a method that needs its Hessian in the output.
+
+    Raises:
+        SettingError: It has none, or none that is known.
+    """
+    if not isinstance(divergence, CurvedDivergence):
+        curved = ", ".join(repr(name) for name, kind in _DIVERGENCES.items() if issubclass(kind, CurvedDivergence))
+        raise SettingError(
+            f"method='hessian' needs a divergence whose Hessian in the output is known, and {divergence.name!r} is none. "
+            f"Accepted: {curved}; or use method='l3d', which needs gradients alone."
+        )
+    return divergence

@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from param_features.adapters import Adapter, adapter_for
-from param_features.decompose import Fit, FitSettings, check_l0, fit_l3d
+from param_features.decompose import Fit, FitSettings, HessianSettings, check_l0, fit_hessian, fit_l3d
 from param_features.directions import FORMATS
-from param_features.divergence import Divergence, Reference, check_reference, read_divergence
+from param_features.divergence import Divergence, Reference, check_curved, check_reference, read_divergence
 from param_features.errors import FeatureCountError, InputError, RankError, SettingError, nearest
 from param_features.features import ParamFeatures, ParamRecord
 from param_features.gradients import (
@@ -34,7 +34,8 @@ from param_features.params import ParamInfo, ParamSpec, ParamSubset, select
 from param_features.readiness import check_ready, training_notice
 from param_features.references import collect_references
 
-_METHODS = ("l3d",)
+_METHODS = {"l3d": FitSettings, "hessian": HessianSettings}
+"""Each method's settings."""
 
 
 def list_params(model: Any) -> list[ParamInfo]:
@@ -69,7 +70,7 @@ def decompose(
     progress: bool = True,
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
-    fit: FitSettings | None = None,
+    fit: FitSettings | HessianSettings | None = None,
     measure: MeasureSettings | None = None,
 ) -> ParamFeatures:
     """Find directions in the chosen parameters, each of which matters for few inputs.
@@ -79,7 +80,8 @@ def decompose(
 
     Cost: one forward pass of the data and one backward pass of the layers above the parameters per position taken;
     then `steps` small optimiser steps. About two minutes for one W_K of a 260,000-parameter model and 65,536 samples on
-    two cores. Memory: the gradients, factored or dense, whichever is smaller.
+    two cores. A step of `method="hessian"` costs two passes of the model per feature. Memory: the gradients, factored or
+    dense, whichever is smaller.
 
     Args:
         model: A HookedTransformer, a TransformerBridge, a Hugging Face model, any of these inside nnsight, or any module;
@@ -94,7 +96,7 @@ def decompose(
         rank: Factors per feature and parameter; a bias has one at most.
         format: How a feature is held during the fit: `"matrix"` (`rank` outer products of d_out with d_in), `"cp"` (`rank`
             outer products over all axes: heads, within heads and d_in for W_K) or `"tucker"` (rank `rank` along each axis).
-            The result is in the matrix format whichever it is.
+            The result is in the matrix format whichever it is. The Hessian method takes `"matrix"` alone.
         l0: Mean number of features kept per sample; n_features / 20, at least 1, by default.
         divergence: `"kl"`, `"se"`, `"sum"`, your own function of (output, reference) to one scalar per sample, or `"auto"`:
             KL for logits and squared error otherwise.
@@ -103,13 +105,14 @@ def decompose(
         output: Takes what the model returns and gives the tensor to be explained, batch first; by default the returned
             tensor, or its `.logits`.
         tokenizer: For strings, where the model carries none: a Hugging Face tokenizer.
-        method: `"l3d"`.
+        method: `"l3d"` fits directions to gradients; `"hessian"` climbs to directions along which some samples' divergence
+            from their own output is steeply curved, and which do not interfere; for `"kl"` and `"se"`.
         steps: Optimiser steps; overrides `fit.steps`.
         seed: Of every random choice. Same seed, same machine, same result.
         progress: Whether to show progress bars and notices, on the error stream.
         n_samples: Samples to harvest; overrides `harvest.n_samples`.
         harvest: Further settings of harvesting.
-        fit: Further settings of the fit.
+        fit: Further settings of the fit: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for `"hessian"`.
         measure: Further settings of measuring.
 
     Returns:
@@ -129,23 +132,26 @@ def decompose(
         ModelStateError: The model is on the meta device, spread over devices, or mixes the rows of a batch.
         MemoryEstimateError: The gradients would not fit in memory.
 
-    Source: L3D (arXiv 2504.00194); the metrics' controls are this library's own.
+    Source: L3D (arXiv 2504.00194); its first draft for `method="hessian"`, see `decompose/hessian.py` for what differs; the
+        metrics' controls are this library's own.
     """
     l0 = max(1.0, n_features / 20) if l0 is None else float(l0)
     request = Request(method, n_features, rank, format, l0, seed, progress)
     harvest = harvest or HarvestSettings()
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
-    fit = fit or FitSettings()
+    fit = fit or _default_fit(request)
     fit = fit if steps is None else replace(fit, steps=steps)
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
-    _check_request(request, subset)
+    _check_request(request, fit, subset)
     check_ready(adapter)
     subset.check_finite()
     data = read_inputs(adapter, tokens, inputs)
     found = inspect_output(adapter, data)
     chosen = read_divergence(divergence, is_logits=found.is_logits)
     check_reference(reference, chosen)
+    if method == "hessian":
+        check_curved(chosen)
     if divergence == "auto":
         is_known = "is" if found.is_logits else "is not"
         request.say(f"divergence: {chosen.name!r}, since the output of shape {found.shape} {is_known} known to be logits.")
@@ -174,12 +180,30 @@ class Request:
             tqdm.write(message, file=sys.stderr)
 
 
-def _check_request(request: Request, subset: ParamSubset) -> None:
+def _default_fit(request: Request) -> FitSettings | HessianSettings:
     if request.method not in _METHODS:
         raise SettingError(
             f"method={request.method!r} is unknown. Accepted: {', '.join(map(repr, _METHODS))}; nearest: "
             f"{nearest(request.method, _METHODS)}."
         )
+    return _METHODS[request.method]()
+
+
+def _check_method(request: Request, fit: FitSettings | HessianSettings) -> None:
+    wanted = type(_default_fit(request))
+    if not isinstance(fit, wanted):
+        raise SettingError(
+            f"fit is a {type(fit).__name__}, but method={request.method!r} takes pf.{wanted.__name__}(…). Give that, or "
+            "another method."
+        )
+    if request.method == "hessian" and request.format != "matrix":
+        raise SettingError(
+            f"format={request.format!r} with method='hessian'. Accepted: 'matrix'; the other formats are for method='l3d'."
+        )
+
+
+def _check_request(request: Request, fit: FitSettings | HessianSettings, subset: ParamSubset) -> None:
+    _check_method(request, fit)
     if request.n_features < 1:
         raise FeatureCountError(f"n_features={request.n_features} must be at least 1; a few hundred is usual.")
     check_l0(request.l0, request.n_features)
@@ -208,7 +232,7 @@ class Run:
     divergence: Divergence
     request: Request
     harvest: HarvestSettings
-    fit: FitSettings
+    fit: FitSettings | HessianSettings
     measure: MeasureSettings
 
     def features(self, reference: str | Tensor) -> ParamFeatures:
@@ -225,17 +249,7 @@ class Run:
         drawn = Reference(kind, pool if kind in ("mean", "given") else None)
         harvester = Harvester(engine, self.divergence, drawn, self.harvest)
         plan, train, held_out = self._harvest(harvester)
-        found = fit_l3d(
-            train,
-            n_features=self.request.n_features,
-            rank=self.request.rank,
-            l0=self.request.l0,
-            settings=self.fit,
-            generator=self._generator(3),
-            progress=self.request.progress,
-            format=FORMATS[self.request.format],
-            modes={view.name: view.modes for view in self.subset.views},
-        )
+        found = self._fit(engine, plan, train)
         metrics = held_out_metrics(
             found.v_in,
             found.v_out,
@@ -251,6 +265,16 @@ class Run:
         for control in metrics.matched_by:
             self.request.say(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
         return self._result(engine, found, metrics, drawn, pool, plan)
+
+    def _fit(self, engine: GradientEngine, plan: SamplePlan, train: GradientStore) -> Fit:
+        asked = self.request
+        shared = {"n_features": asked.n_features, "rank": asked.rank, "l0": asked.l0, "progress": asked.progress}
+        generator = self._generator(3)
+        if isinstance(self.fit, HessianSettings):
+            divergence, rows = check_curved(self.divergence), self.data.rows(plan.train)
+            return fit_hessian(engine, divergence, rows, train, settings=self.fit, generator=generator, **shared)
+        modes = {view.name: view.modes for view in self.subset.views}
+        return fit_l3d(train, settings=self.fit, generator=generator, format=FORMATS[asked.format], modes=modes, **shared)
 
     def _generator(self, stage: int) -> torch.Generator:
         """A generator for each stage, so that one stage's draws never shift another's."""

@@ -1,17 +1,24 @@
 """The training loop: from harvested gradients to V_in, V_out and the threshold."""
 
 import math
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from param_features.decompose.encoder import LINEAR, Encoder
+from param_features.decompose.encoder import Encoder
 from param_features.decompose.l3d import StepLoss, l3d_loss, remove_parallel, renormalize
+from param_features.decompose.loop import (
+    Fit,
+    leading_directions,
+    lr_factor,
+    matrices,
+    matrix_modes,
+    ranked_fit,
+    strong_samples,
+    take_steps,
+)
 from param_features.decompose.pursuit import rounds_for
 from param_features.decompose.reconstruction import square_errors
 from param_features.decompose.restarts import replacements, usefulness
@@ -22,25 +29,6 @@ from param_features.params import Modes
 
 _RESTART_BATCHES = 4
 """What to restart is judged on so many batches."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a fit returns.
-
-    Attributes:
-        v_in: Maps gradients to activations, in divergence units per unit step.
-        v_out: Unit-norm directions; `v_in` itself in a tied fit.
-        threshold: |activation| from which a feature is kept.
-        steps_done: Steps taken; fewer than asked for after an interruption.
-        encoder: How activations follow from V_in ∇.
-    """
-
-    v_in: LowRank
-    v_out: LowRank
-    threshold: float
-    steps_done: int
-    encoder: Encoder = LINEAR
 
 
 def fit_l3d(
@@ -71,16 +59,7 @@ def fit_l3d(
         modes: Axes of each parameter, for the formats that heed them; those of its matrix by default.
     """
     trainer = Trainer(store, n_features, rank, l0, settings, generator, format, modes)
-    with tqdm(total=settings.steps, desc="fit", unit="step", disable=not progress, smoothing=0.05) as bar:
-        try:
-            for _ in range(settings.steps):
-                seen = trainer.step()
-                bar.update()
-                if trainer.n_steps % 20 == 0:
-                    bar.set_postfix(trainer.status(seen), refresh=False)
-        except KeyboardInterrupt:
-            notice = f"Interrupted after {trainer.n_steps} of {settings.steps} steps: keeping the features fitted so far."
-            bar.write(notice, file=sys.stderr)
+    take_steps(trainer, settings.steps, progress=progress)
     return trainer.result()
 
 
@@ -100,7 +79,7 @@ class Trainer:
     ) -> None:
         """Start from the leading part of real gradients."""
         self.store, self.l0, self.settings, self.generator, self.rank = store, l0, settings, generator, rank
-        self.format, self.modes = format, modes or _matrix_modes(store.rows(slice(0, 1)))
+        self.format, self.modes = format, modes or matrix_modes(store.rows(slice(0, 1)))
         self.square_norm = store.square_norm()
         self.scale = float(self.square_norm.double().mean()) ** -0.5
         self.v_out = self._start(n_features)
@@ -126,7 +105,7 @@ class Trainer:
         seen.loss.backward()
         remove_parallel(self.v_out)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * self._lr_factor()
+            group["lr"] = self.settings.lr * lr_factor(self.n_steps, self.settings.steps)
         self.optimizer.step()
         renormalize(self.v_out)
         self.v_in.balance_()
@@ -165,23 +144,14 @@ class Trainer:
         renormalize(self.v_out)  # an interruption may have come between a step and its renormalisation
         folded = self.v_out.folded()
         folded_in = folded if self.settings.is_tied else self.v_in.folded()
-        coords = torch.cat([folded_in.inner(chunk) for chunk in self.store.chunks()])
-        kept, threshold = self.encoder.kept(coords, folded.gram(), self.l0)
-        order = kept.square().sum(0).argsort(descending=True, stable=True)
-        v_out = folded.rows(order).map(lambda tensor: tensor.detach().clone())
-        v_in = v_out if self.settings.is_tied else folded_in.rows(order).map(lambda tensor: tensor.detach().clone())
-        return Fit(v_in, v_out, threshold, self.n_steps, self.encoder)
+        return ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
 
     def _start(self, n_features: int) -> Directions:
         """The leading part of randomly chosen samples' gradients, preferring strong ones."""
-        weights = self.square_norm.sqrt().cpu()
-        index = torch.multinomial(
-            weights, n_features, replacement=int((weights > 0).sum()) < n_features, generator=self.generator
-        )
-        return self._leading(index.to(self.square_norm.device))
+        return self._leading(strong_samples(self.store, n_features, self.generator))
 
     def _leading(self, index: Int[Tensor, " feature"]) -> Directions:
-        directions = self.format.leading(_matrices(self.store.rows(index)), self.modes, self.rank)
+        directions = leading_directions(self.format, self.store, index, self.modes, self.rank)
         renormalize(directions)
         return directions
 
@@ -195,10 +165,6 @@ class Trainer:
     def _scaled(self, index: Int[Tensor, " sample"]) -> tuple[Gradients, Tensor]:
         gradients = {name: _scale(gradient, self.scale) for name, gradient in self.store.rows(index).items()}
         return gradients, self.square_norm[index] * self.scale**2
-
-    def _lr_factor(self) -> float:
-        done = self.n_steps / self.settings.steps
-        return min(1.0, (done + 1 / self.settings.steps) / 0.02, max(0.0, 2 * (1 - done)))
 
     def _is_time_to_restart(self) -> bool:
         if not self.settings.resample:
@@ -226,7 +192,7 @@ class Trainer:
         rows = {name: gradient.map(lambda tensor: tensor[drawn]) for name, gradient in gradients.items()}
         rebuilt = v_out.rebuilt(coords[drawn])
         candidates = self.format.leading(
-            {name: matrix - rebuilt[name] for name, matrix in _matrices(rows).items()}, self.modes, self.rank
+            {name: matrix - rebuilt[name] for name, matrix in matrices(rows).items()}, self.modes, self.rank
         )
         renormalize(candidates)
         folded = candidates.folded()
@@ -240,14 +206,6 @@ class Trainer:
                 for moment in ("exp_avg", "exp_avg_sq"):
                     self.optimizer.state[tensor][moment][features] = 0
         self.last_kept[features] = self.n_steps
-
-
-def _matrix_modes(gradients: Gradients) -> dict[str, Modes]:
-    return {name: Modes(*((d,) for d in gradient.matrix_shape)) for name, gradient in gradients.items()}
-
-
-def _matrices(gradients: Gradients) -> dict[str, Tensor]:
-    return {name: gradient.dense().matrix for name, gradient in gradients.items()}
 
 
 def _scale(gradient, factor: float):

@@ -53,3 +53,39 @@ class FitSettings:
     def is_tied(self) -> bool:
         """Whether V_in and V_out are one."""
         return self.selection in ("l1", "pursuit")
+
+
+@dataclass(frozen=True)
+class HessianSettings:
+    """How the directions of `method="hessian"` are learned.
+
+    Attributes:
+        steps: Number of Adam steps.
+        batch_size: Samples per step; for token models whole sequences, with every position a sample.
+        lr: Adam's peak learning rate, over the steps as in `FitSettings`.
+        interference: Weight of the interference of pairs against the curvature of single directions. At 1 two equal
+            directions lose more by each other than the second one gains.
+        spread: Weight of the interference of pairs at right angles, shared out over a direction's n_features − 1 partners;
+            it falls to zero over the first half of the steps. Without it, few directions gather on the steepest samples.
+        start: `"gradients"` starts from gradients of strong samples that are unlike each other, `"random"` from Gaussian
+            factors: a check of what the climb finds by itself.
+    """
+
+    steps: int = 1000
+    batch_size: int = 256
+    lr: float = 3e-2
+    interference: float = 1.0
+    spread: float = 0.8
+    start: str = "gradients"
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        for name in ("steps", "batch_size", "lr"):
+            if getattr(self, name) <= 0:
+                raise SettingError(f"{name}={getattr(self, name)} must be positive.")
+        if self.start not in ("gradients", "random"):
+            raise SettingError(f"start={self.start!r} is unknown. Accepted: 'gradients', 'random'.")
+        if self.interference < 0:
+            raise SettingError(f"interference={self.interference} must not be negative; 0 lets directions coincide.")
+        if not 0 <= self.spread <= 1:
+            raise SettingError(f"spread={self.spread} must lie in [0, 1]; 0 lets directions at right angles share samples.")

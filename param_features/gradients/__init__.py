@@ -1,5 +1,6 @@
 """Per-sample gradients: factored where a layer rule exists, dense otherwise, the same answer either way."""
 
+from param_features.gradients.changes import OutputGraph, n_together, output_changes
 from param_features.gradients.engine import GradientEngine, Routes, at_least_float32, check_finite_output
 from param_features.gradients.harvest import Harvester, HarvestSettings, SamplePlan, limited, plan_samples
 from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
@@ -21,6 +22,7 @@ __all__ = [
     "Indexed",
     "Kept",
     "LayerRule",
+    "OutputGraph",
     "OutputInfo",
     "Routes",
     "SamplePlan",
@@ -32,6 +34,8 @@ __all__ = [
     "held_still",
     "inspect_output",
     "limited",
+    "n_together",
+    "output_changes",
     "plain_kernels",
     "plan_engine",
     "plan_samples",

@@ -1,7 +1,5 @@
 """Activations of every sample: by one backward pass per position, or one forward-mode product per feature."""
 
-import warnings
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,9 +14,8 @@ from param_features.gradients import (
     Gradients,
     at_least_float32,
     check_finite_output,
-    copied_buffers,
     held_still,
-    plain_kernels,
+    output_changes,
 )
 from param_features.inputs import ModelInputs
 from param_features.typed import typed
@@ -26,7 +23,6 @@ from param_features.typed import typed
 Route = Literal["auto", "jvp", "vjp"]
 
 _POSITIONS_PER_BATCH = 4096
-_JVP_NUMBERS = 2**25
 
 
 @typed
@@ -106,55 +102,9 @@ def _by_jvp(
     check_finite_output(output if inputs.mask is None or not engine.per_position else output[inputs.mask])
     flat = output.flatten(0, 1) if engine.per_position else output.flatten(1)
     cotangent = mean_cotangent(divergence, flat, references).reshape(output.shape)
-    changes = output_changes(engine, v_in, inputs, lambda change: _per_sample(engine, cotangent * change))
+    changes = output_changes(engine, v_in.materialize(), inputs, lambda change: _per_sample(engine, cotangent * change))
     return at_least_float32(changes.movedim(0, -1))
 
 
 def _per_sample(engine: GradientEngine, product: Tensor) -> Float[Tensor, "batch pos"]:
     return product.sum(-1) if engine.per_position else product.flatten(1).sum(1, keepdim=True)
-
-
-def output_changes(
-    engine: GradientEngine,
-    directions: LowRank,
-    inputs: ModelInputs,
-    reduce: Callable[[Tensor], Tensor] = lambda change: change,
-) -> Float[Tensor, "feature ..."]:
-    """J v_k, the change of the whole output per unit step along each direction, reduced by `reduce` while it exists.
-
-    Cost: one forward-mode pass per direction; the ordinary pass is shared by directions that fit in memory together.
-    Attention and LSTMs run by their plain kernels meanwhile, since the fused ones have no forward-mode rule.
-    """
-    subset, adapter = engine.subset, engine.adapter
-    tangents = {
-        name: subset[name].from_matrix(matrix).to(subset[name].tensor)
-        for name, matrix in directions.map(lambda tensor: tensor.detach()).materialize().items()
-    }
-    primals = {name: tensor.detach() for name, tensor in subset.tensors.items()}
-
-    def run(tensors: dict[str, Tensor]) -> Tensor:
-        with subset.replaced(tensors), copied_buffers(adapter.module):
-            return adapter.run(*inputs.args, **inputs.kwargs)
-
-    def push(tangent: dict[str, Tensor]) -> Tensor:
-        return reduce(torch.func.jvp(run, (primals,), (tangent,))[1])
-
-    with held_still(adapter.module), torch.no_grad(), plain_kernels():
-        return _map_features(push, tangents, directions.n_features, _numbers(inputs, adapter.d_vocab))
-
-
-def _numbers(inputs: ModelInputs, d_vocab: int | None) -> int:
-    n_positions = inputs.tokens.numel() if inputs.tokens is not None else inputs.tensors[0].numel()
-    return n_positions * (d_vocab or 1)
-
-
-def _map_features(push, tangents: dict[str, Tensor], n_features: int, n_numbers: int) -> Tensor:
-    """Vmap in chunks that fit; models that vmap cannot map go one feature at a time."""
-    chunk = max(1, min(n_features, _JVP_NUMBERS // max(1, n_numbers)))
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            return torch.func.vmap(push, randomness="same", chunk_size=chunk)(tangents)
-    except (RuntimeError, NotImplementedError):
-        rows = [{name: tensor[k] for name, tensor in tangents.items()} for k in range(n_features)]
-        return torch.stack([push(row) for row in rows])

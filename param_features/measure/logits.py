@@ -7,9 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.directions import LowRank
-from param_features.gradients import GradientEngine
+from param_features.gradients import GradientEngine, output_changes
 from param_features.inputs import ModelInputs
-from param_features.measure.activations import output_changes
 from param_features.typed import typed
 
 
@@ -58,7 +57,7 @@ def mean_change(
     engine: GradientEngine, direction: LowRank, inputs: ModelInputs, positions: Int[Tensor, " batch"]
 ) -> Float[Tensor, " d_output"]:
     """J v averaged over one sample of every row."""
-    change = output_changes(engine, direction, inputs)[0]
+    change = output_changes(engine, direction.materialize(), inputs)[0]
     if not engine.per_position:
         return change.flatten(1).mean(0).cpu()
     mean = change[torch.arange(len(change)), positions.to(change.device)].mean(0).cpu()

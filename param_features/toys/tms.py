@@ -1,15 +1,76 @@
 """Toy models of superposition: more sparse features than hidden units (Elhage et al. 2022, of that title)."""
 
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from param_features.directions import LowRank
 from param_features.errors import SettingError
-from param_features.toys.planted_toy import PlantedToy, planted_directions
+from param_features.features import ParamFeatures
+from param_features.gradients.types import Dense
+from param_features.measure.match import Match, match_directions
+from param_features.toys.planted_toy import (
+    DRAWS,
+    PlantedToy,
+    planted_directions,
+    principal_gradient,
+    probe_gradients,
+    random_like,
+    unit_directions,
+)
 from param_features.toys.training import first_complete, sparse_uniform, trained
 
 _REPRESENTED = 0.5
+_MOST = 0.8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SuperpositionToy(PlantedToy):
+    """Further numbers: `own`, unit inputs with a feature of their own; `steepest`, MMCS with `steepest_directions`.
+
+    A feature is an input's own where more than 0.8 of its squared slope, over all outputs and unit inputs, lies there.
+    `own_random` and `steepest_random` are those of random directions.
+    """
+
+    @cached_property
+    def steepest_directions(self) -> LowRank:
+        """For each unit input the direction along which the squared error from the model's own output is curved most.
+
+        It moves every output that is active there, the planted one that input's own output alone: the two differ where
+        neighbours in the hidden units are active too.
+        """
+        parts = []
+        for rows in torch.arange(self.n_true**2).chunk(self.n_true):
+            parts.append(principal_gradient({name: matrix[rows] for name, matrix in self._slopes.items()}))
+        return unit_directions({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, self.rank)
+
+    @cached_property
+    def _slopes(self) -> dict[str, Float[Tensor, "input_output d_out d_in"]]:
+        """The gradient of every output at every unit input."""
+        units = torch.eye(self.n_true)
+        return probe_gradients(
+            self.model, self.params, units.repeat_interleave(self.n_true, 0), units.repeat(self.n_true, 1)
+        )
+
+    def _extras(self, features: ParamFeatures, match: Match, generator: torch.Generator) -> dict[str, float]:
+        random = [random_like(features.v_out, generator) for _ in range(DRAWS)]
+        return {
+            "own": self._n_own(features.v_out),
+            "own_random": sum(map(self._n_own, random)) / DRAWS,
+            "steepest": self._steepest_recovery(features.v_out),
+            "steepest_random": sum(map(self._steepest_recovery, random)) / DRAWS,
+        }
+
+    def _n_own(self, directions: LowRank) -> int:
+        slopes = directions.inner({name: Dense(matrix) for name, matrix in self._slopes.items()})
+        by_input = slopes.square().unflatten(0, (self.n_true, self.n_true)).sum(1)
+        return int((by_input > _MOST * by_input.sum(0)).any(1).sum())
+
+    def _steepest_recovery(self, directions: LowRank) -> float:
+        return self._recovery(match_directions(self.steepest_directions, directions, torch.Generator()))[0]
 
 
 class Untied(nn.Module):
@@ -53,7 +114,7 @@ def superposition(
     n_inputs: int = 3000,
     n_steps: int = 2000,
     seed: int = 0,
-) -> PlantedToy:
+) -> SuperpositionToy:
     """A trained model of superposition in which every feature is represented.
 
     An input has each feature with the given probability, its size uniform in [0, 1]. A model that leaves a feature out
@@ -93,7 +154,7 @@ def superposition(
         f"Ask for fewer features, more hidden units than {d_hidden} or a smaller probability.",
     )
     params = ("weight",) if is_tied else ("encode.weight", "decode.weight")
-    return PlantedToy(
+    return SuperpositionToy(
         name=f"superposition of {n_features} in {d_hidden}, {'tied' if is_tied else 'untied'}",
         model=model,
         params=params,

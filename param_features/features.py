@@ -54,7 +54,7 @@ class ParamFeatures:
     Attributes:
         v_in: Maps gradients to activations.
         v_out: Unit-norm directions.
-        threshold: |activation| from which a feature counts as active.
+        threshold: |coordinate| from which `codes` keeps a feature.
         params: The decomposed parameters by name.
         divergence: D.
         reference: Name of the reference that the fit used.
@@ -63,7 +63,7 @@ class ParamFeatures:
         config: Settings of the run, for the record.
         examples: Held-out inputs for `top_examples`; None when they could not be saved.
         engine: The model's gradients; None for features loaded without a model.
-        encoder: How activations follow from V_in ∇.
+        encoder: How `codes` follow from activations.
     """
 
     v_in: LowRank
@@ -124,7 +124,19 @@ class ParamFeatures:
         engine = self._bound("activations")
         found = read_inputs(engine.adapter, tokens, inputs)
         references = self._references(reference, n_references)
-        return self._activations(found, references, route)
+        return activations(engine, self.v_in, self.divergence, references, found, route=route)
+
+    def codes(
+        self, tokens: Any = None, *, inputs: Any = None, reference: Tensor | None = None, n_references: int | None = None
+    ) -> Float[Tensor, "*sample feature"]:
+        """The few coordinates that rebuild each sample's gradient: as in the fit, zero for every feature that is not kept.
+
+        An activation is how steep the divergence is along a feature, whichever other features lie close to it; of those, the
+        code keeps the ones that rebuild the gradient together. Arguments, shape, units and errors are those of
+        `activations`.
+        """
+        overlaps = self.activations(tokens, inputs=inputs, reference=reference, n_references=n_references)
+        return self.encoder.codes(overlaps, self.v_out.gram(), self.threshold)
 
     def top_examples(
         self, feature: int, n: int = 10, *, tokens: Any = None, inputs: Any = None, by: Ranking = "share"
@@ -299,13 +311,9 @@ class ParamFeatures:
 
     def _example_activations(self, inputs: ModelInputs) -> Tensor:
         """Activations, remembered for the fit's own examples."""
-        if inputs is not self.examples:
-            return self._activations(inputs, self.references)
-        if "examples" not in self._cache:
-            self._cache["examples"] = self._activations(inputs, self.references)
-        return self._cache["examples"]
-
-    def _activations(self, inputs: ModelInputs, references: Tensor, route: Route = "auto") -> Tensor:
         engine = self._bound("activations")
-        overlaps = activations(engine, self.v_in, self.divergence, references, inputs, route=route)
-        return self.encoder.activations(overlaps, self.v_out.gram(), self.threshold)
+        if inputs is not self.examples:
+            return activations(engine, self.v_in, self.divergence, self.references, inputs)
+        if "examples" not in self._cache:
+            self._cache["examples"] = activations(engine, self.v_in, self.divergence, self.references, inputs)
+        return self._cache["examples"]

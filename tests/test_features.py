@@ -25,7 +25,8 @@ def saved(tiny_features, tmp_path):
 @pytest.fixture(scope="module")
 def untied(tiny_hooked, tiny_tokens):
     params = [W_K, "blocks.0.attn.b_K"]
-    return pf.decompose(tiny_hooked, params, tiny_tokens, n_features=6, rank=2, l0=2, steps=10, progress=False)
+    fit = pf.FitSettings(steps=10, selection="top_k")
+    return pf.decompose(tiny_hooked, params, tiny_tokens, n_features=6, rank=2, l0=2, fit=fit, progress=False)
 
 
 def test_direction_has_the_parameters_shape_and_unit_norm(untied):
@@ -61,7 +62,27 @@ def test_loaded_features_are_the_saved_ones_bit_for_bit(which, tiny_features, un
     assert loaded.threshold == features.threshold
     assert repr(loaded) == repr(features)
     assert torch.equal(loaded.activations(tiny_tokens[:3]), features.activations(tiny_tokens[:3]))
+    assert torch.equal(loaded.codes(tiny_tokens[:3]), features.codes(tiny_tokens[:3]))
     assert loaded.top_examples(1, 3) == features.top_examples(1, 3)
+
+
+def test_codes_of_a_linear_encoder_are_the_large_activations(untied, tiny_tokens):
+    codes, acts = untied.codes(tiny_tokens[:5]), untied.activations(tiny_tokens[:5])
+    assert torch.equal(codes, torch.where(acts.abs() >= untied.threshold, acts, 0.0))
+    assert 0 < int((codes != 0).sum()) < codes.numel()
+
+
+def test_codes_by_pursuit_rebuild_more_of_what_the_features_span_than_as_many_activations(tiny_hooked, tiny_tokens):
+    """⟨reconstruction, 2 ∇ − reconstruction⟩, by how much a code lowers a sample's square error, needs no gradient."""
+    features = pf.decompose(tiny_hooked, W_K, tiny_tokens, n_features=12, l0=2, steps=20, progress=False)
+    acts, codes, gram = features.activations(tiny_tokens), features.codes(tiny_tokens), features.v_out.gram()
+    n_kept = int((codes != 0).sum())
+    largest = acts * (acts.abs() >= acts.abs().flatten().topk(n_kept).values.min())
+    lowered = [(2 * code * acts - (code @ gram) * code).sum(-1) for code in (codes, largest)]
+    assert features.encoder.n_rounds == 8
+    assert lowered[0].min() >= -1e-9
+    assert lowered[0].sum() > lowered[1].sum()
+    assert 0 < n_kept < codes.numel()
 
 
 def test_without_a_model_directions_and_metrics_can_be_read(saved, tiny_features):

@@ -20,6 +20,7 @@ class Case:
         at_least: The least that each seed should reach, by the name of the number.
         at_most: The most that each seed should have.
         changes: Arguments of the toy's `decompose`.
+        quick_changes: Further ones of the quick setting.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Case:
     at_least: Mapping[str, float] = field(default_factory=dict)
     at_most: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
+    quick_changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 SUITE = (
@@ -59,6 +61,15 @@ SUITE = (
     ),
     Case("planted", toys.planted_circuits, {"n_inputs": 2000}, {"covered": 10}),
     Case("digits", toys.digits, {}, {"told": 10}),
+    Case(
+        "stories",
+        toys.stories,
+        {"n_rows": 300, "n_probes": 64},
+        {"told": 8, "told_alone": 8},
+        quick_changes={"steps": 50},
+    ),
+    Case("induction", toys.induction, {"n_rows": 400}, {"auroc": 0.9}, quick_changes={"steps": 50}),
+    Case("modular 31", toys.modular_addition, {}, quick_changes={"steps": 100}),
     Case("circle", toys.circle, {"n_steps": 1500, "n_inputs": 2000}),
 )
 """The toys, with the aims that the library holds itself to."""

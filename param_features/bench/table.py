@@ -61,7 +61,7 @@ def _run(case: Case, seed: int, is_quick: bool) -> dict[str, float]:
     start = time.process_time()
     toy = case.toy(seed=seed, **(case.quick if is_quick else {}))
     trained = time.process_time()
-    features = toy.decompose(seed=seed, **case.changes)
+    features = toy.decompose(seed=seed, **case.changes, **(case.quick_changes if is_quick else {}))
     fitted = time.process_time()
     return {**toy.score(features, seed=seed).numbers, "training seconds": trained - start, "seconds": fitted - trained}
 
@@ -78,11 +78,13 @@ def _row(case: Case, number: str, values: tuple[float, ...]) -> Row:
 
 def to_text(rows: Sequence[Row]) -> str:
     """The table, aligned for a terminal; valid Markdown too."""
-    head = f"| {'toy':<13} | {'number':<17} | {'median':>8} | {'worst':>8} | {'aim':<8} | seeds that meet it |"
-    lines = [head, "|---|---|---|---|---|---|"]
+    case, number = max(len(row.case) for row in rows), max(len(row.number) for row in rows)
+    lines = [
+        f"| {'':<{case}} | {'number':<{number}} |   median |    worst | aim      | met by |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         met = "" if row.n_met is None else f"{row.n_met} of {len(row.values)}"
-        lines.append(
-            f"| {row.case:<13} | {row.number:<17} | {row.median:>8.3f} | {row.worst:>8.3f} | {row.aim:<8} | {met:<18} |"
-        )
+        values = f"{row.median:>8.3f} | {row.worst:>8.3f}"
+        lines.append(f"| {row.case:<{case}} | {row.number:<{number}} | {values} | {row.aim:<8} | {met} |")
     return "\n".join(lines)

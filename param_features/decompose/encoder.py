@@ -1,9 +1,9 @@
-"""From overlaps with V_in to activations: taken as they are, or by pursuit."""
+"""From activations to the few coordinates that rebuild a gradient: the largest ones, or by pursuit."""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from param_features.decompose.pursuit import pursue
@@ -12,10 +12,10 @@ from param_features.decompose.selection import batch_top_k, threshold_for
 
 @dataclass(frozen=True)
 class Encoder:
-    """How a sample's activations follow from V_in ∇.
+    """How a sample's code, the coordinates that enter its reconstruction, follows from its activations V_in ∇.
 
     Attributes:
-        n_rounds: How many features pursuit may take for a sample; None where activations are V_in ∇ itself.
+        n_rounds: How many features pursuit may take for a sample; None where the largest activations are the code.
     """
 
     n_rounds: int | None = None
@@ -41,23 +41,15 @@ class Encoder:
         return path.coords(threshold), threshold
 
     @torch.no_grad()
-    def activations(
+    def codes(
         self, overlaps: Float[Tensor, "*sample feature"], gram: Float[Tensor, "feature feature"], threshold: float
     ) -> Float[Tensor, "*sample feature"]:
-        """Every feature's activation: by pursuit, zero for those that are not taken at the threshold."""
+        """The coordinates kept at a fixed threshold, zero for the others."""
         if self.n_rounds is None:
-            return overlaps
+            return overlaps * (overlaps.abs() >= threshold)
         flat = overlaps.reshape(-1, overlaps.shape[-1])
         return pursue(flat, gram.to(flat), self.n_rounds).coords(threshold).reshape(overlaps.shape)
 
-    def active(
-        self, overlaps: Float[Tensor, "sample feature"], gram: Float[Tensor, "feature feature"], threshold: float
-    ) -> Bool[Tensor, "sample feature"]:
-        """Which features a sample keeps at a fixed threshold."""
-        if self.n_rounds is None:
-            return overlaps.abs() >= threshold
-        return self.activations(overlaps, gram, threshold) != 0
-
 
 LINEAR = Encoder()
-"""Activations are V_in ∇."""
+"""The largest activations are the code."""

@@ -69,7 +69,7 @@ def fit_hessian(
         progress: Whether to show a progress bar with mean square curvature and interference.
 
     Returns:
-        V_in and V_out are one, and activations come by pursuit, as in the default L3D fit.
+        V_in and V_out are one, and codes come by pursuit, as in the default L3D fit.
     """
     trainer = HessianTrainer(engine, divergence, inputs, store, n_features, rank, settings, generator)
     take_steps(trainer, settings.steps, progress=progress)

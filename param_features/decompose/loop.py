@@ -25,9 +25,9 @@ class Fit:
     Attributes:
         v_in: Maps gradients to activations, in divergence units per unit step.
         v_out: Unit-norm directions; `v_in` itself in a tied fit.
-        threshold: |activation| from which a feature is kept.
+        threshold: |coordinate| from which a feature is kept.
         steps_done: Steps taken; fewer than asked for after an interruption.
-        encoder: How activations follow from V_in ∇.
+        encoder: How codes follow from activations V_in ∇.
     """
 
     v_in: LowRank

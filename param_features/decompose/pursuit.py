@@ -11,13 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.decompose.reconstruction import times
 from param_features.decompose.selection import check_l0
-from param_features.gradients.sparse import is_fast_on
 
-_CHUNK = 4096
-_RIDGE = 1e-4
-"""Added to the Gram matrix's diagonal, which is 1, so that two equal features do not make it singular."""
+_CHUNK = 1024
+_LEAST = 1e-3
+"""A sample stops where the best feature's square, less what those taken span of it, is smaller: rounding would grow."""
 
 
 def rounds_for(l0: float, n_features: int) -> int:
@@ -27,18 +25,20 @@ def rounds_for(l0: float, n_features: int) -> int:
 
 @dataclass(frozen=True)
 class Path:
-    """The order in which samples take features.
+    """The order in which samples take features, which are made orthogonal to those taken before as they come.
 
     Attributes:
         features: Which feature is taken in each round.
         reach: |overlap| with what was left when it was taken; its running minimum, so that a threshold cuts once.
-        solutions: Coordinates of the features taken so far, after each round; zero beyond.
+        triangle: The features taken in terms of the orthonormal directions that they lead to, one column a feature.
+        along: The gradient's overlap with each of those directions.
         n_features: How many there are to take.
     """
 
     features: Int[Tensor, "sample round"]
     reach: Float[Tensor, "sample round"]
-    solutions: Float[Tensor, "sample round round"]
+    triangle: Float[Tensor, "sample round round"]
+    along: Float[Tensor, "sample round"]
     n_features: int
 
     def threshold(self, l0: float) -> float:
@@ -48,10 +48,14 @@ class Path:
         return float(self.reach.flatten().topk(n_kept, sorted=False).values.min())
 
     def coords(self, threshold: float) -> Float[Tensor, "sample feature"]:
-        """Coordinates by least squares of the features taken at or above the threshold; zero for all others."""
-        depth = (self.reach >= threshold).sum(1)
-        last = (depth - 1).clamp(min=0)[:, None, None].expand(-1, 1, self.solutions.shape[2])
-        solution = self.solutions.gather(1, last)[:, 0] * (depth > 0)[:, None]
+        """Coordinates by least squares of the features taken at or above the threshold; zero for all others.
+
+        Cost: one triangular system of at most the number of rounds per sample.
+        """
+        taken = (self.reach >= threshold) & (self.reach > 0)
+        unit = torch.eye(taken.shape[1]).to(self.triangle)
+        triangle = torch.where(taken[:, :, None] & taken[:, None, :], self.triangle, unit)
+        solution = torch.linalg.solve_triangular(triangle, (self.along * taken)[:, :, None], upper=True)[:, :, 0]
         return solution.new_zeros(len(solution), self.n_features).scatter_add(1, self.features, solution)
 
 
@@ -59,8 +63,7 @@ class Path:
 def pursue(overlaps: Float[Tensor, "sample feature"], gram: Float[Tensor, "feature feature"], n_rounds: int) -> Path:
     """Take `n_rounds` features for every sample.
 
-    Cost: each round, a product of the Gram matrix with as many rows per sample as were taken, and a least-squares system of
-    that size. Memory beside the result: a few times 4,096 samples' overlaps.
+    Cost: in round n, n products of samples with features; memory, n_rounds times a thousand samples' overlaps.
 
     Args:
         overlaps: ⟨∇, v_k⟩ with unit-norm directions, in divergence units per unit step.
@@ -71,22 +74,29 @@ def pursue(overlaps: Float[Tensor, "sample feature"], gram: Float[Tensor, "featu
         Zibulevsky and Elad, "Efficient implementation of the K-SVD algorithm using batch orthogonal matching pursuit", 2008.
     """
     parts = [_pursue_chunk(chunk, gram, n_rounds) for chunk in overlaps.split(_CHUNK)]
-    features, reach, solutions = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Path(features, reach, solutions, len(gram))
+    features, reach, triangle, along = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Path(features, reach, triangle, along, len(gram))
 
 
-def _pursue_chunk(overlaps: Tensor, gram: Tensor, n_rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    is_sparse = is_fast_on(overlaps.device)
-    n_samples = len(overlaps)
-    taken = torch.zeros(n_samples, 0, dtype=torch.long, device=overlaps.device)
-    reach, solutions = overlaps.new_zeros(n_samples, n_rounds), overlaps.new_zeros(n_samples, n_rounds, n_rounds)
-    left = overlaps
+def _pursue_chunk(overlaps: Tensor, gram: Tensor, n_rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gram-Schmidt on the features taken: `basis` holds the overlaps of each orthonormal direction with every feature."""
+    n_samples, n_features = overlaps.shape
+    samples = torch.arange(n_samples, device=overlaps.device)
+    basis = overlaps.new_zeros(n_samples, n_rounds, n_features)
+    triangle, along = overlaps.new_zeros(n_samples, n_rounds, n_rounds), overlaps.new_zeros(n_samples, n_rounds)
+    features = torch.zeros(n_samples, n_rounds, dtype=torch.long, device=overlaps.device)
+    reach, left = torch.empty_like(along), overlaps.clone()
+    free = torch.ones_like(overlaps)
     for n in range(n_rounds):
-        reach[:, n], best = left.abs().scatter(1, taken, -1.0).max(1)
-        taken = torch.cat([taken, best.unsqueeze(1)], 1)
-        among = gram[taken[:, :, None], taken[:, None, :]] + _RIDGE * torch.eye(n + 1).to(gram)
-        solution = torch.linalg.solve(among, overlaps.gather(1, taken))
-        solutions[:, n, : n + 1] = solution
-        if n + 1 < n_rounds:
-            left = overlaps - times(torch.zeros_like(overlaps).scatter(1, taken, solution), gram, is_sparse=is_sparse)
-    return taken, reach.cummin(1).values, solutions
+        reach[:, n], best = (left.abs() * free).max(1)
+        before = basis[samples, :n, best]
+        apart = 1 - before.square().sum(1)
+        goes_on, apart = (apart > _LEAST).to(left), apart.clamp(min=_LEAST).sqrt()
+        reach[:, n] *= goes_on
+        new = torch.baddbmm(gram[best][:, None], before[:, None], basis[:, :n], alpha=-1)[:, 0] * (goes_on / apart)[:, None]
+        step = left[samples, best] * goes_on / apart
+        left -= step[:, None] * new
+        basis[:, n], features[:, n], along[:, n] = new, best, step
+        triangle[:, :n, n], triangle[:, n, n] = before, apart
+        free[samples, best] = 0
+    return features, reach.cummin(1).values, triangle, along

@@ -26,7 +26,7 @@ class FitSettings:
             are replaced by what is left of badly rebuilt samples, where that lowers the error more.
     """
 
-    steps: int = 2000
+    steps: int = 1000
     batch_size: int = 1024
     lr: float = 3e-2
     selection: Literal["pursuit", "top_k", "l1"] = "pursuit"

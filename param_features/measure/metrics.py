@@ -17,6 +17,7 @@ _MEANINGS = {
     "training_error": "the same on training samples",
     "l0": "features kept per sample, here and in the controls",
     "l0_at_threshold": "features kept by the stored threshold",
+    "density": "share of held-out samples that keep a feature, median over features",
     "dead": "features that no held-out sample keeps",
     "control_pca": "principal directions of the gradients",
     "control_random": "random directions of the same rank",
@@ -82,7 +83,7 @@ def held_out_metrics(
     encoder: Encoder = LINEAR,
 ) -> Metrics:
     """Score a fit and its controls on the same held-out samples at the same l0, controls by the fit's own encoder too."""
-    active = encoder.active(_overlaps(v_in, held_out), v_out.gram(), threshold)
+    active = encoder.codes(_overlaps(v_in, held_out), v_out.gram(), threshold) != 0
     controls = control_errors(
         train,
         held_out,
@@ -98,6 +99,7 @@ def held_out_metrics(
         "training_error": fit_error(v_in, v_out, train, l0, encoder),
         "l0": float(l0),
         "l0_at_threshold": float(active.sum(1).double().mean()),
+        "density": float(active.double().mean(0).median()),
         "dead": float((~active).all(0).sum()),
         "n_features": v_out.n_features,
         "n_samples": train.n_samples,

@@ -52,8 +52,8 @@ def planted_circuits(
 
     An input is the sum of its markers, orthogonal unit vectors, each present with the given probability at a size uniform
     in [1, 2], and of noise. Circuit k's hidden unit opens above half its marker, and writes a unit vector of its own.
-    The circuits' gradients are all but orthogonal, so a feature that starts on a circuit that another has cannot find its
-    way to one that none has: half as many features more than circuits are asked for.
+    The circuits' gradients are all but orthogonal, and as many features as circuits are asked for: a feature that starts
+    on a circuit that another has, or on a mixture of two, finds its way to one that none has by restarts alone.
 
     Args:
         n_circuits: Circuits, each with a marker, a hidden unit and an output direction.
@@ -89,7 +89,7 @@ def planted_circuits(
         model=model,
         params=("encode.weight", "decode.weight"),
         inputs=sizes @ markers + noise * torch.randn(n_inputs, d_model, generator=generator),
-        n_features=n_circuits + n_circuits // 2,
+        n_features=n_circuits,
         l0=n_circuits * probability,
         settings={"reference": torch.zeros(d_model)},
         truth=_circuits(markers, writes, d_hidden),

@@ -25,6 +25,7 @@ from param_features.toys.training import first_complete, sparse_uniform, trained
 
 _REPRESENTED = 0.5
 _MOST = 0.8
+_N_REACH = 500
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +33,8 @@ class SuperpositionToy(PlantedToy):
     """Further numbers: `own`, unit inputs with a feature of their own; `steepest`, MMCS with `steepest_directions`.
 
     A feature is an input's own where more than 0.8 of its squared slope, over all outputs and unit inputs, lies there.
-    `own_random` and `steepest_random` are those of random directions.
+    `own_random` and `steepest_random` are those of random directions. `reach` is the MMCS of the directions that rebuild the
+    data's own gradients best, see `reachable_directions`: what a fit of these data can be expected to reach.
     """
 
     @cached_property
@@ -45,6 +47,22 @@ class SuperpositionToy(PlantedToy):
         parts = []
         for rows in torch.arange(self.n_true**2).chunk(self.n_true):
             parts.append(principal_gradient({name: matrix[rows] for name, matrix in self._slopes.items()}))
+        return unit_directions({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, self.rank)
+
+    @cached_property
+    def reachable_directions(self) -> LowRank:
+        """For each feature the direction that rebuilds best how its own output moves at inputs that have it among others.
+
+        The other features' mean tilts it away from the planted direction, which is that of the feature alone: where two
+        features are active on average, by a cosine of about 0.96.
+        """
+        parts = []
+        for feature in range(self.n_true):
+            inputs = self.inputs[self.inputs[:, feature] > 0][:_N_REACH]
+            with torch.no_grad():
+                outputs = self.model(inputs)
+            own = 2 * outputs * torch.eye(self.n_true)[feature]
+            parts.append(principal_gradient(probe_gradients(self.model, self.params, inputs, own)))
         return unit_directions({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, self.rank)
 
     @cached_property
@@ -62,6 +80,7 @@ class SuperpositionToy(PlantedToy):
             "own_random": sum(map(self._n_own, random)) / DRAWS,
             "steepest": self._steepest_recovery(features.v_out),
             "steepest_random": sum(map(self._steepest_recovery, random)) / DRAWS,
+            "reach": self._recovery(match_directions(self.truth, self.reachable_directions, torch.Generator()))[0],
         }
 
     def _n_own(self, directions: LowRank) -> int:

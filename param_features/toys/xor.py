@@ -66,8 +66,7 @@ def xor(*, n_inputs: int = 1000, n_steps: int = 1000, seed: int = 0) -> XorToy:
     It is trained and decomposed on the four corners alone, where XOR is defined. The feature of a corner is how the
     parameters move the output there. That of [1, 1] overlaps with the two others (|cosine| about one half): all three share
     four parameters. Outputs are compared with one half, from which every corner's differs: another sample's output would
-    often be the same. A fit that starts with two features on one corner keeps them there, so that `decompose` asks for
-    six, of which three die. Cost: about a second.
+    often be the same. Cost: about a second.
 
     Args:
         n_inputs: Inputs for the decomposition, drawn from the four corners.
@@ -98,7 +97,7 @@ def xor(*, n_inputs: int = 1000, n_steps: int = 1000, seed: int = 0) -> XorToy:
         model=model,
         params=params,
         inputs=corners[torch.randint(len(corners), (n_inputs,), generator=generator)],
-        n_features=6,
+        n_features=3,
         l0=0.75,
         settings={"reference": torch.tensor([0.5])},
         truth=planted_directions(model, params, corners[1:], torch.ones(3, 1)),

@@ -68,7 +68,7 @@ def test_a_class_that_only_bears_the_name_is_a_plain_module():
     assert type(adapter_for(type("HookedTransformer", (nn.Linear,), {})(2, 2))) is ModuleAdapter
 
 
-@pytest.mark.parametrize("model", [3, "gpt2", None, torch.zeros(2), lambda x: x], ids=str)
+@pytest.mark.parametrize("model", [3, "gpt2", None, torch.zeros(2), lambda x: x], ids=lambda model: type(model).__name__)
 def test_an_unknown_model_is_refused_with_the_known_ones(model):
     with pytest.raises(
         AdapterError, match=r"Known: transformer_lens\.HookedTransformer, .*torch\.Module\. .*register_adapter"

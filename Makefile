@@ -11,6 +11,9 @@ TL4 ?= 4.3.0
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# One process a core, each with one thread: the tensors of most tests are too small for more.
+PARALLEL = OMP_NUM_THREADS=1
+
 PIP = -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-tl3 test-tl4 lint clean
@@ -21,10 +24,10 @@ demo: $(VENV)/.demo
 test: test-tl3 test-tl4
 
 test-tl3: $(VENV)/.test
-	$(VENV)/bin/python -m pytest
+	$(PARALLEL) $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-tl4: $(VENV_TL4)/.test
-	$(VENV_TL4)/bin/python -m pytest tests/adapters tests/test_padding.py tests/test_importing.py tests/test_real_models.py
+	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/adapters tests/test_padding.py tests/test_importing.py tests/test_real_models.py
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from param_features.decompose import FitSettings
 from param_features.errors import SettingError, ToyError
 from param_features.features import ParamFeatures
 from param_features.inputs import read_inputs
@@ -174,7 +175,7 @@ def modular_addition(p: int = 31, *, d_model: int = 64, d_mlp: int = 256, n_step
         n_features=24,
         l0=6,
         divergence="kl",
-        settings={"reference": "uniform", "output": last_position, "steps": 600},
+        settings={"reference": "uniform", "output": last_position, "fit": FitSettings(selection="top_k"), "steps": 600},
         p=p,
         frequencies=key_frequencies(model.embed.W_E[:p].detach()),
     )

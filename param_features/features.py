@@ -131,11 +131,11 @@ class ParamFeatures:
     ) -> Float[Tensor, "*sample feature"]:
         """The few coordinates that rebuild each sample's gradient: as in the fit, zero for every feature that is not kept.
 
-        An activation is how steep the divergence is along a feature, whichever other features lie close to it; of those, the
-        code keeps the ones that rebuild the gradient together. Arguments, shape, units and errors are those of
-        `activations`.
+        Activations are linear in the gradient; a code is what the fit itself used. Arguments, shape, units and errors are
+        those of `activations`.
         """
-        overlaps = self.activations(tokens, inputs=inputs, reference=reference, n_references=n_references)
+        read = replace(self, v_in=self.encoder.reads(self.v_in, self.v_out))
+        overlaps = read.activations(tokens, inputs=inputs, reference=reference, n_references=n_references)
         return self.encoder.codes(overlaps, self.v_out.gram(), self.threshold)
 
     def top_examples(

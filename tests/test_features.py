@@ -1,6 +1,7 @@
 """`ParamFeatures`: directions, saving and loading, and what a saved folder refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,7 +76,8 @@ def test_codes_of_a_linear_encoder_are_the_large_activations(untied, tiny_tokens
 def test_codes_by_pursuit_rebuild_more_of_what_the_features_span_than_as_many_activations(tiny_hooked, tiny_tokens):
     """⟨reconstruction, 2 ∇ − reconstruction⟩, by how much a code lowers a sample's square error, needs no gradient."""
     features = pf.decompose(tiny_hooked, W_K, tiny_tokens, n_features=12, l0=2, steps=20, progress=False)
-    acts, codes, gram = features.activations(tiny_tokens), features.codes(tiny_tokens), features.v_out.gram()
+    codes, gram = features.codes(tiny_tokens), features.v_out.gram()
+    acts = replace(features, v_in=features.v_out).activations(tiny_tokens)
     n_kept = int((codes != 0).sum())
     largest = acts * (acts.abs() >= acts.abs().flatten().topk(n_kept).values.min())
     lowered = [(2 * code * acts - (code @ gram) * code).sum(-1) for code in (codes, largest)]

@@ -1,4 +1,4 @@
-"""From activations to the few coordinates that rebuild a gradient: the largest ones, or by pursuit."""
+"""From overlaps to the few coordinates that rebuild a gradient: the largest ones, or by pursuit."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,22 @@ from torch import Tensor
 
 from param_features.decompose.pursuit import pursue
 from param_features.decompose.selection import batch_top_k, threshold_for
+from param_features.directions import LowRank
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """How a sample's code, the coordinates that enter its reconstruction, follows from its activations V_in ∇.
+    """How a sample's code, the coordinates that enter its reconstruction, follows from its gradient's overlaps.
 
     Attributes:
-        n_rounds: How many features pursuit may take for a sample; None where the largest activations are the code.
+        n_rounds: How many features pursuit may take for a sample; None where the largest entries of V_in ∇ are the code.
     """
 
     n_rounds: int | None = None
+
+    def reads(self, v_in: LowRank, v_out: LowRank) -> LowRank:
+        """The directions whose overlaps with a gradient the code is made from: V_out by pursuit, V_in otherwise."""
+        return v_in if self.n_rounds is None else v_out
 
     @torch.no_grad()
     def kept(
@@ -27,7 +32,7 @@ class Encoder:
         """The coordinates that enter the reconstruction, l0 per sample on average, and the threshold that keeps as many.
 
         Args:
-            overlaps: V_in ∇, in divergence units per unit step.
+            overlaps: Of the gradients with the directions that the encoder reads, in divergence units per unit step.
             gram: ⟨v_j, v_k⟩ of V_out.
             l0: Mean over all given samples.
 

@@ -180,7 +180,7 @@ class Trainer:
         gradients, norms = self._scaled(index)
         v_out = self.v_out.folded()
         gram, overlaps = v_out.gram(), v_out.inner(gradients)
-        into = overlaps if self.settings.is_tied else self.v_in.folded().inner(gradients)
+        into = self.encoder.reads(self.v_in.folded(), v_out).inner(gradients)
         coords, threshold = self.encoder.kept(into, gram, self.l0)
         left = overlaps - coords @ gram
         useful = usefulness(coords, left, gram, threshold)

@@ -62,7 +62,7 @@ def l3d_loss(
         return _penalised_loss(gradients, square_norm, v_out, settings.l1)
     is_sparse = l0 < _FEW * v_in.n_features and all(gradient.samples_well for gradient in gradients.values())
     if settings.selection == "pursuit":
-        return _pursued_loss(gradients, square_norm, v_out, l0, is_sparse=is_sparse)
+        return _pursued_loss(gradients, square_norm, v_in, v_out, l0, is_sparse=is_sparse)
     is_reviving = settings.revive > 0 and bool(dead.any())
     if is_sparse:
         with torch.no_grad():
@@ -100,9 +100,18 @@ def _penalised_loss(
 
 
 def _pursued_loss(
-    gradients: Gradients, square_norm: Float[Tensor, " sample"], directions: LowRank, l0: float, *, is_sparse: bool
+    gradients: Gradients,
+    square_norm: Float[Tensor, " sample"],
+    v_in: LowRank,
+    directions: LowRank,
+    l0: float,
+    *,
+    is_sparse: bool,
 ) -> StepLoss:
-    """At least-squares coordinates the error's gradient is that with the coordinates held fixed."""
+    """The error at least-squares coordinates, whose gradient is that with the coordinates held fixed; and V_in's own.
+
+    V_in learns to tell the coordinates from the gradient, those of features that are not taken, zero, among them.
+    """
     with torch.set_grad_enabled(not is_sparse):
         overlaps = directions.inner(gradients)
     gram = directions.gram()
@@ -112,7 +121,8 @@ def _pursued_loss(
     if is_sparse:
         overlaps = directions.inner(gradients, kept)
     errors = square_errors(coords, overlaps, gram, square_norm, is_sparse=is_sparse)
-    return _seen(errors.mean(), errors, square_norm, coords, kept)
+    told = (v_in.inner(gradients) - coords).square().sum(1)
+    return _seen(errors.mean() + told.mean(), errors, square_norm, coords, kept)
 
 
 def _seen(loss: Tensor, errors: Tensor, square_norm: Tensor, coords: Tensor, kept: Tensor) -> StepLoss:

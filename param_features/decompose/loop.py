@@ -93,7 +93,8 @@ def leading_directions(
 @torch.no_grad()
 def ranked_fit(store: GradientStore, v_in: LowRank, v_out: LowRank, l0: float, n_steps: int, encoder: Encoder) -> Fit:
     """The directions, those with the largest coordinates first, and the threshold that keeps `l0` per sample."""
-    overlaps = torch.cat([v_in.inner(chunk) for chunk in store.chunks()])
+    read = encoder.reads(v_in, v_out)
+    overlaps = torch.cat([read.inner(chunk) for chunk in store.chunks()])
     kept, threshold = encoder.kept(overlaps, v_out.gram(), l0)
     order = kept.square().sum(0).argsort(descending=True, stable=True)
     ranked_out = v_out.rows(order).map(lambda tensor: tensor.detach().clone())

@@ -15,9 +15,9 @@ class FitSettings:
         batch_size: Samples per step.
         lr: Adam's peak learning rate; rises over the first 2 % of the steps, falls linearly to zero over the last half.
         selection: How a sample's coordinates are found. `"pursuit"`: features are taken one after the other, each time the
-            one with the largest overlap with what is left, l0 per sample on average, and weighted by least squares;
-            V_in = V_out. `"top_k"`: V_in ∇, of which the largest l0 · batch are kept. `"l1"`: V_in ∇ under an L1 penalty,
-            V_in = V_out.
+            one with the largest overlap with what is left, l0 per sample on average, and weighted by least squares; V_in
+            learns to tell these coordinates linearly. `"top_k"`: V_in ∇, of which the largest l0 · batch are kept. `"l1"`:
+            V_in ∇ under an L1 penalty, V_in = V_out.
         l1: Weight of the penalty, Σ_k |c_k| per sample against the squared error of gradients of mean square norm 1.
         warm_start: Share of the steps over which `"top_k"` keeps fewer and fewer features, from all to l0.
         dead_after: Steps without being kept after which a feature counts as dead.
@@ -52,7 +52,7 @@ class FitSettings:
     @property
     def is_tied(self) -> bool:
         """Whether V_in and V_out are one."""
-        return self.selection in ("l1", "pursuit")
+        return self.selection == "l1"
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def held_out_metrics(
     encoder: Encoder = LINEAR,
 ) -> Metrics:
     """Score a fit and its controls on the same held-out samples at the same l0, controls by the fit's own encoder too."""
-    active = encoder.codes(_overlaps(v_in, held_out), v_out.gram(), threshold) != 0
+    active = encoder.codes(_overlaps(encoder.reads(v_in, v_out), held_out), v_out.gram(), threshold) != 0
     controls = control_errors(
         train,
         held_out,
@@ -112,7 +112,8 @@ def held_out_metrics(
 def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float, encoder: Encoder = LINEAR) -> float:
     """Reconstruction error with l0 coordinates per sample kept on average over the whole store."""
     overlaps, square_norm, gram = _overlaps(v_out, store), store.square_norm(), v_out.gram()
-    coords, _ = encoder.kept(overlaps if v_in is v_out else _overlaps(v_in, store), gram, l0)
+    read = encoder.reads(v_in, v_out)
+    coords, _ = encoder.kept(overlaps if read is v_out else _overlaps(read, store), gram, l0)
     return reconstruction_error(square_errors(coords, overlaps, gram, square_norm), square_norm)
 
 

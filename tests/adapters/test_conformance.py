@@ -358,7 +358,7 @@ class TestTokens:
         for row, text in enumerate(self.TEXTS):
             ids = torch.tensor([features.engine.adapter.to_ids(text)])
             alone = features.activations(ids)
-            torch.testing.assert_close(together[row, : ids.shape[1]], alone[0], rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(together[row, : ids.shape[1]], alone[0], rtol=1e-4, atol=1e-6)
             assert not together[row, ids.shape[1] :].any()
 
     def test_examples_are_shown_in_words(self, with_tokenizer):

@@ -39,4 +39,4 @@ def times(
 
 def reconstruction_error(errors: Float[Tensor, " sample"], square_norm: Float[Tensor, " sample"]) -> float:
     """Σ‖∇ − reconstruction‖² / Σ‖∇‖²: 0 is perfect, 1 is no better than predicting nothing."""
-    return float(errors.double().sum() / square_norm.double().sum().clamp(min=torch.finfo(torch.float64).tiny))
+    return float(errors.double().sum().clamp(min=0) / square_norm.double().sum().clamp(min=torch.finfo(torch.float64).tiny))

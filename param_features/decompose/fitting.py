@@ -45,7 +45,8 @@ def fit_l3d(
 ) -> Fit:
     """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
 
-    Cost: a step costs two inner products of a batch with 2 · n_features directions and their backward passes.
+    Cost: a step costs inner products of a batch with n_features directions, and with V_in's as many, and their backward
+    passes; where gradients are dense and few features are kept, V_out's backward pass costs what those few do.
 
     Args:
         store: Training gradients.
@@ -148,9 +149,7 @@ class Trainer:
 
     def _start(self, n_features: int) -> Directions:
         """The leading part of randomly chosen samples' gradients, preferring strong ones."""
-        return self._leading(strong_samples(self.store, n_features, self.generator))
-
-    def _leading(self, index: Int[Tensor, " feature"]) -> Directions:
+        index = strong_samples(self.store, n_features, self.generator)
         directions = leading_directions(self.format, self.store, index, self.modes, self.rank)
         renormalize(directions)
         return directions
@@ -180,8 +179,8 @@ class Trainer:
         gradients, norms = self._scaled(index)
         v_out = self.v_out.folded()
         gram, overlaps = v_out.gram(), v_out.inner(gradients)
-        into = self.encoder.reads(self.v_in.folded(), v_out).inner(gradients)
-        coords, threshold = self.encoder.kept(into, gram, self.l0)
+        read = self.encoder.reads(self.v_in.folded(), v_out)
+        coords, threshold = self.encoder.kept(overlaps if read is v_out else read.inner(gradients), gram, self.l0)
         left = overlaps - coords @ gram
         useful = usefulness(coords, left, gram, threshold)
         errors = square_errors(coords, overlaps, gram, norms).clamp(min=0).cpu()

@@ -14,7 +14,7 @@ from param_features.measure.match import Match
 from param_features.toys.planted_toy import (
     DRAWS,
     PlantedToy,
-    principal_gradient,
+    principal_directions_of,
     probe_gradients,
     random_like,
     unit_directions,
@@ -158,5 +158,5 @@ def _group_directions(model: torch.nn.Module, params: tuple[str, ...], probes: T
         with torch.no_grad():
             own = torch.zeros_like(probes)
             own[:, place] = model(alone)[:, place]
-        found.append(principal_gradient(probe_gradients(model, params, alone, own)))
-    return unit_directions({name: torch.cat([part[name] for part in found]) for name in params}, group_size)
+        found.append(probe_gradients(model, params, alone, own))
+    return principal_directions_of(found, group_size)

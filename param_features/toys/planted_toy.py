@@ -1,6 +1,6 @@
 """Toys whose features are known directions, and how well a fit finds them, beside truths that it must not find."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -205,3 +205,9 @@ def principal_gradient(
     leading = torch.linalg.svd(flat, full_matrices=False).Vh[0]
     parts = leading.split([matrix[0].numel() for matrix in matrices.values()])
     return {name: part.reshape(1, *matrix.shape[1:]) for (name, matrix), part in zip(matrices.items(), parts, strict=True)}
+
+
+def principal_directions_of(batches: Iterable[Mapping[str, Float[Tensor, "probe d_out d_in"]]], rank: int) -> LowRank:
+    """One direction from each batch of gradients: the leading factors of its `principal_gradient`, scaled to unit norm."""
+    found = [principal_gradient(batch) for batch in batches]
+    return unit_directions({name: torch.cat([part[name] for part in found]) for name in found[0]}, rank)

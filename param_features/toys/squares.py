@@ -14,10 +14,9 @@ from param_features.measure.match import Match
 from param_features.toys.planted_toy import (
     DRAWS,
     PlantedToy,
-    principal_gradient,
+    principal_directions_of,
     probe_gradients,
     random_like,
-    unit_directions,
 )
 from param_features.toys.ranking import auroc
 from param_features.toys.training import first_complete, trained
@@ -165,8 +164,5 @@ def _n_left_out(model: nn.Module) -> int:
 
 
 def _circuits(model: nn.Module, params: tuple[str, ...], n_features: int) -> LowRank:
-    found = []
-    for feature in range(n_features):
-        probes = _probes(n_features, feature)
-        found.append(principal_gradient(probe_gradients(model, params, probes, probes.square())))
-    return unit_directions({name: torch.cat([part[name] for part in found]) for name in params}, 2)
+    probes = [_probes(n_features, feature) for feature in range(n_features)]
+    return principal_directions_of([probe_gradients(model, params, each, each.square()) for each in probes], 2)

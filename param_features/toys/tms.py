@@ -16,10 +16,9 @@ from param_features.toys.planted_toy import (
     DRAWS,
     PlantedToy,
     planted_directions,
-    principal_gradient,
+    principal_directions_of,
     probe_gradients,
     random_like,
-    unit_directions,
 )
 from param_features.toys.training import first_complete, sparse_uniform, trained
 
@@ -44,10 +43,9 @@ class SuperpositionToy(PlantedToy):
         It moves every output that is active there, the planted one that input's own output alone: the two differ where
         neighbours in the hidden units are active too.
         """
-        parts = []
-        for rows in torch.arange(self.n_true**2).chunk(self.n_true):
-            parts.append(principal_gradient({name: matrix[rows] for name, matrix in self._slopes.items()}))
-        return unit_directions({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, self.rank)
+        by_input = torch.arange(self.n_true**2).chunk(self.n_true)
+        batches = [{name: matrix[rows] for name, matrix in self._slopes.items()} for rows in by_input]
+        return principal_directions_of(batches, self.rank)
 
     @cached_property
     def reachable_directions(self) -> LowRank:
@@ -62,8 +60,8 @@ class SuperpositionToy(PlantedToy):
             with torch.no_grad():
                 outputs = self.model(inputs)
             own = 2 * outputs * torch.eye(self.n_true)[feature]
-            parts.append(principal_gradient(probe_gradients(self.model, self.params, inputs, own)))
-        return unit_directions({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, self.rank)
+            parts.append(probe_gradients(self.model, self.params, inputs, own))
+        return principal_directions_of(parts, self.rank)
 
     @cached_property
     def _slopes(self) -> dict[str, Float[Tensor, "input_output d_out d_in"]]:

@@ -1,7 +1,6 @@
 """Parameter features: low-rank directions in a model's weights, each of which matters for few inputs."""
 
 from param_features import adapters, bench, demo, errors, toys
-from param_features.compare import match
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
@@ -9,6 +8,7 @@ from param_features.features import ParamFeatures
 from param_features.gradients import HarvestSettings
 from param_features.loading import load
 from param_features.measure import Match, MeasureSettings, Metrics
+from param_features.pairing import match
 from param_features.pipeline import decompose, list_params
 
 __all__ = [

@@ -6,8 +6,8 @@ from itertools import combinations
 from typing import Any
 
 from param_features.bench.table import Row
-from param_features.compare import match
 from param_features.features import ParamFeatures
+from param_features.pairing import match
 from param_features.params import ParamSpec
 from param_features.pipeline import decompose
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from tests.browser import chromium, page, traffic
 from tests.models import Classifier, hooked_transformer
+
+__all__ = ["chromium", "page", "traffic"]
 
 install_import_hook(["param_features"], "tests.checked")
 

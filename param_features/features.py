@@ -1,6 +1,6 @@
 """`ParamFeatures`: what `decompose` returns and `load` gives back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any
@@ -12,10 +12,21 @@ from torch import Tensor
 from param_features.decompose import LINEAR, Encoder
 from param_features.directions import LowRank
 from param_features.divergence import Divergence
-from param_features.errors import FeatureCountError, InputError, NotBoundError
+from param_features.errors import FeatureCountError, InputError, NotBoundError, SettingError
 from param_features.gradients import GradientEngine
 from param_features.inputs import ModelInputs, read_inputs, real_first
-from param_features.measure import Example, Metrics, TopLogits, activations, top_examples, top_logits
+from param_features.measure import (
+    Example,
+    L0Curve,
+    Metrics,
+    TopLogits,
+    activations,
+    default_l0s,
+    errors_by_l0,
+    harvest_again,
+    top_examples,
+    top_logits,
+)
 from param_features.measure.activations import Route
 from param_features.measure.examples import Ranking
 from param_features.params import ParamView, unfold_matrix
@@ -183,6 +194,44 @@ class ParamFeatures:
         positions = torch.tensor([example.position for example in best])
         positions = rows.places.gather(1, positions.unsqueeze(1))[:, 0]
         return top_logits(self._bound("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
+
+    def errors_by_l0(
+        self,
+        tokens: Any = None,
+        *,
+        inputs: Any = None,
+        l0s: Sequence[float] | None = None,
+        n_samples: int = 8192,
+        seed: int = 0,
+    ) -> L0Curve:
+        """Reconstruction error when fewer or more features are kept, beside the controls', on the same samples.
+
+        Cost: a harvest of `n_samples` gradients; see `decompose`.
+
+        Args:
+            tokens: Where to measure; the held-out sequences of the fit by default.
+            inputs: The same, for modules that take no tokens.
+            l0s: Features kept per sample on average; by default the fit's l0, its half, quarter, double and fourfold.
+            n_samples: About how many samples to take at most.
+            seed: Of positions, references and the random control.
+
+        Returns:
+            The errors by name; `pf.plot.pareto` draws them.
+
+        Raises:
+            FeatureCountError: An l0 lies outside (0, n_features].
+            SettingError: `n_samples` is not positive, or `l0s` is empty.
+            NotBoundError: The features were loaded without a model.
+        """
+        if n_samples < 1:
+            raise SettingError(f"n_samples={n_samples} must be at least 1; a few thousand is usual.")
+        engine, generator = self._bound("errors_by_l0"), torch.Generator().manual_seed(seed)
+        found = self._example_inputs() if tokens is None and inputs is None else read_inputs(engine.adapter, tokens, inputs)
+        sampled = {"n_samples": n_samples, "generator": generator}
+        store = harvest_again(engine, self.divergence, self.reference, self.references, found, **sampled)
+        l0s = default_l0s(self.metrics["l0"], self.n_features) if l0s is None else l0s
+        call = {"l0s": l0s, "generator": generator, "encoder": self.encoder}
+        return errors_by_l0(self.v_in, self.v_out, store, engine, **call)
 
     def direction(self, feature: int) -> dict[str, Float[Tensor, "*shape"]]:
         """A feature's unit-norm direction as dense tensors of the parameters' shapes, by name; new tensors.

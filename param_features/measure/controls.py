@@ -66,14 +66,21 @@ def control_errors(
         `control_pca`: leading principal directions of the training gradients (dense, not low rank: an advantage);
         `control_random`: random directions of the fit's rank; `control_svd_w`: leading singular directions of W.
     """
-    like = held_out.rows(slice(0, 1))
-    dictionaries = {
+    dictionaries = control_dictionaries(train, subset, n_features=n_features, rank=rank, generator=generator)
+    return {
+        name: dictionary_error(dictionary, held_out, l0, is_pursued=is_pursued) for name, dictionary in dictionaries.items()
+    }
+
+
+def control_dictionaries(
+    train: GradientStore, subset: ParamSubset, *, n_features: int, rank: int, generator: torch.Generator
+) -> dict[str, Dictionary]:
+    """The three controls by name, as `control_errors` describes them."""
+    like = train.rows(slice(0, 1))
+    return {
         "control_pca": Dictionary.of_rows(principal_directions(train, n_features, generator)),
         "control_random": Dictionary.of(random_directions(like, n_features, rank, generator)),
         "control_svd_w": Dictionary.of(singular_directions(subset, n_features)),
-    }
-    return {
-        name: dictionary_error(dictionary, held_out, l0, is_pursued=is_pursued) for name, dictionary in dictionaries.items()
     }
 
 

@@ -1,0 +1,114 @@
+"""Reconstruction error against l0, of a fit and of its controls on the same samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.decompose import check_l0
+from param_features.decompose.encoder import LINEAR, Encoder
+from param_features.decompose.pursuit import rounds_for
+from param_features.directions import LowRank
+from param_features.divergence import Divergence, Reference
+from param_features.errors import SettingError
+from param_features.gradients import GradientEngine, GradientStore, Harvester, HarvestSettings
+from param_features.inputs import ModelInputs
+from param_features.measure.controls import control_dictionaries, dictionary_error
+from param_features.measure.metrics import fit_error
+from param_features.typed import typed
+
+
+@dataclass(frozen=True)
+class L0Curve:
+    """What `features.errors_by_l0` returns.
+
+    Attributes:
+        l0s: Features kept per sample on average, rising.
+        errors: Under `reconstruction_error` (the fit), `control_pca`, `control_random` and `control_svd_w`: one
+            reconstruction error for each l0; 0 is perfect, 1 predicts nothing.
+        n_samples: Samples that they are measured on.
+    """
+
+    l0s: tuple[float, ...]
+    errors: Mapping[str, tuple[float, ...]]
+    n_samples: int
+
+    def __repr__(self) -> str:
+        """A table, one line per dictionary."""
+        head = f"{'l0':<21}" + "".join(f"{l0:>8g}" for l0 in self.l0s)
+        rows = [f"{name:<21}" + "".join(f"{error:>8.3f}" for error in row) for name, row in self.errors.items()]
+        return "\n".join([head, *rows])
+
+
+def default_l0s(l0: float, n_features: int) -> tuple[float, ...]:
+    """The fit's l0, its half, quarter, double and fourfold, as far as there are features."""
+    return tuple(l0 * factor for factor in (0.25, 0.5, 1, 2, 4) if l0 * factor <= n_features)
+
+
+def harvest_again(
+    engine: GradientEngine,
+    divergence: Divergence,
+    reference: str,
+    references: Float[Tensor, "n_references d_output"],
+    inputs: ModelInputs,
+    *,
+    n_samples: int,
+    generator: torch.Generator,
+) -> GradientStore:
+    """Gradients of about `n_samples` samples of given inputs, compared with references of the kind that the fit used.
+
+    Cost: one forward pass of the inputs, and one backward pass of the layers above the parameters per position taken.
+
+    Raises:
+        SampleCountError: There is one sample alone, and it is to be compared with another.
+        MemoryEstimateError: The gradients would not fit.
+    """
+    drawn = Reference(reference, references if reference in ("mean", "given") else None)
+    n_pos = inputs.n_pos if engine.per_position else 1
+    n_slots = min(n_pos, -(-n_samples // len(inputs)))
+    rows = inputs.rows(slice(0, max(2, -(-n_samples // n_slots))))
+    harvester = Harvester(engine, divergence, drawn, HarvestSettings())
+    return harvester.store(rows, n_slots, generator, progress=False, title="harvest")
+
+
+@typed
+@torch.no_grad()
+def errors_by_l0(
+    v_in: LowRank,
+    v_out: LowRank,
+    store: GradientStore,
+    engine: GradientEngine,
+    *,
+    l0s: Sequence[float],
+    generator: torch.Generator,
+    encoder: Encoder = LINEAR,
+) -> L0Curve:
+    """The fit and three controls at several l0 on the same samples, each by the encoders that `decompose` scores it with.
+
+    The principal directions are those of the very samples that they are scored on, which is an advantage; a small one
+    where there are many times more samples than features.
+    Cost: the principal directions, and at each l0 a few products of samples × features.
+
+    Raises:
+        SettingError: No l0 is given.
+        FeatureCountError: One lies outside (0, n_features].
+    """
+    if not l0s:
+        raise SettingError("l0s is empty. Give numbers between 0 and the number of features, such as [1, 5, 20].")
+    ordered = tuple(sorted(float(l0) for l0 in l0s))
+    for l0 in ordered:
+        check_l0(l0, v_out.n_features)
+    is_pursued = encoder.n_rounds is not None
+
+    def fit(l0: float) -> float:
+        own = Encoder(rounds_for(l0, v_out.n_features)) if is_pursued else encoder
+        return fit_error(v_in, v_out, store, l0, own)
+
+    rank = max(left.shape[2] for left, _ in v_out.factors.values())
+    controls = control_dictionaries(store, engine.subset, n_features=v_out.n_features, rank=rank, generator=generator)
+    errors = {"reconstruction_error": tuple(map(fit, ordered))}
+    for name, dictionary in controls.items():
+        errors[name] = tuple(dictionary_error(dictionary, store, l0, is_pursued=is_pursued) for l0 in ordered)
+    return L0Curve(ordered, errors, store.n_samples)

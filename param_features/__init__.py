@@ -1,6 +1,6 @@
 """Parameter features: low-rank directions in a model's weights, each of which matters for few inputs."""
 
-from param_features import adapters, bench, demo, errors, toys
+from param_features import adapters, bench, demo, errors, plot, toys
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
@@ -29,5 +29,6 @@ __all__ = [
     "list_params",
     "load",
     "match",
+    "plot",
     "toys",
 ]

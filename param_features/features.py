@@ -169,9 +169,9 @@ class ParamFeatures:
             FeatureCountError: There is no such feature.
             NotBoundError: The features were loaded without a model.
         """
-        self._check_feature(feature)
+        self.check_feature(feature)
         engine = self._bound("top_examples")
-        found = self._example_inputs() if tokens is None and inputs is None else read_inputs(engine.adapter, tokens, inputs)
+        found = self._found(tokens, inputs)
         acts = self._example_activations(found)
         acts = real_first(acts, found) if engine.per_position else acts.unsqueeze(1)
         rows = found.token_rows if engine.per_position else None
@@ -194,6 +194,39 @@ class ParamFeatures:
         positions = torch.tensor([example.position for example in best])
         positions = rows.places.gather(1, positions.unsqueeze(1))[:, 0]
         return top_logits(self._bound("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
+
+    def samples(
+        self, tokens: Any = None, *, inputs: Any = None
+    ) -> tuple[Float[Tensor, "sample feature"], Float[Tensor, "sample feature"]]:
+        """Activations and codes of every sample in one row each, padding left out: for histograms and densities.
+
+        Cost: that of `activations`, twice where the encoder reads V_out and that is not V_in.
+
+        Args:
+            tokens: Whose; the held-out sequences of the fit by default.
+            inputs: The same, for modules that take no tokens.
+
+        Returns:
+            Activations, and the coordinates that rebuild each gradient together, zero for features that are not kept.
+
+        Raises:
+            NotBoundError: The features were loaded without a model.
+        """
+        engine = self._bound("samples")
+        found = self._found(tokens, inputs)
+        acts = overlaps = self._example_activations(found)
+        read = self.encoder.reads(self.v_in, self.v_out)
+        if read is not self.v_in:
+            overlaps = activations(engine, read, self.divergence, self.references, found)
+        codes = self.encoder.codes(overlaps, self.v_out.gram(), self.threshold)
+        is_real = torch.ones(acts.shape[:-1], dtype=torch.bool)
+        if engine.per_position and found.mask is not None:
+            is_real = found.mask.cpu()
+        return acts[is_real], codes[is_real]
+
+    def densities(self, tokens: Any = None, *, inputs: Any = None) -> Float[Tensor, " feature"]:
+        """Share of the samples that keep each feature; arguments and errors are those of `samples`."""
+        return (self.samples(tokens, inputs=inputs)[1] != 0).double().mean(0)
 
     def errors_by_l0(
         self,
@@ -226,7 +259,7 @@ class ParamFeatures:
         if n_samples < 1:
             raise SettingError(f"n_samples={n_samples} must be at least 1; a few thousand is usual.")
         engine, generator = self._bound("errors_by_l0"), torch.Generator().manual_seed(seed)
-        found = self._example_inputs() if tokens is None and inputs is None else read_inputs(engine.adapter, tokens, inputs)
+        found = self._found(tokens, inputs)
         sampled = {"n_samples": n_samples, "generator": generator}
         store = harvest_again(engine, self.divergence, self.reference, self.references, found, **sampled)
         l0s = default_l0s(self.metrics["l0"], self.n_features) if l0s is None else l0s
@@ -239,14 +272,14 @@ class ParamFeatures:
         Raises:
             FeatureCountError: There is no such feature.
         """
-        self._check_feature(feature)
+        self.check_feature(feature)
         matrices = self.v_out.rows([feature]).materialize()
         records = self.params
         return {name: unfold_matrix(matrix[0], records[name].fold, records[name].shape) for name, matrix in matrices.items()}
 
     def view(self, feature: int, tokens: Any = None, *, n: int = 10) -> View:
         """What `show` displays, as an object: `str()` gives coloured text, a notebook renders it with circuitsvis."""
-        self._check_feature(feature)
+        self.check_feature(feature)
         if tokens is None:
             return feature_view(feature, self.top_examples(feature, n), unit=self.divergence.unit)
         engine = self._bound("show")
@@ -333,7 +366,12 @@ class ParamFeatures:
             )
         return self.engine
 
-    def _check_feature(self, feature: int) -> None:
+    def check_feature(self, feature: int) -> None:
+        """Refuse a number that no feature has.
+
+        Raises:
+            FeatureCountError: Gives the range.
+        """
         if not isinstance(feature, int) or isinstance(feature, bool) or not 0 <= feature < self.n_features:
             raise FeatureCountError(f"There is no feature {feature!r}. Features are numbered 0 to {self.n_features - 1}.")
 
@@ -352,6 +390,12 @@ class ParamFeatures:
                 "measure=pf.MeasureSettings(n_references=…)."
             )
         return self.references[:n]
+
+    def _found(self, tokens: Any, inputs: Any) -> ModelInputs:
+        """What is given, or else the held-out examples."""
+        if tokens is None and inputs is None:
+            return self._example_inputs()
+        return read_inputs(self._bound("read_inputs").adapter, tokens, inputs)
 
     def _example_inputs(self) -> ModelInputs:
         if self.examples is None:

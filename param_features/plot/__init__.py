@@ -1,0 +1,11 @@
+"""Plots of features as plotly figures: `pf.plot.density(features).show()`, or `pf.plot.save(figure, "density.png")`.
+
+plotly is imported when a plot is drawn: `pip install "param_features[plots]"`.
+"""
+
+from param_features.plot.compare import compare
+from param_features.plot.feature import activations, direction
+from param_features.plot.fit import density, pareto
+from param_features.plot.save import save
+
+__all__ = ["activations", "compare", "density", "direction", "pareto", "save"]

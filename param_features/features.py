@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from param_features.measure.examples import Ranking
 from param_features.params import ParamView, unfold_matrix
 from param_features.store import write_bundle
 from param_features.views import View, feature_view, show, tokens_view
+from param_features.views.report import contents, write_report
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,8 @@ class ParamFeatures:
             NotBoundError: The features were loaded without a model.
         """
         best = self.top_examples(feature, n_examples)
-        rows = self._example_inputs().rows([example.row for example in best])
-        positions = torch.tensor([example.position for example in best])
-        positions = rows.places.gather(1, positions.unsqueeze(1))[:, 0]
+        where = [example.row for example in best], [example.position for example in best]
+        rows, positions = self._example_inputs().chosen(*where)
         return top_logits(self._bound("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
 
     def samples(
@@ -303,6 +304,39 @@ class ParamFeatures:
             NotBoundError: The features were loaded without a model.
         """
         show(self.view(feature, tokens, n=n))
+
+    def report(
+        self, path: str | PathLike, *, tokens: Any = None, inputs: Any = None, n_examples: int = 10, n_rows: int = 200
+    ) -> Path:
+        """Write one self-contained page: metrics beside controls, a table of features, and each one's examples and numbers.
+
+        The page asks no host for anything and runs no code but its own: tokens are shown as text, whatever they hold.
+        Cost: a pass of activations over the rows, and one forward-mode pass for each feature.
+
+        Args:
+            path: The file, such as `"report.html"`; missing folders are made.
+            tokens: Where to look; the held-out sequences of the fit by default.
+            inputs: The same, for modules that take no tokens.
+            n_examples: Examples shown for each feature, each from another row.
+            n_rows: Of what is given, the first so many are used.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            NotBoundError: The features were loaded without a model.
+            MissingExtraError: plotly is not installed.
+            InputError: Inputs that the model cannot take.
+            SettingError: `n_examples` or `n_rows` is below 1.
+        """
+        engine = self._bound("report")
+        if min(n_examples, n_rows) < 1:
+            raise SettingError(f"n_examples={n_examples} and n_rows={n_rows} must be positive.")
+        given = tokens is not None or inputs is not None
+        found = read_inputs(engine.adapter, tokens, inputs) if given else self._example_inputs()
+        title = f"{self.n_features} features of {', '.join(self.params)}"
+        curve = self.errors_by_l0(tokens, inputs=inputs, n_samples=4096)
+        return write_report(path, title, contents(self, found.rows(slice(0, n_rows)), curve, n_examples=n_examples))
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write `features.safetensors` and `config.json` into a directory: data only, no code.

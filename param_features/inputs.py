@@ -82,6 +82,11 @@ class ModelInputs:
         """Choose rows of the batch."""
         return self.map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index])
 
+    def chosen(self, rows: Sequence[int], positions: Sequence[int]) -> tuple["ModelInputs", Int[Tensor, " row"]]:
+        """Some rows, and where in each of them the given position lies, counted without padding."""
+        found = self.rows(list(rows))
+        return found, found.places.gather(1, torch.tensor(positions).unsqueeze(1))[:, 0]
+
 
 def real_first(values: Float[Tensor, "batch pos feature"], inputs: ModelInputs) -> Float[Tensor, "batch pos feature"]:
     """Values by position, each row's real positions first, as in `token_rows`; on the CPU."""

@@ -52,13 +52,14 @@ class Metrics(Mapping[str, float]):
 
     def __repr__(self) -> str:
         """The table."""
-        return "\n".join(f"{name:<21} {self._number(name):>7}  {self._remark(name)}".rstrip() for name in self)
+        return "\n".join(f"{name:<21} {self._number(name):>7}  {self.remark(name)}".rstrip() for name in self)
 
     def _number(self, name: str) -> str:
         value = self[name]
         return str(int(value)) if name.startswith("n_") or name == "dead" else f"{value:.3f}"
 
-    def _remark(self, name: str) -> str:
+    def remark(self, name: str) -> str:
+        """What a metric means; of a control, how the fit compares with it."""
         meaning = _MEANINGS.get(name, "")
         if not name.startswith("control_"):
             return meaning

@@ -1,0 +1,192 @@
+"""Everything that a report's page shows, as plain numbers and strings."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from param_features.gradients import held_still
+from param_features.inputs import ModelInputs, real_first
+from param_features.measure import Example, L0Curve, activations, top_examples, top_logits
+from param_features.measure.weight import weight_by_head
+from param_features.views.report.labels import label_of, output_label, windows_with
+from param_features.views.report.samples import Vocabulary, digits, input_example, kind_of, text_example
+
+if TYPE_CHECKING:
+    from param_features.features import ParamFeatures
+
+_COUNTED, _NAMED, _MOVED = 50, 20, 10
+_BINS = 40
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the features do on the report's inputs.
+
+    Attributes:
+        acts: Activations, each row's real positions first; pos is 1 where a sample is an input.
+        kept: Where a feature's code is not zero.
+        is_real: False at padding.
+    """
+
+    acts: Float[Tensor, "batch pos feature"]
+    kept: Bool[Tensor, "batch pos feature"]
+    is_real: Bool[Tensor, "batch pos"]
+
+
+def read(features: "ParamFeatures", inputs: ModelInputs) -> Readings:
+    """Activations and codes in one pass: V_in and what the code is made from are read together."""
+    engine = features._bound("report")
+    code_from = features.encoder.reads(features.v_in, features.v_out)
+    both = features.v_in.joined(code_from)
+    acts, overlaps = activations(engine, both, features.divergence, features.references, inputs).chunk(2, dim=-1)
+    kept = features.encoder.codes(overlaps, features.v_out.gram().cpu(), features.threshold) != 0
+    if not engine.per_position:
+        return Readings(acts.unsqueeze(1), kept.unsqueeze(1), torch.ones(len(acts), 1, dtype=torch.bool))
+    mask = torch.ones(acts.shape[:2], dtype=torch.bool) if inputs.mask is None else inputs.mask.cpu()
+    is_real = mask.gather(1, inputs.places)
+    return Readings(real_first(acts, inputs), real_first(kept.float(), inputs) > 0, is_real)
+
+
+def contents(features: "ParamFeatures", inputs: ModelInputs, curve: L0Curve, *, n_examples: int) -> dict[str, Any]:
+    """The page's data: an overview, and for each feature its examples, histogram, tokens, logits, weight and neighbours.
+
+    Cost: one pass of activations over the inputs, and one forward-mode pass over each feature's top examples.
+
+    Args:
+        features: Bound to a model.
+        inputs: Where to look.
+        curve: Reconstruction error by l0.
+        n_examples: Examples shown for each feature.
+    """
+    found = {"overview": overview(features, inputs) | {"curve": _lines(curve)}}
+    writer = _Writer(features, inputs, read(features, inputs), n_examples)
+    rows = [writer.feature(k) for k in range(features.n_features)]
+    return found | {
+        "kind": writer.kind,
+        "features": rows,
+        "vocabulary": writer.vocabulary.strings,
+    }
+
+
+def overview(features: "ParamFeatures", inputs: ModelInputs) -> dict[str, Any]:
+    """Model, parameters, settings and metrics beside their controls."""
+    metrics, config = features.metrics, features.config
+    controls = {name: metrics[name] for name in metrics if name.startswith("control_")}
+    return {
+        "facts": [
+            ["model", features._bound("report").adapter.description],
+            ["parameters", ", ".join(features.params)],
+            ["divergence", f"{features.divergence.name}, in {features.divergence.unit}"],
+            ["reference", features.reference],
+            ["method", " ".join(str(config[key]) for key in ("method", "format") if key in config) or "l3d"],
+            ["features", str(features.n_features)],
+            ["samples fitted / held out", f"{metrics['n_samples']:,.0f} / {metrics['n_held_out']:,.0f}"],
+            ["shown on", f"{len(inputs):,} sequences" if inputs.tokens is not None else f"{len(inputs):,} inputs"],
+        ],
+        "metrics": [[name, digits(metrics[name]), metrics.remark(name)] for name in metrics],
+        "error": digits(metrics["reconstruction_error"]),
+        "controls": {name: digits(value) for name, value in controls.items()},
+        "matched_by": metrics.matched_by,
+        "unit": features.divergence.unit,
+    }
+
+
+def _lines(curve: L0Curve) -> dict[str, Any]:
+    errors = {name: [digits(error) for error in row] for name, row in curve.errors.items()}
+    return {"l0": [digits(l0) for l0 in curve.l0s], "errors": errors, "n_samples": curve.n_samples}
+
+
+class _Writer:
+    """Holds what every feature's entry is made from."""
+
+    def __init__(self, features: "ParamFeatures", inputs: ModelInputs, readings: Readings, n_examples: int) -> None:
+        self.features, self.inputs, self.readings, self.n_examples = features, inputs, readings, n_examples
+        self.engine = features._bound("report")
+        self.kind = kind_of(inputs, per_position=self.engine.per_position)
+        self.rows = inputs.token_rows if self.kind == "tokens" else None
+        self.vocabulary = Vocabulary()
+        self.folds = {name: record.fold for name, record in features.params.items()}
+        self.gram = features.v_out.gram().cpu()
+        to_strings = self.engine.adapter.to_strings
+        self.usual = windows_with([to_strings(row) for row in self.rows or []])
+        self.outputs = None if self.kind == "tokens" else _outputs(features, inputs)
+
+    def feature(self, k: int) -> dict[str, Any]:
+        """One feature's entry."""
+        acts = self.readings.acts[..., k][self.readings.is_real]
+        best = self._best(k)
+        return {
+            "label": self._label(best[:_NAMED]),
+            "density": digits(float(self.readings.kept[..., k][self.readings.is_real].double().mean())),
+            "largest": digits(float(acts[acts.abs().argmax()])),
+            "examples": [self._shown(example) for example in best[: self.n_examples]],
+            "histogram": histogram(acts),
+            **self._logits(k, best),
+            **self._tokens(best),
+            "weight": {name: [digits(value) for value in share.tolist()] for name, share in self._weight(k).items()},
+            "nearest": self._nearest(k),
+        }
+
+    def _label(self, best: Sequence[Example]) -> str:
+        if self.outputs is None:
+            return label_of(best, self.usual)
+        return output_label([int(self.outputs[example.row].argmax()) for example in best])
+
+    def _weight(self, k: int) -> dict[str, Float[Tensor, " head"]]:
+        return weight_by_head(self.features.direction(k), self.folds)
+
+    def _best(self, k: int) -> list[Example]:
+        to_strings = self.engine.adapter.to_strings
+        return top_examples(self.readings.acts, k, self.rows, to_strings, n=max(_COUNTED, self.n_examples))
+
+    def _shown(self, example: Example) -> dict[str, Any]:
+        if self.outputs is None:
+            return text_example(example, self.vocabulary)
+        return input_example(example, self.inputs, self.outputs, self.kind)
+
+    def _tokens(self, best: Sequence[Example]) -> dict[str, Any]:
+        if self.kind != "tokens":
+            return {}
+        on = Counter(example.tokens[example.position] for example in best)
+        following = Counter(example.next_token for example in best if example.next_token is not None)
+        return {"on": self._numbered(on), "next": self._numbered(following)}
+
+    def _numbered(self, counts: Mapping[str, int]) -> list[list[int]]:
+        return [[self.vocabulary.number(token), n] for token, n in Counter(counts).most_common(_LISTED)]
+
+    def _logits(self, k: int, best: Sequence[Example]) -> dict[str, Any]:
+        few = best[:_MOVED]
+        where = [example.row for example in few], [example.position for example in few]
+        rows, positions = self.inputs.chosen(*where)
+        moved = top_logits(self.engine, self.features.v_out.rows([k]), rows, positions, n=_LISTED)
+        return {
+            side: [[self.vocabulary.number(token), digits(change)] for token, change in pairs if sign * change > 0]
+            for side, sign, pairs in (("up", 1, moved.up), ("down", -1, moved.down))
+        }
+
+    def _nearest(self, k: int) -> list[list[float]]:
+        others = self.gram[k].clone()
+        others[k] = 0
+        order = others.abs().argsort(descending=True)[: min(5, len(others) - 1)]
+        return [[index, digits(float(others[index]))] for index in order.tolist()]
+
+
+def histogram(values: Float[Tensor, " sample"]) -> dict[str, Any]:
+    """Counts in 40 equal bins from the smallest to the largest value."""
+    low, high = float(values.min()), float(values.max())
+    high = high if high > low else low + 1.0
+    counts = torch.histc(values.double(), _BINS, low, high).long().tolist()
+    return {"from": digits(low), "to": digits(high), "counts": counts}
+
+
+def _outputs(features: "ParamFeatures", inputs: ModelInputs) -> Float[Tensor, "batch output"]:
+    adapter = features._bound("report").adapter
+    with held_still(adapter.module), torch.no_grad():
+        parts = [adapter.run(*part.args, **part.kwargs) for part in map(inputs.rows, torch.arange(len(inputs)).split(256))]
+    return torch.cat(parts).flatten(1).float().cpu()

@@ -139,6 +139,10 @@ class Adapter(ABC):
         }
         return {name: real for name, real in names.items() if real is not None and name not in views}
 
+    def hook_points(self) -> dict[str, nn.Module]:
+        """Modules whose output can be read or replaced, by the names that the library's users say."""
+        return dict(self.module.named_modules(remove_duplicate=False))
+
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's output tensor: what it returns, or the `.logits` of what it returns."""
         return self.tensor_of(self.call(*args, **kwargs))

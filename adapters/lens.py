@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import Bool
 from param_features.adapters.base import Adapter, is_padded_on_the_right
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class LensAdapter(Adapter):
@@ -39,6 +39,10 @@ class LensAdapter(Adapter):
     def is_soft_capped(self) -> bool:
         """Whether a soft cap follows the unembedding."""
         return (getattr(self.model.cfg, "output_logits_soft_cap", None) or -1.0) > 0
+
+    def hook_points(self) -> dict[str, nn.Module]:
+        """Modules, and TransformerLens' hook points by all of their names."""
+        return super().hook_points() | self.model.hook_dict
 
     def padding(self, mask: Bool[Tensor, "batch pos"]) -> dict[str, Tensor]:
         """Its `attention_mask`, from which TransformerLens takes the positions too, where padding comes first."""

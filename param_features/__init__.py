@@ -10,8 +10,10 @@ from param_features.loading import load
 from param_features.measure import Match, MeasureSettings, Metrics
 from param_features.pairing import match
 from param_features.pipeline import decompose, list_params
+from param_features.sae import Comparison, compare, sae_metrics, train_sae
 
 __all__ = [
+    "Comparison",
     "FitSettings",
     "HarvestSettings",
     "HessianSettings",
@@ -22,6 +24,7 @@ __all__ = [
     "ParamFeaturesError",
     "adapters",
     "bench",
+    "compare",
     "decompose",
     "demo",
     "describe",
@@ -30,5 +33,7 @@ __all__ = [
     "load",
     "match",
     "plot",
+    "sae_metrics",
     "toys",
+    "train_sae",
 ]

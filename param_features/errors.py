@@ -20,6 +20,10 @@ class UnknownParameterError(ParamFeaturesError, KeyError):
     """A parameter name, glob or regex matches nothing in the model."""
 
 
+class UnknownHookError(ParamFeaturesError, KeyError):
+    """The model has no hook point or submodule of that name."""
+
+
 class EmptySelectionError(ParamFeaturesError, ValueError):
     """No parameter was asked for."""
 

@@ -11,7 +11,7 @@ from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.inputs import read_inputs
 from param_features.measure.examples import shares
-from param_features.toys.ranking import auroc
+from param_features.measure.ranking import auroc
 from param_features.toys.rivals import read_all, rivals
 from param_features.toys.toy import Toy
 

@@ -1,6 +1,6 @@
 """Directions that cost nothing to find, beside a fit's: what it must beat wherever it is scored, on the same gradients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -9,15 +9,10 @@ from torch import Tensor
 from param_features.directions import leading_factors
 from param_features.divergence import Reference
 from param_features.features import ParamFeatures
-from param_features.gradients import Gradients, GradientStore, Harvester, HarvestSettings, square_norm
+from param_features.gradients import GradientStore, Harvester, HarvestSettings, square_norm
 from param_features.inputs import ModelInputs
-from param_features.measure.activations import mean_cotangent
 from param_features.measure.controls import Dictionary, principal_directions, random_directions
-
-Reading = Callable[[Gradients], Tensor]
-"""From a batch of gradients to [sample feature]."""
-
-_POSITIONS_PER_BATCH = 4096
+from param_features.measure.readings import Reading, read_gradients
 
 
 def rivals(features: ParamFeatures, inputs: ModelInputs, *, n_slots: int, seed: int) -> dict[str, Reading]:
@@ -52,7 +47,6 @@ def rivals(features: ParamFeatures, inputs: ModelInputs, *, n_slots: int, seed: 
     }
 
 
-@torch.no_grad()
 def read_all(
     features: ParamFeatures, inputs: ModelInputs, readings: Mapping[str, Reading]
 ) -> dict[str, Float[Tensor, "row pos feature"]]:
@@ -68,26 +62,7 @@ def read_all(
     Raises:
         NotBoundError: The features were loaded without a model.
     """
-    engine = features._bound("score")
-    n_pos = inputs.n_pos if engine.per_position else 1
-    size = max(1, _POSITIONS_PER_BATCH // n_pos)
-    found: dict[str, list[Tensor]] = {name: [] for name in readings}
-    for start in range(0, len(inputs), size):
-        rows, columns = inputs.rows(slice(start, start + size)), {name: [] for name in readings}
-
-        def consume(_: int, gradients: Gradients, columns: dict[str, list[Tensor]] = columns) -> None:
-            for name, read in readings.items():
-                columns[name].append(read(gradients).detach().cpu())
-
-        engine.each_slot(
-            rows,
-            torch.arange(n_pos).expand(len(rows), n_pos),
-            lambda output, *_: mean_cotangent(features.divergence, output, features.references),
-            consume,
-        )
-        for name, column in columns.items():
-            found[name].append(torch.stack(column, 1))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return read_gradients(features._bound("score"), features.divergence, features.references, inputs, readings)
 
 
 def _gradients(features: ParamFeatures, inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> GradientStore:

@@ -11,6 +11,7 @@ from param_features.directions import LowRank
 from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.measure.match import Match
+from param_features.measure.ranking import auroc
 from param_features.toys.planted_toy import (
     DRAWS,
     PlantedToy,
@@ -18,7 +19,6 @@ from param_features.toys.planted_toy import (
     probe_gradients,
     random_like,
 )
-from param_features.toys.ranking import auroc
 from param_features.toys.training import first_complete, trained
 
 _SIZES = (-1.0, -0.75, -0.5, 0.5, 0.75, 1.0)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from param_features.toys.ranking import auroc
+from param_features.measure.ranking import auroc
 
 
 def by_pairs(numbers, is_positive):

@@ -1,0 +1,162 @@
+"""Adapter for sae-lens' sparse autoencoders: what they read, their features, and where these are described.
+
+An SAE is recognised by the class names in its MRO: sae-lens is imported only to load one, and takes nine seconds.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from os import PathLike
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.errors import AdapterError, FeatureMismatchError, MissingExtraError
+
+_CHUNK_NUMBERS = 2**24
+_RESHAPING = ("reshape_fn_in", "reshape_fn_out", "d_head", "hook_z_reshaping_mode")
+_WEBSITE = "https://neuronpedia.org"
+
+
+def sae_lens() -> Any:
+    """The sae-lens library.
+
+    Raises:
+        MissingExtraError: It cannot be imported.
+    """
+    try:
+        import sae_lens as library
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Loading and training SAEs needs sae-lens, and the import failed: {error}. sae-lens from 6.54 up is accepted, "
+            'and needs TransformerLens 3. Run: pip install "param_features[sae]".'
+        ) from error
+    return library
+
+
+def is_sae(given: Any) -> bool:
+    """Whether it is an SAE of sae-lens, of any architecture."""
+    return "sae_lens.SAE" in _class_names(given)
+
+
+def read_sae(given: Any, device: torch.device | str = "cpu") -> "SparseAutoencoder":
+    """What the user means by an SAE.
+
+    Args:
+        given: An SAE of sae-lens; a folder that `sae.save_model` wrote; or a pair (release, id) on the hub.
+        device: Where to load it; an SAE that is given stays where it is.
+
+    Raises:
+        AdapterError: It is none of these, or an SAE that is still in training.
+        MissingExtraError: It must be loaded, and sae-lens is not installed.
+    """
+    if isinstance(given, str | PathLike):
+        given = sae_lens().SAE.load_from_disk(given, device=str(device))
+    elif isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, str) for part in given):
+        given = sae_lens().SAE.from_pretrained(*given, device=str(device))
+    if not is_sae(given):
+        raise AdapterError(
+            f"sae is a {type(given).__name__}. Give an SAE of sae-lens, a folder written by its save_model, or a pair "
+            "(release, id) that sae_lens.SAE.from_pretrained takes."
+        )
+    if "sae_lens.TrainingSAE" in _class_names(given):
+        raise AdapterError(
+            f"sae is a {type(given).__name__}, which is for training: what it encodes depends on the batch. Save "
+            "it by sae.save_inference_model(folder) and give the folder."
+        )
+    return SparseAutoencoder(given)
+
+
+@dataclass(frozen=True)
+class SparseAutoencoder:
+    """An SAE that reads samples [sample, d_in], whatever its architecture.
+
+    Attributes:
+        sae: sae-lens' object.
+    """
+
+    sae: Any
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return self.sae.cfg.d_sae
+
+    @property
+    def d_in(self) -> int:
+        """Length of what it reads."""
+        return self.sae.cfg.d_in
+
+    @property
+    def hook_name(self) -> str | None:
+        """Where in the model it was trained; None where its metadata does not say."""
+        return self.sae.cfg.metadata.hook_name
+
+    @property
+    def architecture(self) -> str:
+        """sae-lens' name of its kind, such as `"jumprelu"`."""
+        return self.sae.cfg.architecture()
+
+    @property
+    def description(self) -> str:
+        """Architecture and place, for messages."""
+        return f"{self.architecture} SAE at {self.hook_name or 'an unnamed place'}"
+
+    def url(self, feature: int) -> str | None:
+        """The feature's page on Neuronpedia; None where the metadata names no `neuronpedia_id`."""
+        place = self.sae.cfg.metadata.neuronpedia_id
+        return f"{_WEBSITE}/{place}/{feature}" if place else None
+
+    @torch.no_grad()
+    def encode(self, acts: Float[Tensor, "sample ..."]) -> Iterator[Float[Tensor, "sample feature"]]:
+        """Activations of all features, in chunks of samples that stay below 64 MiB; on the device of `acts`.
+
+        Args:
+            acts: The model's activations; all axes but the first together are what the SAE reads.
+
+        Raises:
+            FeatureMismatchError: The SAE reads samples of another length.
+        """
+        for chunk in self._chunks(acts):
+            with _reading_flat(self.sae):
+                found = self.sae.encode(chunk)
+            dtype = torch.float64 if found.dtype == torch.float64 else torch.float32
+            yield (found.to_dense() if found.is_sparse else found).to(acts.device, dtype)
+
+    @torch.no_grad()
+    def reconstruct(self, acts: Float[Tensor, "sample ..."]) -> Float[Tensor, "sample ..."]:
+        """What the SAE makes of the activations.
+
+        Raises:
+            FeatureMismatchError: The SAE reads samples of another length.
+        """
+        with _reading_flat(self.sae):
+            parts = [self.sae.decode(self.sae.encode(chunk)) for chunk in self._chunks(acts)]
+        return torch.cat(parts).reshape(acts.shape).to(acts)
+
+    def _chunks(self, acts: Tensor) -> tuple[Tensor, ...]:
+        if prod(acts.shape[1:]) != self.d_in:
+            raise FeatureMismatchError(
+                f"The {self.description} reads {self.d_in} numbers, and a sample's activation has shape "
+                f"{tuple(acts.shape[1:])}. Say hook_name= where the SAE was trained, of this model."
+            )
+        return acts.flatten(1).to(self.sae.device).split(max(1, _CHUNK_NUMBERS // self.n_features))
+
+
+@contextmanager
+def _reading_flat(sae: Any) -> Iterator[None]:
+    """Run a block in which the SAE takes heads already joined; what it remembers of their shape is put back."""
+    before = {name: getattr(sae, name) for name in _RESHAPING if hasattr(sae, name)}
+    try:
+        sae.turn_off_forward_pass_hook_z_reshaping()
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(sae, name, value)
+
+
+def _class_names(given: Any) -> set[str]:
+    return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(given).__mro__}

@@ -1,0 +1,195 @@
+"""`pf.sae_metrics`: an SAE's sparsity, its reconstruction, and what the model loses when it runs on the reconstruction."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.adapters import Adapter, adapter_for
+from param_features.adapters.sae_lens import SparseAutoencoder, read_sae
+from param_features.errors import InputError
+from param_features.inputs import ModelInputs, read_inputs
+from param_features.sae.site import activations_at, has_positions, run_replaced
+
+_POSITIONS_PER_BATCH = 4096
+_BINS = 12
+_MEANINGS = {
+    "n_features": "",
+    "n_samples": "",
+    "l0": "features active per sample",
+    "density": "share of samples that a feature is active on, median",
+    "dead": "features active on no sample",
+    "mse": "square error over the activations' variance; 0 is perfect, 1 predicts the mean",
+    "explained_variance": "1 less that",
+    "loss": "the model's cross-entropy, nats per token",
+    "loss_reconstructed": "with the SAE's reconstruction in place of the activation",
+    "loss_zero": "with zero in its place",
+    "loss_mean": "with the mean activation in its place",
+    "loss_recovered": "share of what zero costs that the reconstruction does not",
+    "loss_recovered_mean": "the same for the mean",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SaeMetrics(Mapping[str, float]):
+    """Numbers by name, and every feature's density.
+
+    Attributes:
+        numbers: The values.
+        densities: Share of samples that each feature is active on.
+    """
+
+    numbers: Mapping[str, float]
+    densities: Float[Tensor, " feature"]
+
+    def __getitem__(self, name: str) -> float:
+        """The number of that name."""
+        return self.numbers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in order."""
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        """How many numbers."""
+        return len(self.numbers)
+
+    def histogram(self, n_bins: int = _BINS) -> tuple[list[int], list[float]]:
+        """Counts of features by log10 density, and the bins' edges; dead features are in none."""
+        alive = self.densities[self.densities > 0].log10()
+        if not len(alive):
+            return [0] * n_bins, [float(edge) for edge in range(-n_bins, 1)]
+        counts, edges = torch.histogram(alive.double(), n_bins)
+        return counts.long().tolist(), edges.tolist()
+
+    def __repr__(self) -> str:
+        """The table."""
+        return "\n".join(f"{name:<20} {self._number(name):>9}  {_MEANINGS[name]}".rstrip() for name in self)
+
+    def _number(self, name: str) -> str:
+        value = self[name]
+        return str(int(value)) if name.startswith("n_") or name == "dead" else f"{value:.4f}"
+
+
+def sae_metrics(
+    sae: Any,
+    model: Any,
+    tokens: Any = None,
+    *,
+    inputs: Any = None,
+    hook_name: str | None = None,
+    tokenizer: Any = None,
+    output: Callable[[Any], Tensor] | None = None,
+) -> SaeMetrics:
+    """Measure an SAE on a model: how sparse it is, what it rebuilds, and what the model's loss becomes with it.
+
+    Cost: five forward passes, four of them for the losses, which a model of tokens has.
+
+    Args:
+        sae: An SAE of sae-lens, its folder, or a pair (release, id) on the hub.
+        model: Any model that `pf.decompose` takes; it is left exactly as it was.
+        tokens: As for `pf.decompose`, best of texts that the SAE was not trained on.
+        inputs: The same, for models that take no tokens; a sample is then an input.
+        hook_name: Where the SAE reads; what its metadata say by default.
+        tokenizer: For strings, where the model carries none.
+        output: As for `pf.decompose`.
+
+    Returns:
+        `l0`, `density`, `dead`, `mse`, `explained_variance`; for models that predict tokens the cross-entropy of the next
+        token with the activations themselves (`loss`), reconstructed, zero, and at their mean; and the shares recovered.
+
+    Raises:
+        AdapterError: `sae` is no SAE.
+        UnknownHookError: The model has no such place; lists the nearest.
+        FeatureMismatchError: The SAE reads something of another size.
+        InputError: The SAE names no place.
+
+    Source: Bricken et al. (2023), *Towards Monosemanticity*: density histogram, reconstructed loss.
+    """
+    found = read_sae(sae)
+    place = named_place(found, hook_name)
+    adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
+    data = read_inputs(adapter, tokens, inputs)
+    acts = activations_at(adapter, data, place)
+    mean = acts.mean(0)
+    n_active, square_error = torch.zeros(found.n_features, dtype=torch.float64), 0.0
+    for chunk in found.encode(acts):
+        n_active += (chunk != 0).sum(0)
+    square_error = float((found.reconstruct(acts) - acts).double().square().sum())
+    variance = float((acts - mean).double().square().sum())
+    densities = n_active / len(acts)
+    mse = square_error / variance if variance else float("nan")
+    values = {
+        "n_features": found.n_features,
+        "n_samples": len(acts),
+        "l0": float(densities.sum()),
+        "density": float(densities.median()),
+        "dead": float((densities == 0).sum()),
+        "mse": mse,
+        "explained_variance": 1 - mse,
+    }
+    if data.tokens is not None and adapter.predicts_tokens:
+        values |= _losses(adapter, data, place, found, mean)
+    return SaeMetrics(values, densities)
+
+
+def named_place(sae: SparseAutoencoder, hook_name: str | None) -> str:
+    """Where the SAE reads.
+
+    Raises:
+        InputError: Neither the user nor the SAE's metadata say.
+    """
+    place = hook_name or sae.hook_name
+    if not place:
+        raise InputError("The SAE's metadata name no hook. Say where it reads: hook_name='blocks.2.hook_resid_post', say.")
+    return place
+
+
+def _losses(adapter: Adapter, data: ModelInputs, place: str, sae: SparseAutoencoder, mean: Tensor) -> dict[str, float]:
+    """Cross-entropies with the activations at every real position replaced."""
+    others: dict[str, Callable[[Tensor], Tensor] | None] = {
+        "loss": None,
+        "loss_reconstructed": sae.reconstruct,
+        "loss_zero": torch.zeros_like,
+        "loss_mean": lambda acts: mean.to(acts).expand_as(acts),
+    }
+    found = {name: _loss(adapter, data, place, function) for name, function in others.items()}
+    own, rebuilt = found["loss"], found["loss_reconstructed"]
+    for control, name in (("loss_zero", "loss_recovered"), ("loss_mean", "loss_recovered_mean")):
+        cost = found[control] - own
+        found[name] = (found[control] - rebuilt) / cost if cost else float("nan")
+    return found
+
+
+def _loss(adapter: Adapter, data: ModelInputs, place: str, function: Callable[[Tensor], Tensor] | None) -> float:
+    total, n_tokens = 0.0, 0
+    size = max(1, _POSITIONS_PER_BATCH // data.n_pos)
+    for start in range(0, len(data), size):
+        rows = data.rows(slice(start, start + size))
+        output, _ = run_replaced(adapter, rows, place, None if function is None else _at_samples(rows, function))
+        ids = rows.tokens
+        if ids is None or output.dim() != 3 or output.shape[:2] != ids.shape:
+            return float("nan")
+        is_real = torch.ones_like(ids, dtype=torch.bool) if rows.mask is None else rows.mask
+        is_counted = is_real[:, :-1] & is_real[:, 1:]
+        logits, following = output[:, :-1][is_counted], ids[:, 1:][is_counted]
+        total += float(torch.nn.functional.cross_entropy(logits.double(), following, reduction="sum"))
+        n_tokens += len(following)
+    return total / n_tokens if n_tokens else float("nan")
+
+
+def _at_samples(rows: ModelInputs, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function applied to samples [sample, …], put back where they were; padding keeps what it had."""
+
+    def replace(acts: Tensor) -> Tensor:
+        if not has_positions(acts, rows):
+            return function(acts)
+        is_real = torch.ones(acts.shape[:2], dtype=torch.bool, device=acts.device) if rows.mask is None else rows.mask
+        changed = acts.clone()
+        changed[is_real] = function(acts[is_real]).to(changed)
+        return changed
+
+    return replace

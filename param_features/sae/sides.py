@@ -1,0 +1,121 @@
+"""Two sets of features on the same samples, and random ones to stand beside either."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from param_features.adapters.sae_lens import SparseAutoencoder
+from param_features.decompose import threshold_for
+from param_features.directions import LowRank
+from param_features.features import ParamFeatures
+from param_features.inputs import ModelInputs
+from param_features.measure.counterparts import feature_chunks, top_samples
+from param_features.measure.examples import shares
+from param_features.measure.purity import purity
+from param_features.measure.readings import Reading, read_gradients
+
+_THRESHOLD_NUMBERS = 2**25
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A set of features on the compared samples.
+
+    Attributes:
+        strengths: How much each feature says at each sample, at least 0; dense, or sparse in the COO layout.
+        codes: What is kept, zero elsewhere.
+    """
+
+    strengths: Float[Tensor, "sample feature"]
+    codes: Float[Tensor, "sample feature"]
+
+    def numbers(self, labels: Mapping[str, Int[Tensor, " sample"]], n_top: int) -> dict[str, float]:
+        """`n_features`, `l0`, `density` (median), `dead`, and for each kind of label the mean purity of the top samples.
+
+        A feature counts in the purity by the number of its top samples, n_top at most: one that is active on a single
+        sample is pure for nothing.
+        """
+        density = torch.cat([(chunk != 0).double().mean(0) for chunk in feature_chunks(self.codes)])
+        tops = [top_samples(chunk, n_top) for chunk in feature_chunks(self.strengths)]
+        weight = torch.cat([top.sum(0) for top in tops]).clamp(max=n_top).double()
+        found = {
+            "n_features": float(len(density)),
+            "l0": float(density.sum()),
+            "density": float(density.median()),
+            "dead": float((density == 0).sum()),
+        }
+        for name, label in labels.items():
+            pure = torch.cat([purity(top, label) for top in tops]).double()
+            counted = ~pure.isnan()
+            found[f"purity_{name}"] = float((pure * weight)[counted].sum() / weight[counted].sum())
+        return found
+
+
+def parameter_sides(
+    features: ParamFeatures, inputs: ModelInputs, generator: torch.Generator, n_random: int
+) -> tuple[Side, ...]:
+    """The features, then `n_random` sets of as many random directions of the same ranks, all read from the same gradients.
+
+    Strengths are shares: |activation| over the norm of the sample's activations (see `measure.examples.shares`). Random
+    directions have unit norm, are encoded as the features are, and keep as many per sample.
+
+    Cost: one backward pass per position.
+    """
+    engine = features._bound("compare")
+    pairs = [(features.v_in, features.v_out)]
+    for _ in range(n_random):
+        drawn = random_unit(features.v_out, generator)
+        pairs.append((drawn, drawn))
+    readings: dict[str, Reading] = {}
+    for place, (v_in, v_out) in enumerate(pairs):
+        readings[f"{place} acts"] = v_in.inner
+        readings[f"{place} overlaps"] = features.encoder.reads(v_in, v_out).inner
+    found = read_gradients(engine, features.divergence, features.references, inputs, readings)
+    is_real = torch.ones(len(inputs), 1, dtype=torch.bool)
+    if engine.per_position:
+        is_real = torch.ones(len(inputs), inputs.n_pos, dtype=torch.bool) if inputs.mask is None else inputs.mask.cpu()
+    read = {name: values[is_real] for name, values in found.items()}
+    grams = [v_out.gram().cpu() for _, v_out in pairs]
+    codes = [features.encoder.codes(read["0 overlaps"], grams[0], features.threshold)]
+    l0 = float((codes[0] != 0).sum(1).double().mean())
+    codes += [
+        features.encoder.kept(read[f"{place} overlaps"], grams[place], max(l0, 1e-6))[0] for place in range(1, len(pairs))
+    ]
+    return tuple(Side(shares(read[f"{place} acts"]), code) for place, code in enumerate(codes))
+
+
+def sae_side(sae: SparseAutoencoder, acts: Float[Tensor, "sample ..."]) -> Side:
+    """The SAE's features, sparse: memory for what is not zero. A strength is the activation itself."""
+    codes = torch.cat([chunk.to_sparse() for chunk in sae.encode(acts)]).coalesce()
+    return Side(codes, codes)
+
+
+def random_sae_side(acts: Float[Tensor, "sample d_in"], n_features: int, l0: float, generator: torch.Generator) -> Side:
+    """As many random directions of the activations less their mean, the largest positive overlaps kept, l0 a sample."""
+    rows = torch.nn.functional.normalize(torch.randn(n_features, acts.shape[1], generator=generator), dim=1)
+    centred = (acts - acts.mean(0)).float()
+    size = max(1, _THRESHOLD_NUMBERS // n_features)
+    some = centred[torch.randperm(len(centred), generator=generator)[:size]] @ rows.T
+    threshold = threshold_for(some.clamp(min=0), min(max(l0, 1e-6), n_features))
+    parts = []
+    for chunk in centred.split(size):
+        overlaps = chunk @ rows.T
+        parts.append((overlaps * (overlaps >= max(threshold, 1e-30))).to_sparse())
+    codes = torch.cat(parts).coalesce()
+    return Side(codes, codes)
+
+
+def shuffled(side: Side, generator: torch.Generator) -> Side:
+    """The same features on the samples in another order: every association is gone, every distribution stays."""
+    order = torch.randperm(side.strengths.shape[0], generator=generator)
+    return Side(side.strengths.index_select(0, order), side.codes.index_select(0, order))
+
+
+def random_unit(like: LowRank, generator: torch.Generator) -> LowRank:
+    """Random directions of the same shapes, ranks and number, of unit norm."""
+    drawn = like.map(lambda tensor: torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor))
+    norm = drawn.norm().clamp(min=1e-30)
+    return LowRank({name: (left / norm[:, None, None], right) for name, (left, right) in drawn.factors.items()})

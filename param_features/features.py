@@ -306,7 +306,14 @@ class ParamFeatures:
         show(self.view(feature, tokens, n=n))
 
     def report(
-        self, path: str | PathLike, *, tokens: Any = None, inputs: Any = None, n_examples: int = 10, n_rows: int = 200
+        self,
+        path: str | PathLike,
+        *,
+        tokens: Any = None,
+        inputs: Any = None,
+        sae: Any = None,
+        n_examples: int = 10,
+        n_rows: int = 200,
     ) -> Path:
         """Write one self-contained page: metrics beside controls, a table of features, and each one's examples and numbers.
 
@@ -317,6 +324,8 @@ class ParamFeatures:
             path: The file, such as `"report.html"`; missing folders are made.
             tokens: Where to look; the held-out sequences of the fit by default.
             inputs: The same, for modules that take no tokens.
+            sae: An SAE of sae-lens, its folder, or a pair (release, id) on the hub, whose features are put beside these; see
+                `pf.compare`.
             n_examples: Examples shown for each feature, each from another row.
             n_rows: Of what is given, the first so many are used.
 
@@ -325,18 +334,20 @@ class ParamFeatures:
 
         Raises:
             NotBoundError: The features were loaded without a model.
-            MissingExtraError: plotly is not installed.
+            MissingExtraError: plotly, or with an SAE sae-lens, is not installed.
             InputError: Inputs that the model cannot take.
             SettingError: `n_examples` or `n_rows` is below 1.
         """
-        engine = self._bound("report")
+        from param_features.sae.compare import compare_on  # the comparison is made of two sets of features: it comes later
+
+        self._bound("report")
         if min(n_examples, n_rows) < 1:
             raise SettingError(f"n_examples={n_examples} and n_rows={n_rows} must be positive.")
-        given = tokens is not None or inputs is not None
-        found = read_inputs(engine.adapter, tokens, inputs) if given else self._example_inputs()
+        found = self._found(tokens, inputs).rows(slice(0, n_rows))
         title = f"{self.n_features} features of {', '.join(self.params)}"
         curve = self.errors_by_l0(tokens, inputs=inputs, n_samples=4096)
-        return write_report(path, title, contents(self, found.rows(slice(0, n_rows)), curve, n_examples=n_examples))
+        comparison = None if sae is None else compare_on(self, sae, found)
+        return write_report(path, title, contents(self, found, curve, n_examples=n_examples, comparison=comparison))
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write `features.safetensors` and `config.json` into a directory: data only, no code.

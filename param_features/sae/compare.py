@@ -9,7 +9,7 @@ from torch import Tensor
 from param_features.adapters.sae_lens import read_sae
 from param_features.errors import SettingError
 from param_features.features import ParamFeatures
-from param_features.inputs import ModelInputs, read_inputs
+from param_features.inputs import ModelInputs
 from param_features.measure.counterparts import correlation_table, counterparts, feature_chunks
 from param_features.measure.purity import purity
 from param_features.sae.comparison import Comparison, Matching
@@ -67,12 +67,32 @@ def compare(
         InputError: The SAE names no place, or its place has no activation for each sample.
         SettingError: `n_top` or `level` is out of range.
     """
+    features._bound("compare")
+    return compare_on(
+        features, sae, features._found(tokens, inputs), hook_name=hook_name, n_top=n_top, level=level, seed=seed
+    )
+
+
+def compare_on(
+    features: ParamFeatures,
+    sae: Any,
+    data: ModelInputs,
+    *,
+    hook_name: str | None = None,
+    n_top: int = 50,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """`compare` on inputs that are read already.
+
+    Raises:
+        SettingError: `n_top` or `level` is out of range.
+    """
     if n_top < 1 or not 0 < level < 1:
         raise SettingError(f"n_top={n_top} and level={level}. n_top must be at least 1, and level lie between 0 and 1.")
     engine = features._bound("compare")
     found = read_sae(sae)
     place = named_place(found, hook_name)
-    data = features._example_inputs() if tokens is None and inputs is None else read_inputs(engine.adapter, tokens, inputs)
     acts = activations_at(engine.adapter, data, place, per_position=engine.per_position)
     theirs = sae_side(found, acts)
     generator = torch.Generator().manual_seed(seed)
@@ -103,6 +123,7 @@ def compare(
         metrics=metrics,
         top=_strongest(ours.strengths),
         sae_top=_strongest(theirs.strengths),
+        sae_strengths=theirs.strengths,
     )
 
 

@@ -110,6 +110,7 @@ class Comparison:
         metrics: `"features"`, `"random_features"`, `"sae"`, `"random_sae"` and `"any_samples"`, each with its numbers.
         top: The samples on which each parameter feature is strongest, strongest first.
         sae_top: The same for SAE features.
+        sae_strengths: The SAE's activations, sparse in the COO layout.
     """
 
     features: ParamFeatures
@@ -125,6 +126,7 @@ class Comparison:
     metrics: Mapping[str, Mapping[str, float]]
     top: Int[Tensor, "rank feature"]
     sae_top: Int[Tensor, "rank sae_feature"]
+    sae_strengths: Float[Tensor, "sample sae_feature"]
 
     @property
     def only_features(self) -> list[int]:
@@ -189,28 +191,31 @@ class Comparison:
 
     def __repr__(self) -> str:
         """Counterparts and both sets' numbers, controls beside them."""
-        lines = [f"{line.title:<20}{line.ours:>30}{line.theirs:>30}  {line.meaning}".rstrip() for line in self._lines()]
-        return "\n".join([self._title(), *lines])
+        lines = [f"{line.title:<20}{line.ours:>30}{line.theirs:>30}  {line.meaning}".rstrip() for line in self.lines()]
+        return "\n".join([self.title, *lines])
 
     def _repr_html_(self) -> str:
         """The same as tables, the best pairs below with links where there are any."""
-        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self._lines())
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self.lines())
         pairs = sorted(self.table(), key=lambda pair: -pair.correlation)[:10]
         titles = ("feature", "SAE feature", "correlation", "area under ROC", "the reverse", "overlap")
         head = "".join(f"<th>{title}</th>" for title in titles)
         return (
-            f"<h4>{html.escape(self._title())}</h4><table>{rows}</table>"
+            f"<h4>{html.escape(self.title)}</h4><table>{rows}</table>"
             f"<table><tr>{head}</tr>{''.join(map(_pair_row, pairs))}</table>"
         )
 
-    def _title(self) -> str:
+    @property
+    def title(self) -> str:
+        """What is compared."""
         names = ", ".join(self.features.params)
         return (
             f"Comparison: {self.features.n_features} features of {names} and {self.sae.n_features} of a "
             f"{self.sae.architecture} SAE at {self.hook_name}, {self.n_samples} samples"
         )
 
-    def _lines(self) -> list["Line"]:
+    def lines(self) -> list["Line"]:
+        """The table's lines, its head first."""
         sides, tables = (self.of_features, self.of_sae), self.tables
         areas, overlaps = (
             (tables.auroc.amax(1), tables.reverse_auroc.amax(0)),
@@ -254,6 +259,10 @@ class Comparison:
     def _pair(self, feature: int, other: int) -> Pair:
         numbers = {name: float(table[feature, other]) for name, table in self._tables().items()}
         return Pair(feature=feature, sae_feature=other, url=self.sae.url(other), **numbers)
+
+    def sae_places(self, sae_feature: int, n: int) -> list[SampleRow]:
+        """The rows and positions at which an SAE feature is strongest, one of each row, strongest first."""
+        return self._rows(self.sae_top[:, sae_feature].tolist(), n)
 
     def _rows(self, samples: Sequence[int], n: int) -> list[SampleRow]:
         """The first n samples of different rows."""

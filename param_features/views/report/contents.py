@@ -13,11 +13,13 @@ from param_features.gradients import held_still
 from param_features.inputs import ModelInputs, real_first
 from param_features.measure import Example, L0Curve, activations, top_examples, top_logits
 from param_features.measure.weight import weight_by_head
+from param_features.views.report.counterparts import Beside, Texts
 from param_features.views.report.labels import label_of, output_label, windows_with
 from param_features.views.report.samples import Vocabulary, digits, input_example, kind_of, text_example
 
 if TYPE_CHECKING:
     from param_features.features import ParamFeatures
+    from param_features.sae import Comparison
 
 _COUNTED, _NAMED, _MOVED = 50, 20, 10
 _BINS = 40
@@ -53,7 +55,14 @@ def read(features: "ParamFeatures", inputs: ModelInputs) -> Readings:
     return Readings(real_first(acts, inputs), real_first(kept.float(), inputs) > 0, is_real)
 
 
-def contents(features: "ParamFeatures", inputs: ModelInputs, curve: L0Curve, *, n_examples: int) -> dict[str, Any]:
+def contents(
+    features: "ParamFeatures",
+    inputs: ModelInputs,
+    curve: L0Curve,
+    *,
+    n_examples: int,
+    comparison: "Comparison | None" = None,
+) -> dict[str, Any]:
     """The page's data: an overview, and for each feature its examples, histogram, tokens, logits, weight and neighbours.
 
     Cost: one pass of activations over the inputs, and one forward-mode pass over each feature's top examples.
@@ -63,10 +72,14 @@ def contents(features: "ParamFeatures", inputs: ModelInputs, curve: L0Curve, *, 
         inputs: Where to look.
         curve: Reconstruction error by l0.
         n_examples: Examples shown for each feature.
+        comparison: With an SAE, on the same inputs.
     """
     found = {"overview": overview(features, inputs) | {"curve": _lines(curve)}}
     writer = _Writer(features, inputs, read(features, inputs), n_examples)
-    rows = [writer.feature(k) for k in range(features.n_features)]
+    beside = None if comparison is None else Beside(comparison, writer.texts)
+    rows = [writer.feature(k, beside) for k in range(features.n_features)]
+    if beside is not None:
+        found["sae"] = beside.section()
     return found | {
         "kind": writer.kind,
         "features": rows,
@@ -114,10 +127,11 @@ class _Writer:
         self.folds = {name: record.fold for name, record in features.params.items()}
         self.gram = features.v_out.gram().cpu()
         to_strings = self.engine.adapter.to_strings
-        self.usual = windows_with([to_strings(row) for row in self.rows or []])
+        strings = [to_strings(row) for row in self.rows or []]
+        self.texts = Texts(strings, readings.acts, self.vocabulary, windows_with(strings))
         self.outputs = None if self.kind == "tokens" else _outputs(features, inputs)
 
-    def feature(self, k: int) -> dict[str, Any]:
+    def feature(self, k: int, beside: Beside | None) -> dict[str, Any]:
         """One feature's entry."""
         acts = self.readings.acts[..., k][self.readings.is_real]
         best = self._best(k)
@@ -125,17 +139,18 @@ class _Writer:
             "label": self._label(best[:_NAMED]),
             "density": digits(float(self.readings.kept[..., k][self.readings.is_real].double().mean())),
             "largest": digits(float(acts[acts.abs().argmax()])),
-            "examples": [self._shown(example) for example in best[: self.n_examples]],
+            "examples": [self._shown(k, example, beside) for example in best[: self.n_examples]],
             "histogram": histogram(acts),
             **self._logits(k, best),
             **self._tokens(best),
             "weight": {name: [digits(value) for value in share.tolist()] for name, share in self._weight(k).items()},
             "nearest": self._nearest(k),
+            **({} if beside is None else beside.feature(k)),
         }
 
     def _label(self, best: Sequence[Example]) -> str:
         if self.outputs is None:
-            return label_of(best, self.usual)
+            return label_of(best, self.texts.usual)
         return output_label([int(self.outputs[example.row].argmax()) for example in best])
 
     def _weight(self, k: int) -> dict[str, Float[Tensor, " head"]]:
@@ -145,9 +160,10 @@ class _Writer:
         to_strings = self.engine.adapter.to_strings
         return top_examples(self.readings.acts, k, self.rows, to_strings, n=max(_COUNTED, self.n_examples))
 
-    def _shown(self, example: Example) -> dict[str, Any]:
+    def _shown(self, k: int, example: Example, beside: Beside | None) -> dict[str, Any]:
         if self.outputs is None:
-            return text_example(example, self.vocabulary)
+            marks = {} if beside is None else {"marks": beside.marks(k, example)}
+            return text_example(example, self.vocabulary) | marks
         return input_example(example, self.inputs, self.outputs, self.kind)
 
     def _tokens(self, best: Sequence[Example]) -> dict[str, Any]:

@@ -47,17 +47,20 @@ def kind_of(inputs: ModelInputs, *, per_position: bool) -> str:
     return "vectors" if is_short and not first.is_complex() else "inputs"
 
 
+def window(position: int) -> slice:
+    """The positions shown around one."""
+    return slice(max(0, position - _BEFORE), position + _AFTER)
+
+
 def text_example(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
     """A window around the activating token: token numbers, activations and where in the window the token is."""
-    start = max(0, example.position - _BEFORE)
-    window = slice(start, example.position + _AFTER)
-    following = example.next_token
+    shown, following = window(example.position), example.next_token
     return {
         "row": example.row,
         "act": digits(example.activation),
-        "at": example.position - start,
-        "tokens": [vocabulary.number(token) for token in example.tokens[window]],
-        "acts": [digits(value) for value in example.activations[window]],
+        "at": example.position - shown.start,
+        "tokens": [vocabulary.number(token) for token in example.tokens[shown]],
+        "acts": [digits(value) for value in example.activations[shown]],
         "next": None if following is None else vocabulary.number(following),
     }
 

@@ -11,6 +11,7 @@ function showFeature(index) {
     make("figure", {}, histogram),
     make("div", { class: "columns" }, ...tokenLists(feature)),
     make("div", { class: "columns" }, ...logits(feature)),
+    ...saeCounterparts(feature),
     titled("Where its weight lies", heatMap(feature.weight)),
     titled("Nearest features, by cosine of the directions", nearest(feature)),
   );
@@ -20,11 +21,13 @@ function showFeature(index) {
 function examples(feature) {
   if (DATA.kind === "images") return make("div", { class: "images" }, ...feature.examples.map(image));
   if (DATA.kind !== "tokens") return make("div", { class: "scroll" }, vectors(feature.examples));
-  const bound = Math.max(...feature.examples.flatMap(({ acts }) => acts.map(Math.abs)));
+  const bound = largest(feature.examples.map(({ acts }) => acts));
+  const other = largest(feature.examples.map(({ marks }) => marks ?? []));
   return make("div", {}, ...feature.examples.map((example) => {
     const line = highlighted(example.tokens, example.acts, example.at, bound);
     if (example.next !== null) line.append(make("span", { class: "next" }, `  → ${word(example.next)}`));
-    return make("div", { class: "example" }, make("span", { class: "number" }, signed(example.act)), line);
+    const below = example.marks ? [marked(`SAE ${feature.sae[0].sae}`, example, other)] : [];
+    return make("div", { class: "example" }, make("span", { class: "number" }, signed(example.act)), make("div", {}, line, ...below));
   }));
 }
 

@@ -42,3 +42,4 @@ fillTable();
 choose(state.order[0], true);
 onHash();
 showOverview();
+showSae();

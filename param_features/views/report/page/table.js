@@ -4,6 +4,10 @@ const COLUMNS = [
   { name: "density", value: (feature) => feature.density, shown: (feature) => percent(feature.density), number: true },
   { name: "largest", value: (feature) => Math.abs(feature.largest), shown: (feature) => signed(feature.largest), number: true },
 ];
+if (DATA.sae) {
+  const best = (feature) => feature.sae[0].correlation;
+  COLUMNS.push({ name: "SAE", value: best, shown: (feature) => `${best(feature).toFixed(2)}${feature.shared ? "" : " ∅"}`, number: true });
+}
 const state = { column: 0, descending: false, query: "", order: [], chosen: null };
 
 const searched = DATA.features.map((feature, index) => {

@@ -110,7 +110,6 @@ class SparseAutoencoder:
         place = self.sae.cfg.metadata.neuronpedia_id
         return f"{_WEBSITE}/{place}/{feature}" if place else None
 
-    @torch.no_grad()
     def encode(self, acts: Float[Tensor, "sample ..."]) -> Iterator[Float[Tensor, "sample feature"]]:
         """Activations of all features, in chunks of samples that stay below 64 MiB; on the device of `acts`.
 
@@ -121,7 +120,7 @@ class SparseAutoencoder:
             FeatureMismatchError: The SAE reads samples of another length.
         """
         for chunk in self._chunks(acts):
-            with _reading_flat(self.sae):
+            with torch.no_grad(), _reading_flat(self.sae):
                 found = self.sae.encode(chunk)
             dtype = torch.float64 if found.dtype == torch.float64 else torch.float32
             yield (found.to_dense() if found.is_sparse else found).to(acts.device, dtype)

@@ -18,7 +18,7 @@ from param_features.sae.resampling import resample, reset_moments
 from param_features.sae.site import activations_at
 
 ARCHITECTURES = ("batchtopk", "topk")
-_N_CHECKS = 4
+_N_CHECKS = 10
 _LR = 0.024
 
 
@@ -43,8 +43,8 @@ def train_sae(
 
     The recipe: a pre-encoder bias that starts at the activations' mean; an untied decoder whose rows keep unit norm, the
     part of the gradient parallel to a row taken off before Adam sees it; features that fired on no sample for an epoch
-    resampled, at four times during the first three quarters, and Adam's moments for them reset; the learning rate warmed
-    up over 5 % of the steps and lowered to zero over the last 20 %.
+    resampled, ten times during the first three quarters, and Adam's moments for them reset; the learning rate warmed up
+    over 5 % of the steps and lowered to zero over the last 20 %.
 
     Cost: one forward pass of the data, whose activations are held in memory; then n_epochs passes over them. A minute for
     512 features, 64 numbers and 190,000 samples on one core.

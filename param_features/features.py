@@ -345,8 +345,8 @@ class ParamFeatures:
             raise SettingError(f"n_examples={n_examples} and n_rows={n_rows} must be positive.")
         found = self._found(tokens, inputs).rows(slice(0, n_rows))
         title = f"{self.n_features} features of {', '.join(self.params)}"
-        curve = self.errors_by_l0(tokens, inputs=inputs, n_samples=4096)
         comparison = None if sae is None else compare_on(self, sae, found)
+        curve = self.errors_by_l0(tokens, inputs=inputs, n_samples=4096)
         return write_report(path, title, contents(self, found, curve, n_examples=n_examples, comparison=comparison))
 
     def save_pretrained(self, directory: str | PathLike) -> None:

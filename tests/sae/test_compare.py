@@ -197,7 +197,7 @@ class TestTokens:
             assert title in text
         assert "shuffled" in text
         page = found._repr_html_()
-        assert page.count("<tr>") == page.count("</tr>") == len(found._lines()) + 1 + 6
+        assert page.count("<tr>") == page.count("</tr>") == len(found.lines()) + 1 + 6
         assert "<script" not in page
 
     def test_the_model_is_left_as_it_was(self, tiny_features, sae, tiny_tokens):

@@ -32,6 +32,22 @@ class DataSource:
     subset: str | None = None
 
 
+def check_source(source: DataSource) -> Path | None:
+    """The file that is meant, None for a name on the hub.
+
+    Raises:
+        SourceError: It reads like a path and is not there, or is a folder or a file of another kind.
+    """
+    path = local_path(source.name)
+    if path is not None and (path.is_dir() or path.suffix not in _READERS):
+        kind = "a folder" if path.is_dir() else f"a file of kind {path.suffix!r}"
+        raise SourceError(
+            f"--dataset {path} is {kind}. Files are read as text (.txt, .text, .md or no ending), .jsonl or .json; for "
+            "another form, write one of these."
+        )
+    return path
+
+
 def read_texts(source: DataSource) -> Iterator[str]:
     """Every text that is not blank, in order.
 
@@ -39,17 +55,11 @@ def read_texts(source: DataSource) -> Iterator[str]:
         SourceError: Nothing is there, or it is not of a form that can be read.
         MissingExtraError: A hub data set is asked for, and `datasets` is not installed.
     """
-    path = local_path(source.name)
+    path = check_source(source)
     return (text for text in (_from_hub(source) if path is None else _from_file(path, source)) if text.strip())
 
 
 def _from_file(path: Path, source: DataSource) -> Iterator[str]:
-    if path.is_dir() or path.suffix not in _READERS:
-        kind = "a folder" if path.is_dir() else f"a file of kind {path.suffix!r}"
-        raise SourceError(
-            f"--dataset {path} is {kind}. Files are read as text (.txt, .text, .md or no ending), .jsonl or .json; for "
-            "another form, write one of these."
-        )
     try:
         yield from _READERS[path.suffix](path, source)
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from param_features.cli import options
 from param_features.cli.datasets import DataSource
 from param_features.cli.models import LoadedModel, ModelSource, load_model
 from param_features.cli.options import FIT, OUTPUT, flag, option
-from param_features.cli.rows import RowSettings, load_rows
+from param_features.cli.rows import RowSettings, check_data, load_rows
 from param_features.cli.running import INTERRUPTED, say
 from param_features.errors import SettingError, SourceError
 
@@ -83,10 +83,11 @@ def decompose(
     check_vacant(out, is_forced=force)
     fit = _fit_settings(method, selection)
     source = ModelSource(model, library, device, dtype)
+    data = DataSource(dataset, text_field, sample_by, split, subset)
+    check_data(data, source)
     loaded = load_model(source)
     if not quiet:
         say(_brief(loaded))
-    data = DataSource(dataset, text_field, sample_by, split, subset)
     tokens = load_rows(loaded, source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
     features = pf.decompose(
         loaded.model,
@@ -164,4 +165,5 @@ def _brief(loaded: LoadedModel) -> str:
     found = pf.describe(loaded.model)
     layers = "" if found.n_layers is None else f", {found.n_layers} layers"
     kinds = f"{' and '.join(found.dtypes)} on {' and '.join(found.devices)}"
-    return f"model: {found.library}{layers}, {found.n_params:,} parameters, {kinds}; {found.tokens.removesuffix(', no tokenizer')}"
+    tokens = found.tokens.removesuffix(", no tokenizer")
+    return f"model: {found.library}{layers}, {found.n_params:,} parameters, {kinds}; {tokens}"

@@ -1,7 +1,8 @@
 """`--model`: a folder, a name on the Hugging Face hub, or the embedded model."""
 
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,17 +87,33 @@ def _load_hf(place: str, source: ModelSource, *, is_local: bool) -> LoadedModel:
     """
     try:
         from transformers import AutoModelForCausalLM as Auto
+        from transformers.utils import logging
     except ImportError as error:
         raise MissingExtraError(
             f'--model {place} needs transformers, and the import failed: {error}. Run: pip install "param_features[hf]".'
         ) from error
     try:
-        loaded: Any = Auto.from_pretrained(place, local_files_only=is_local, dtype=source.dtype, output_loading_info=True)
+        with _without_bar(logging):
+            loaded: Any = Auto.from_pretrained(
+                place, local_files_only=is_local, dtype=source.dtype, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"{_titled(place, is_local)} cannot be loaded as a language model: {error}") from error
     model, found = loaded
     _check_complete(found, place)
     return LoadedModel(model.eval().to(source.device), _load_tokenizer(place, is_local=is_local))
+
+
+@contextmanager
+def _without_bar(logging: Any) -> Iterator[None]:
+    """Without transformers' progress bar, which says little beside this command's own notices."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _load_tokenizer(place: str, *, is_local: bool) -> Any:

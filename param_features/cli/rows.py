@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from param_features import demo
-from param_features.cli.datasets import DataSource, read_texts
+from param_features.cli.datasets import DataSource, check_source, read_texts
 from param_features.cli.models import DEMO, LoadedModel, ModelSource
 from param_features.cli.running import say
 from param_features.errors import InputError, SettingError
@@ -34,6 +34,22 @@ class RowSettings:
     is_packed: bool = False
 
 
+def check_data(data: DataSource, model: ModelSource) -> None:
+    """Refuse a data set that is not there, before any model is loaded.
+
+    Raises:
+        SettingError: The embedded model's own tokens are asked for, for another model.
+        SourceError: It reads like a path and is not there, or is a file of another kind.
+    """
+    if data.name != DEMO:
+        check_source(data)
+    elif not model.is_demo:
+        raise SettingError(
+            f"--dataset demo has the embedded model's own tokens, and --model is {model.name}. Take --model demo, or "
+            "another data set (a file of that name is ./demo)."
+        )
+
+
 def load_rows(
     loaded: LoadedModel, model: ModelSource, data: DataSource, settings: RowSettings, *, quiet: bool = False
 ) -> Int[Tensor, "batch pos"]:
@@ -45,9 +61,10 @@ def load_rows(
         SourceError: The texts cannot be read.
         MissingExtraError: They are on the hub, and `datasets` is not installed.
     """
+    check_data(data, model)
     n_ctx = _row_length(loaded, settings)
     if data.name == DEMO:
-        return _demo_rows(model, settings.n_rows, n_ctx)
+        return demo.tokens(settings.n_rows, n_ctx=n_ctx)
     if loaded.tokenizer is None:
         raise InputError(f"--model {model.name} has no tokenizer to read texts with. Save one in the model's folder.")
     rows, n_tokens = token_rows(
@@ -112,12 +129,3 @@ def _row_length(loaded: LoadedModel, settings: RowSettings) -> int:
             f"--n-ctx {settings.n_ctx} exceeds the {n_ctx} tokens that the model reads. Take at most {n_ctx}."
         )
     return settings.n_ctx
-
-
-def _demo_rows(model: ModelSource, n_rows: int, n_ctx: int) -> Int[Tensor, "batch pos"]:
-    if not model.is_demo:
-        raise SettingError(
-            f"--dataset demo has the embedded model's own tokens, and --model is {model.name}. Take --model demo, or "
-            "another data set (a file of that name is ./demo)."
-        )
-    return demo.tokens(n_rows, n_ctx=n_ctx)

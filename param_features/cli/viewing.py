@@ -12,7 +12,7 @@ from param_features.cli.datasets import DataSource
 from param_features.cli.decompose import write_report
 from param_features.cli.models import LoadedModel, ModelSource, load_model
 from param_features.cli.options import DATA, OUTPUT, option
-from param_features.cli.rows import RowSettings, load_rows
+from param_features.cli.rows import RowSettings, check_data, load_rows
 from param_features.errors import MissingExtraError, SourceError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that decompose wrote.", show_default=False)]
@@ -46,8 +46,9 @@ def report(
     Examples come from --dataset, or from the held-out rows saved with the run. With --sae, SAE features stand beside them.
     """
     source = ModelSource(model, library, device, dtype)
-    features, loaded = load_run(run, source)
     data = None if dataset is None else DataSource(dataset, text_field, sample_by, split, subset)
+    check_sources(source, data, sae)
+    features, loaded = load_run(run, source)
     tokens = None if data is None else load_rows(loaded, source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
     found = None if sae is None else load_sae(sae)
     write_report(features, out or run / "report.html", tokens=tokens, sae=found, quiet=quiet)
@@ -74,11 +75,28 @@ def compare(
 ) -> None:
     """Print which features of a saved run go with which features of an SAE, on the same tokens."""
     source = ModelSource(model, library, device, dtype)
-    features, loaded = load_run(run, source)
     data = DataSource(dataset, text_field, sample_by, split, subset)
+    check_sources(source, data, sae)
+    features, loaded = load_run(run, source)
     tokens = load_rows(loaded, source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
     library_: Any = importlib.import_module("param_features")
     typer.echo(repr(library_.compare(features, load_sae(sae), tokens, hook_name=hook_name)))
+
+
+def check_sources(model: ModelSource, data: DataSource | None, sae: Path | None) -> None:
+    """Refuse data and SAEs that are not there, before any model is loaded.
+
+    Raises:
+        SourceError: The folder holds no SAE, or the data are not there.
+        SettingError: The data belong to another model.
+    """
+    if data is not None:
+        check_data(data, model)
+    if sae is not None and not (sae / "cfg.json").is_file():
+        raise SourceError(
+            f"--sae {sae} holds no cfg.json, so it is no SAE that SAELens saved. Give a folder that its "
+            "save_inference_model wrote."
+        )
 
 
 def load_run(run: Path, source: ModelSource) -> tuple[pf.ParamFeatures, LoadedModel]:
@@ -92,14 +110,8 @@ def load_sae(path: Path) -> Any:
     """An SAE from a folder, by SAELens.
 
     Raises:
-        SourceError: The folder holds none.
         MissingExtraError: SAELens is not installed.
     """
-    if not (path / "cfg.json").is_file():
-        raise SourceError(
-            f"--sae {path} holds no cfg.json, so it is no SAE that SAELens saved. Give a folder that its "
-            "save_inference_model wrote."
-        )
     try:
         from sae_lens import SAE
     except ImportError as error:

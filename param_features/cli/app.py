@@ -24,10 +24,11 @@ for command in (demo, list_params, decompose, report, compare, bench):
     app.command()(command)
 
 
-def _show_version(is_asked: bool) -> None:
+def _show_version(is_asked: bool) -> bool:
     if is_asked:
         typer.echo(f"param_features {library_version()}")
         raise typer.Exit
+    return is_asked
 
 
 @app.callback()

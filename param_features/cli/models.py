@@ -93,9 +93,13 @@ def _load_hf(place: str, source: ModelSource, *, is_local: bool) -> LoadedModel:
             f'--model {place} needs transformers, and the import failed: {error}. Run: pip install "param_features[hf]".'
         ) from error
     try:
-        with _without_bar(logging):
+        with _silenced(logging):
             loaded: Any = Auto.from_pretrained(
-                place, local_files_only=is_local, dtype=source.dtype, output_loading_info=True
+                place,
+                local_files_only=is_local,
+                dtype=source.dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `_check_complete` refuses them by name
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"{_titled(place, is_local)} cannot be loaded as a language model: {error}") from error
@@ -105,14 +109,16 @@ def _load_hf(place: str, source: ModelSource, *, is_local: bool) -> LoadedModel:
 
 
 @contextmanager
-def _without_bar(logging: Any) -> Iterator[None]:
-    """Without transformers' progress bar, which says little beside this command's own notices."""
-    was_enabled = logging.is_progress_bar_enabled()
+def _silenced(logging: Any) -> Iterator[None]:
+    """Without transformers' progress bar and its report of missing weights: `_check_complete` refuses those in one line."""
+    had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if was_enabled:
+        logging.set_verbosity(verbosity)
+        if had_bar:
             logging.enable_progress_bar()
 
 
@@ -129,7 +135,7 @@ def _load_tokenizer(place: str, *, is_local: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(place, local_files_only=is_local)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise SourceError(f"The tokenizer of {_titled(place, is_local)} cannot be loaded: {error}") from error
+        raise SourceError(f"{_titled(place, is_local)}: its tokenizer cannot be read: {error!r}") from error
 
 
 def _bridged(loaded: LoadedModel, source: ModelSource) -> LoadedModel:

@@ -248,6 +248,7 @@ def test_decompose_writes_a_report_where_asked(command, decompose, tmp_path, rep
     [(features, path, tokens, sae)] = reported
     assert (features.n_features, path, tokens, sae) == (4, tmp_path / "run" / "report.html", None, None)
     assert err.endswith(f"Report: {path}\n")
+    assert all(token.startswith(("<", " w")) for token in features.top_examples(0, 1)[0].tokens)
 
 
 def test_report_binds_the_run_and_passes_on_what_it_was_given(

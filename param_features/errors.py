@@ -72,6 +72,10 @@ class MemoryEstimateError(ParamFeaturesError, MemoryError):
     """The run would need more memory than it may use."""
 
 
+class SourceError(ParamFeaturesError, OSError):
+    """A model or a data set that a command names cannot be read."""
+
+
 class StoreError(ParamFeaturesError, ValueError):
     """Saved features are unfinished, tampered with or of an unknown format."""
 

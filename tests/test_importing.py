@@ -7,7 +7,7 @@ import pytest
 
 OPTIONAL = (
     "transformer_lens", "transformers", "nnsight", "sae_lens", "circuitsvis", "matplotlib", "plotly", "accelerate", "peft",
-    "huggingface_hub", "devinterp", "IPython", "datasets", "tokenizers",
+    "huggingface_hub", "devinterp", "IPython", "datasets", "tokenizers", "typer",
 )  # fmt: skip
 
 

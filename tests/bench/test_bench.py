@@ -31,7 +31,8 @@ def test_an_aim_is_counted_over_seeds_and_can_be_missed():
 
 @pytest.mark.slow
 def test_the_quick_command_runs_every_toy_and_saves_what_it_prints(tmp_path, capsys):
-    main(["--quick", "--seeds", "1", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="0"):
+        main(["--quick", "--seeds", "1", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     saved = json.loads((tmp_path / "values.json").read_text())
     assert {row["case"] for row in saved} == {case.name for case in SUITE}
@@ -46,6 +47,8 @@ def test_the_quick_command_runs_every_toy_and_saves_what_it_prints(tmp_path, cap
 def test_arguments_out_of_range_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--seeds", "0"])
-    assert "--seeds 0 must be at least 1" in capsys.readouterr().err
+    assert "Invalid value for '--seeds': Input should be greater than or equal to 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["--only", "nothing"])
+        main(["--only", "sqares"])
+    assert "There is no toy 'sqares'. Toys: tms 5-2, tms 5-2 tied," in (refused := capsys.readouterr().err)
+    assert "nearest: 'squares'" in refused

@@ -1,0 +1,57 @@
+"""Options that several commands share, each declared once, in the groups in which help shows them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from param_features.cli.datasets import SampleBy
+from param_features.cli.models import Dtype, Library
+
+MODEL, DATA, FIT, OUTPUT = "Model", "Data", "Fit", "Output"
+
+
+def option(name: str, group: str, help: str, *more_names: str, **settings: Any) -> Any:
+    """An option of a group."""
+    return typer.Option(name, *more_names, rich_help_panel=group, help=help, **settings)
+
+
+def flag(name: str, group: str, help: str, *more_names: str) -> Any:
+    """An option without a value."""
+    return option(name, group, help, *more_names, metavar=" ")
+
+
+_MODEL_NAME = "Folder of a Hugging Face model, its name on the hub, or 'demo', the embedded model."
+_LIBRARY = "Whose model to make of it; parameters have that library's names."
+_DTYPE = "Of the weights: float32, bfloat16, float16, float64, or the checkpoint's own."
+
+ModelName = Annotated[str, option("--model", MODEL, _MODEL_NAME, metavar="NAME")]
+LibraryName = Annotated[Library, option("--library", MODEL, _LIBRARY)]
+Device = Annotated[str, option("--device", MODEL, "Where the model is, as torch names it.", metavar="NAME")]
+DtypeName = Annotated[Dtype, option("--dtype", MODEL, _DTYPE, metavar="NAME")]
+
+_DATASET = "Texts: a .txt, .jsonl or .json file (a list of strings), a data set on the hub, or 'demo' with --model demo."
+_TEXT_FIELD = "Where a row's text is, in JSON objects and hub data sets."
+_SAMPLE_BY = "What one text of a text file is: a line, a paragraph (blank lines divide them), or the document."
+_N_CTX = "Tokens per row; texts are cut into full rows, and what is left at their ends is left out."
+_N_CTX_DEFAULT = "64, or the model's context if that is shorter"
+_SAE = "Folder of an SAE that SAELens saved."
+
+DatasetName = Annotated[str, option("--dataset", DATA, _DATASET, metavar="NAME")]
+OptionalDatasetName = Annotated[str | None, option("--dataset", DATA, _DATASET, metavar="NAME")]
+TextField = Annotated[str, option("--text-field", DATA, _TEXT_FIELD, metavar="NAME")]
+SampleByName = Annotated[SampleBy, option("--sample-by", DATA, _SAMPLE_BY, metavar="KIND")]
+Split = Annotated[str, option("--split", DATA, "Of a hub data set.", metavar="NAME")]
+Subset = Annotated[str | None, option("--subset", DATA, "Of a hub data set that has several.", metavar="NAME")]
+NCtx = Annotated[int | None, option("--n-ctx", DATA, _N_CTX, min=2, metavar="N", show_default=_N_CTX_DEFAULT)]
+NRows = Annotated[int, option("--n-rows", DATA, "At most this many rows, the first ones.", min=1, metavar="N")]
+Pack = Annotated[bool, flag("--pack", DATA, "Join texts, so that short ones fill rows too.")]
+SaeFolder = Annotated[Path, option("--sae", DATA, _SAE, metavar="FOLDER")]
+OptionalSaeFolder = Annotated[Path | None, option("--sae", DATA, _SAE, metavar="FOLDER")]
+
+NewFolder = Annotated[Path, option("--out", OUTPUT, "Folder for the features, new or empty.", metavar="FOLDER")]
+OptionalNewFolder = Annotated[
+    Path | None, option("--out", OUTPUT, "Folder for the features, new or empty.", metavar="FOLDER")
+]
+Force = Annotated[bool, flag("--force", OUTPUT, "Write into a folder that is not empty.")]
+Quiet = Annotated[bool, flag("--quiet", OUTPUT, "No progress or notices, only errors.", "-q")]

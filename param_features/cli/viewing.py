@@ -1,0 +1,121 @@
+"""`param-features report` and `compare`: a saved run as a page, and beside an SAE."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import param_features as pf
+from param_features.cli import options
+from param_features.cli.datasets import DataSource
+from param_features.cli.decompose import write_report
+from param_features.cli.models import LoadedModel, ModelSource, load_model
+from param_features.cli.options import DATA, OUTPUT, option
+from param_features.cli.rows import RowSettings, check_data, load_rows
+from param_features.errors import MissingExtraError, SourceError
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that decompose wrote.", show_default=False)]
+Page = Annotated[Path | None, option("--out", OUTPUT, "The page.", metavar="FILE", show_default="report.html in RUN")]
+HookName = Annotated[
+    str | None, option("--hook-name", DATA, "Where the SAE reads.", metavar="NAME", show_default="as the SAE itself says")
+]
+
+
+def report(
+    run: Run,
+    *,
+    model: options.ModelName,
+    library: options.LibraryName = "hf",
+    device: options.Device = "cpu",
+    dtype: options.DtypeName = "auto",
+    sae: options.OptionalSaeFolder = None,
+    dataset: options.OptionalDatasetName = None,
+    text_field: options.TextField = "text",
+    sample_by: options.SampleByName = "line",
+    split: options.Split = "train",
+    subset: options.Subset = None,
+    n_ctx: options.NCtx = None,
+    n_rows: options.NRows = 256,
+    pack: options.Pack = False,
+    out: Page = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a saved run as one HTML page that needs no network.
+
+    Examples come from --dataset, or from the held-out rows saved with the run. With --sae, SAE features stand beside them.
+    """
+    source = ModelSource(model, library, device, dtype)
+    data = None if dataset is None else DataSource(dataset, text_field, sample_by, split, subset)
+    check_sources(source, data, sae)
+    features, loaded = load_run(run, source)
+    tokens = None if data is None else load_rows(loaded, source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
+    found = None if sae is None else load_sae(sae)
+    write_report(features, out or run / "report.html", tokens=tokens, sae=found, quiet=quiet)
+
+
+def compare(
+    run: Run,
+    *,
+    model: options.ModelName,
+    library: options.LibraryName = "hf",
+    device: options.Device = "cpu",
+    dtype: options.DtypeName = "auto",
+    sae: options.SaeFolder,
+    hook_name: HookName = None,
+    dataset: options.DatasetName,
+    text_field: options.TextField = "text",
+    sample_by: options.SampleByName = "line",
+    split: options.Split = "train",
+    subset: options.Subset = None,
+    n_ctx: options.NCtx = None,
+    n_rows: options.NRows = 256,
+    pack: options.Pack = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Print which features of a saved run go with which features of an SAE, on the same tokens."""
+    source = ModelSource(model, library, device, dtype)
+    data = DataSource(dataset, text_field, sample_by, split, subset)
+    check_sources(source, data, sae)
+    features, loaded = load_run(run, source)
+    tokens = load_rows(loaded, source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
+    library_: Any = importlib.import_module("param_features")
+    typer.echo(repr(library_.compare(features, load_sae(sae), tokens, hook_name=hook_name)))
+
+
+def check_sources(model: ModelSource, data: DataSource | None, sae: Path | None) -> None:
+    """Refuse data and SAEs that are not there, before any model is loaded.
+
+    Raises:
+        SourceError: The folder holds no SAE, or the data are not there.
+        SettingError: The data belong to another model.
+    """
+    if data is not None:
+        check_data(data, model)
+    if sae is not None and not (sae / "cfg.json").is_file():
+        raise SourceError(
+            f"--sae {sae} holds no cfg.json, so it is no SAE that SAELens saved. Give a folder that its "
+            "save_inference_model wrote."
+        )
+
+
+def load_run(run: Path, source: ModelSource) -> tuple[pf.ParamFeatures, LoadedModel]:
+    """A saved run, bound to its model; files are checked before the model is loaded."""
+    pf.load(run)
+    loaded = load_model(source)
+    return pf.load(run, model=loaded.model, tokenizer=loaded.tokenizer), loaded
+
+
+def load_sae(path: Path) -> Any:
+    """An SAE from a folder, by SAELens.
+
+    Raises:
+        MissingExtraError: SAELens is not installed.
+    """
+    try:
+        from sae_lens import SAE
+    except ImportError as error:
+        raise MissingExtraError(
+            f'--sae {path} needs sae-lens, and the import failed: {error}. Run: pip install "param_features[sae]".'
+        ) from error
+    return SAE.load_from_disk(path)

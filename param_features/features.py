@@ -312,6 +312,7 @@ class ParamFeatures:
         tokens: Any = None,
         inputs: Any = None,
         sae: Any = None,
+        hook_name: str | None = None,
         n_examples: int = 10,
         n_rows: int = 200,
     ) -> Path:
@@ -326,6 +327,7 @@ class ParamFeatures:
             inputs: The same, for modules that take no tokens.
             sae: An SAE of sae-lens, its folder, or a pair (release, id) on the hub, whose features are put beside these; see
                 `pf.compare`.
+            hook_name: Where the SAE reads; what its metadata say by default.
             n_examples: Examples shown for each feature, each from another row.
             n_rows: Of what is given, the first so many are used.
 
@@ -345,7 +347,7 @@ class ParamFeatures:
             raise SettingError(f"n_examples={n_examples} and n_rows={n_rows} must be positive.")
         found = self._found(tokens, inputs).rows(slice(0, n_rows))
         title = f"{self.n_features} features of {', '.join(self.params)}"
-        comparison = None if sae is None else compare_on(self, sae, found)
+        comparison = None if sae is None else compare_on(self, sae, found, hook_name=hook_name)
         curve = self.errors_by_l0(tokens, inputs=inputs, n_samples=4096)
         return write_report(path, title, contents(self, found, curve, n_examples=n_examples, comparison=comparison))
 

@@ -116,9 +116,17 @@ def decompose(
     _end_if_interrupted(features)
 
 
-def write_report(features: Any, path: Path, *, tokens: Any = None, sae: Any = None, quiet: bool = False) -> None:
+def write_report(
+    features: pf.ParamFeatures,
+    path: Path,
+    *,
+    tokens: Any = None,
+    sae: Path | None = None,
+    hook_name: str | None = None,
+    quiet: bool = False,
+) -> None:
     """The features as one page, and a notice of where it is."""
-    written = features.report(path, tokens=tokens, sae=sae)
+    written = features.report(path, tokens=tokens, sae=sae, hook_name=hook_name)
     if not quiet:
         say(f"Report: {written}")
 

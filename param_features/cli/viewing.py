@@ -1,8 +1,7 @@
 """`param-features report` and `compare`: a saved run as a page, and beside an SAE."""
 
-import importlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,7 +12,7 @@ from param_features.cli.decompose import write_report
 from param_features.cli.models import LoadedModel, ModelSource, load_model
 from param_features.cli.options import DATA, OUTPUT, option
 from param_features.cli.rows import RowSettings, check_data, load_rows
-from param_features.errors import MissingExtraError, SourceError
+from param_features.errors import SourceError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that decompose wrote.", show_default=False)]
 Page = Annotated[Path | None, option("--out", OUTPUT, "The page.", metavar="FILE", show_default="report.html in RUN")]
@@ -30,6 +29,7 @@ def report(
     device: options.Device = "cpu",
     dtype: options.DtypeName = "auto",
     sae: options.OptionalSaeFolder = None,
+    hook_name: HookName = None,
     dataset: options.OptionalDatasetName = None,
     text_field: options.TextField = "text",
     sample_by: options.SampleByName = "line",
@@ -50,8 +50,7 @@ def report(
     check_sources(source, data, sae)
     features, loaded = load_run(run, source)
     tokens = None if data is None else load_rows(loaded, source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
-    found = None if sae is None else load_sae(sae)
-    write_report(features, out or run / "report.html", tokens=tokens, sae=found, quiet=quiet)
+    write_report(features, out or run / "report.html", tokens=tokens, sae=sae, hook_name=hook_name, quiet=quiet)
 
 
 def compare(
@@ -79,8 +78,7 @@ def compare(
     check_sources(source, data, sae)
     features, loaded = load_run(run, source)
     tokens = load_rows(loaded, source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
-    library_: Any = importlib.import_module("param_features")
-    typer.echo(repr(library_.compare(features, load_sae(sae), tokens, hook_name=hook_name)))
+    typer.echo(repr(pf.compare(features, sae, tokens, hook_name=hook_name)))
 
 
 def check_sources(model: ModelSource, data: DataSource | None, sae: Path | None) -> None:
@@ -104,18 +102,3 @@ def load_run(run: Path, source: ModelSource) -> tuple[pf.ParamFeatures, LoadedMo
     pf.load(run)
     loaded = load_model(source)
     return pf.load(run, model=loaded.model, tokenizer=loaded.tokenizer), loaded
-
-
-def load_sae(path: Path) -> Any:
-    """An SAE from a folder, by SAELens.
-
-    Raises:
-        MissingExtraError: SAELens is not installed.
-    """
-    try:
-        from sae_lens import SAE
-    except ImportError as error:
-        raise MissingExtraError(
-            f'--sae {path} needs sae-lens, and the import failed: {error}. Run: pip install "param_features[sae]".'
-        ) from error
-    return SAE.load_from_disk(path)

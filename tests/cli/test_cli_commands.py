@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,7 @@ import param_features as pf
 from param_features.bench.__main__ import main as bench_main
 from param_features.cli.app import app, main
 from param_features.cli.models import ModelSource, load_model
-from param_features.cli.viewing import load_sae
-from param_features.errors import MissingExtraError
+from tests.saes import random_sae
 
 COMMANDS = ("demo", "list-params", "decompose", "report", "compare", "bench")
 PARAM = "transformer.h.1.attn.c_attn.weight[k]"
@@ -220,13 +220,13 @@ def test_a_bug_is_not_dressed_up_as_a_wrong_argument(decompose, tmp_path, monkey
 
 
 @pytest.fixture
-def sae(tmp_path, monkeypatch):
-    """A folder that looks like a saved SAE, and a stand-in of what is loaded from it."""
-    folder = tmp_path / "sae"
-    folder.mkdir()
-    (folder / "cfg.json").write_text("{}")
-    monkeypatch.setattr("param_features.cli.viewing.load_sae", lambda path: ("SAE", path))
-    return folder
+def sae(tmp_path):
+    """A folder with a random SAE of what the model's second block writes."""
+    found = random_sae(d_in=16, metadata={"hook_name": "transformer.h.1"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found.save_model(str(tmp_path / "sae"))
+    return tmp_path / "sae"
 
 
 @pytest.fixture
@@ -234,11 +234,11 @@ def reported(monkeypatch):
     """What `features.report` was called with."""
     calls = []
 
-    def report(features, path, *, tokens=None, sae=None):
+    def report(features, path, *, tokens=None, sae=None, hook_name=None):
         calls.append((features, path, tokens, sae))
         return path
 
-    monkeypatch.setattr(pf.ParamFeatures, "report", report, raising=False)
+    monkeypatch.setattr(pf.ParamFeatures, "report", report)
     return calls
 
 
@@ -261,25 +261,30 @@ def test_report_binds_the_run_and_passes_on_what_it_was_given(
     assert bare.engine is not None
     assert bare.top_examples(0, 1)[0].tokens[0].startswith(("<s>", " w"))
     assert (path, tokens, no_sae) == (saved / "report.html", None, None)
-    assert (other_path, tuple(rows.shape), given) == (tmp_path / "x.html", (10, 8), ("SAE", sae))
+    assert (other_path, tuple(rows.shape), given) == (tmp_path / "x.html", (10, 8), sae)
 
 
-def test_compare_prints_the_librarys_table(command, saved, model_folder, text_file, sae, monkeypatch):
-    seen = {}
+def test_the_report_is_a_page(command, saved, model_folder, text_file, sae):
+    data = ("--dataset", text_file, "--n-ctx", 8, "--n-rows", 10)
+    status, _, err = command("report", saved, "--model", model_folder, *data, "--sae", sae)
+    assert (status, err.count("Report: ")) == (0, 1)
+    page = (saved / "report.html").read_text(encoding="utf-8")
+    assert "4 features of" in page
+    assert "of a standard SAE at transformer.h.1, 80 samples" in page
 
-    class Table:
-        def __repr__(self):
-            return "the table"
 
-    def compare(features, found, tokens, hook_name=None):
-        seen.update(n_features=features.n_features, sae=found, shape=tuple(tokens.shape), hook_name=hook_name)
-        return Table()
-
-    monkeypatch.setattr(pf, "compare", compare, raising=False)
+def test_compare_prints_the_librarys_table(command, saved, model_folder, text_file, sae):
     data = ("--dataset", text_file, "--n-ctx", 8, "--n-rows", 20)
-    status, out, _ = command("compare", saved, "--model", model_folder, "--sae", sae, *data, "--hook-name", "h", "-q")
-    assert (status, out) == (0, "the table\n")
-    assert seen == {"n_features": 4, "sae": ("SAE", sae), "shape": (20, 8), "hook_name": "h"}
+    arguments = ("compare", saved, "--model", model_folder, "--sae", sae, *data, "-q")
+    status, out, _ = command(*arguments)
+    assert status == 0
+    assert re.match(r"Comparison: 4 features of .* at transformer\.h\.1, 160 samples\n", out)
+    assert "with a counterpart" in out
+    status, out, _ = command(*arguments, "--hook-name", "transformer.h.0")
+    assert (status, "at transformer.h.0, 160 samples" in out) == (0, True)
+    status, _, err = command(*arguments, "--hook-name", "transformer.h.9")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "transformer.h.9" in err
 
 
 def test_runs_saes_and_models_that_do_not_fit_are_refused(command, saved, model_folder, text_file, tmp_path):
@@ -304,12 +309,6 @@ def test_a_run_of_other_weights_is_refused(command, saved, tmp_path, capsys):
     status, out, err = command("report", saved, "--model", tmp_path / "other")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert PARAM in err
-
-
-def test_saes_need_an_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "sae_lens", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "param_features\[sae\]"'):
-        load_sae(tmp_path)
 
 
 def test_bench_is_one_command_under_two_names(command, tmp_path):

@@ -11,9 +11,6 @@ from param_features.views.circuitsvis_page import block, check_finite, literal
 from param_features.views.page import Page
 from param_features.views.tokens import Row
 
-_SMALLEST = 1e-6
-"""circuitsvis writes bounds with six digits after the point."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -35,12 +32,17 @@ class Choice:
         pairs = zip(self.features, self.values, strict=True)
         return tuple(Row(f"feature {feature}", self.tokens, values) for feature, values in pairs)
 
+    @property
+    def bound(self) -> float:
+        """|activation| that gets the full colour, the same for every feature: circuitsvis keeps it when one is chosen."""
+        return max((row.bound for row in self.rows if any(row.values)), default=1.0)
+
 
 @dataclass(frozen=True, repr=False)
 class ChoiceView(Page):
     """Texts, with a feature to choose for each; hover over a number to see it, click to keep it.
 
-    Every feature has a scale of colours of its own.
+    A text's features share one scale of colours, whose ends can be typed.
 
     Attributes:
         texts: The texts.
@@ -57,7 +59,7 @@ class ChoiceView(Page):
 
     def __str__(self) -> str:
         """Each text once for each feature."""
-        return "\n".join([self.title, *(row.text(row.bound) for text in self.texts for row in text.rows)])
+        return "\n".join([self.title, *(row.text(text.bound) for text in self.texts for row in text.rows)])
 
     @property
     def blocks(self) -> str:
@@ -66,8 +68,8 @@ class ChoiceView(Page):
 
 
 def _block(text: Choice) -> str:
-    exponent = _exponent(max(row.bound for row in text.rows))
-    bounds = [max(row.bound * 10**exponent, _SMALLEST) for row in text.rows]
+    exponent = _exponent(text.bound)
+    bounds = [text.bound * 10**exponent] * len(text.features)
     props = {
         "tokens": [literal(token) for token in text.tokens],
         "values": [[value * 10**exponent for value in column] for column in zip(*text.values, strict=True)],
@@ -75,13 +77,13 @@ def _block(text: Choice) -> str:
         "positiveBounds": bounds,
         "negativeBounds": [-bound for bound in bounds],
     }
-    static = "".join(f"<div>{row.title}{row.static(row.bound)}</div>" for row in text.rows)
+    static = "".join(f"<div>{row.title}{row.static(text.bound)}</div>" for row in text.rows)
     note = f"<div>numbers × 10<sup>−{exponent}</sup></div>" if exponent else ""
     return note + block("ColoredTokensMulti", props, static, style="> div { padding-bottom: 0.5em !important }")
 
 
 def _exponent(bound: float) -> int:
-    """The power of ten by which numbers must grow so that six digits after the point show them; 0 for ordinary ones."""
+    """The power of ten by which numbers must grow for circuitsvis' six digits after the point; 0 for ordinary ones."""
     return 0 if bound >= 0.01 else -math.floor(math.log10(bound))
 
 

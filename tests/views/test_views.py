@@ -210,8 +210,8 @@ def test_small_numbers_are_shown_in_a_unit_that_six_digits_can_hold():
     props = props_of(page, "ColoredTokensMulti")
     assert "numbers × 10<sup>−7</sup>" in page
     assert props["values"][0] == pytest.approx([3.0, -1.0])
-    assert props["positiveBounds"] == pytest.approx([3.0, 1.0])
-    assert props["negativeBounds"] == pytest.approx([-3.0, -1.0])
+    assert props["positiveBounds"] == pytest.approx([3.0, 3.0])
+    assert props["negativeBounds"] == pytest.approx([-3.0, -3.0])
 
 
 def test_parts_of_parameters_sum_to_the_activation(tiny_hooked, tiny_tokens):

@@ -326,13 +326,12 @@ class ParamFeatures:
 
     def view_neurons(self, tokens: Any, *, features: Sequence[int] | None = None) -> NeuronView:
         """What `show_neurons` displays, as an object."""
-        chosen = range(self.n_features) if features is None else features
-        for feature in chosen:
+        for feature in features or ():
             self.check_feature(feature)
         strings, found = self._texts(tokens)
         parts = activation_parts(self._bound("show"), self.v_in, self.divergence, self.references, found)
         parts = torch.stack([real_first(part, found) for part in parts.unbind(-2)], -2)
-        return neuron_view(strings, parts, params=list(self.params), features=chosen, unit=self.divergence.unit)
+        return neuron_view(strings, parts, params=list(self.params), features=features, unit=self.divergence.unit)
 
     def show_neurons(self, tokens: Any, *, features: Sequence[int] | None = None) -> None:
         """Display texts in circuitsvis' browser of layers and neurons: the layers are parameters, the neurons features.
@@ -342,7 +341,7 @@ class ParamFeatures:
 
         Args:
             tokens: Texts or ids.
-            features: Which ones to offer; all by default.
+            features: Which ones to offer; all by default, the strongest here first.
 
         Raises:
             FeatureCountError: There is no such feature.

@@ -92,7 +92,7 @@ def choice_view(
 ) -> ChoiceView:
     """The n features with the largest |activation| in each text, at every token of it."""
     texts = tuple(_choice(tuple(row), acts[index, : len(row)], n) for index, row in enumerate(strings))
-    return ChoiceView(f"The {n} most active features, activation in {unit} per unit step", texts)
+    return ChoiceView(f"The {n} most active features, one to choose: activation in {unit} per unit step", texts)
 
 
 def _choice(tokens: tuple[str, ...], acts: Float[Tensor, "pos feature"], n: int) -> Choice:

@@ -6,7 +6,7 @@ These stand wherever no script runs: in an untrusted notebook, after the first c
 import html
 from collections.abc import Sequence
 
-_MARK = "outline:2px solid #111;outline-offset:-2px;font-weight:bold;text-decoration:underline"
+_MARK = "outline:2px solid #d97706;position:relative;font-weight:bold;text-decoration:underline"
 _BOX = "background-color:#fff;color:#111;padding:3px 4px;line-height:1.5;white-space:pre-wrap;overflow-wrap:anywhere"
 _FAINT = 0.02
 

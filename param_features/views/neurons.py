@@ -72,10 +72,12 @@ def neuron_view(
     parts: Float[Tensor, "batch pos param feature"],
     *,
     params: Sequence[str],
-    features: Sequence[int],
+    features: Sequence[int] | None,
     unit: str,
 ) -> NeuronView:
-    """Each parameter's part of the chosen features' activations at every token."""
+    """Each parameter's part of the chosen features' activations at every token; of all, the strongest first, by default."""
+    if features is None:
+        features = parts.abs().amax((0, 1, 2)).argsort(descending=True, stable=True).tolist()
     chosen = parts[..., list(features)]
     values = tuple(chosen[index, : len(row)].tolist() for index, row in enumerate(strings))
     title = f"What each parameter adds to the activation, in {unit} per unit step"

@@ -13,7 +13,7 @@ from param_features.views.colours import static_tokens
 from param_features.views.page import Page
 from param_features.views.terminal import colored_tokens
 
-_MARK = "outline: 2px solid #111; outline-offset: -2px; font-weight: bold; text-decoration: underline"
+_MARK = "outline: 2px solid #d97706; position: relative; z-index: 1; font-weight: bold; text-decoration: underline"
 
 
 @dataclass(frozen=True)

@@ -234,13 +234,16 @@ def test_parts_of_parameters_sum_to_the_activation(tiny_hooked, tiny_tokens):
     props = props_of(view._repr_html_(), "TextNeuronActivations")
     assert props["firstDimensionLabels"] == list(found.params)
     assert props["secondDimensionLabels"] == ["2", "0"]
+    strength = [found.activation_parts(torch.tensor([row])).abs().amax((0, 1, 2)) for row in ([1, 2, 3], [4, 5])]
+    order = torch.stack(strength).amax(0).argsort(descending=True).tolist()
+    assert list(found.view_neurons([[1, 2, 3], [4, 5]]).features) == order
     best = torch.tensor(view.values[0]).abs().amax(0)[1].argmax()
     assert f"text 0, {view.params[1]}, feature {[2, 0][best]}" in str(view)
 
 
 def test_show_offers_both_browsers(tiny_features, tiny_tokens, capsys):
     tiny_features.show(tokens=tiny_tokens[:1], n=2)
-    assert capsys.readouterr().out.startswith("The 2 most active features, activation in nats per unit step")
+    assert capsys.readouterr().out.startswith("The 2 most active features, one to choose: activation in nats per unit step")
     tiny_features.show_neurons(tiny_tokens[:1])
     assert "text 0, blocks.0.attn.W_K, feature" in capsys.readouterr().out
 
@@ -256,7 +259,7 @@ def test_static_tokens_are_coloured_by_sign_and_marked():
     text = static_tokens(["up", "down", "none", "a\n<i>"], [2.0, -2.0, 0.0, 1.0], bound=2.0, marked=2)
     assert 'background-color:rgb(0,0,255);color:#fff">up<' in text
     assert 'background-color:rgb(255,0,0);color:#fff">down<' in text
-    assert re.search(r'outline:2px solid #111[^"]*">none<', text)
+    assert re.search(r'outline:2px solid #d97706[^"]*">none<', text)
     assert text.count("outline:2px") == 1
     assert "a⏎\n&lt;i&gt;" in text
 

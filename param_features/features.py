@@ -21,6 +21,7 @@ from param_features.measure import (
     L0Curve,
     Metrics,
     TopLogits,
+    activation_parts,
     activations,
     default_l0s,
     errors_by_l0,
@@ -32,7 +33,7 @@ from param_features.measure.activations import Route
 from param_features.measure.examples import Ranking
 from param_features.params import ParamView, unfold_matrix
 from param_features.store import write_bundle
-from param_features.views import View, feature_view, show, tokens_view
+from param_features.views import NeuronView, Page, choice_view, feature_view, neuron_view, show, tokens_view
 from param_features.views.report import contents, write_report
 
 
@@ -278,32 +279,77 @@ class ParamFeatures:
         records = self.params
         return {name: unfold_matrix(matrix[0], records[name].fold, records[name].shape) for name, matrix in matrices.items()}
 
-    def view(self, feature: int, tokens: Any = None, *, n: int = 10) -> View:
-        """What `show` displays, as an object: `str()` gives coloured text, a notebook renders it with circuitsvis."""
-        self.check_feature(feature)
-        if tokens is None:
-            return feature_view(feature, self.top_examples(feature, n), unit=self.divergence.unit)
-        engine = self._bound("show")
-        found = read_inputs(engine.adapter, tokens, None)
-        acts = real_first(self._example_activations(found), found)[..., feature]
-        strings = [engine.adapter.to_strings(row) for row in found.token_rows]
-        return tokens_view(feature, strings, acts, unit=self.divergence.unit)
+    def activation_parts(self, tokens: Any = None, *, inputs: Any = None) -> Float[Tensor, "*sample param feature"]:
+        """What each decomposed parameter adds to each activation: V_in restricted to it; the parts sum to the activation.
 
-    def show(self, feature: int, tokens: Any = None, *, n: int = 10) -> None:
-        """Display a feature's top examples, or its activations on given tokens or texts.
+        Parameters are in the order of `features.params`. Cost: that of `activations` for each parameter.
+
+        Raises:
+            NotBoundError: The features were loaded without a model.
+            InputError: Inputs that the model cannot take.
+        """
+        engine = self._bound("activation_parts")
+        found = read_inputs(engine.adapter, tokens, inputs)
+        return activation_parts(engine, self.v_in, self.divergence, self.references, found)
+
+    def view(self, feature: int | None = None, tokens: Any = None, *, n: int = 10) -> Page:
+        """What `show` displays, as an object: `str()` is coloured text, a notebook draws it, `.save(path)` writes a page."""
+        unit = self.divergence.unit
+        if feature is not None:
+            self.check_feature(feature)
+        if tokens is None:
+            if feature is None:
+                raise InputError("Nothing to show. Give a feature, tokens to choose a feature on, or both.")
+            return feature_view(feature, self.top_examples(feature, n), unit=unit)
+        strings, found = self._texts(tokens)
+        acts = real_first(self._example_activations(found), found)
+        if feature is None:
+            return choice_view(strings, acts, n=min(n, self.n_features), unit=unit)
+        return tokens_view(feature, strings, acts[..., feature], unit=unit)
+
+    def show(self, feature: int | None = None, tokens: Any = None, *, n: int = 10) -> None:
+        """Display a feature's top examples, its activations on given tokens or texts, or texts to choose a feature on.
 
         In a notebook with circuitsvis; in a terminal as coloured text. Blue is positive, red negative.
 
         Args:
-            feature: Which one.
+            feature: Which one; without it, `tokens` are shown with their n most active features to choose from.
             tokens: Texts or ids to show instead of the top examples.
-            n: How many top examples.
+            n: How many top examples, or features to choose from.
+
+        Raises:
+            InputError: Neither a feature nor tokens are given.
+            FeatureCountError: There is no such feature.
+            NotBoundError: The features were loaded without a model.
+            NonFiniteError: Activations are NaN or infinite.
+        """
+        show(self.view(feature, tokens, n=n))
+
+    def view_neurons(self, tokens: Any, *, features: Sequence[int] | None = None) -> NeuronView:
+        """What `show_neurons` displays, as an object."""
+        for feature in features or ():
+            self.check_feature(feature)
+        strings, found = self._texts(tokens)
+        parts = activation_parts(self._bound("show"), self.v_in, self.divergence, self.references, found)
+        parts = torch.stack([real_first(part, found) for part in parts.unbind(-2)], -2)
+        return neuron_view(strings, parts, params=list(self.params), features=features, unit=self.divergence.unit)
+
+    def show_neurons(self, tokens: Any, *, features: Sequence[int] | None = None) -> None:
+        """Display texts in circuitsvis' browser of layers and neurons: the layers are parameters, the neurons features.
+
+        The number at a token is what the parameter adds to the feature's activation there; the parameters' numbers sum to
+        the activation. Cost: that of `activations` for each parameter; about 8 bytes of page a token, parameter and feature.
+
+        Args:
+            tokens: Texts or ids.
+            features: Which ones to offer; all by default, the strongest here first.
 
         Raises:
             FeatureCountError: There is no such feature.
             NotBoundError: The features were loaded without a model.
+            NonFiniteError: Activations are NaN or infinite.
         """
-        show(self.view(feature, tokens, n=n))
+        show(self.view_neurons(tokens, features=features))
 
     def report(
         self,
@@ -437,6 +483,12 @@ class ParamFeatures:
                 "measure=pf.MeasureSettings(n_references=…)."
             )
         return self.references[:n]
+
+    def _texts(self, tokens: Any) -> tuple[list[list[str]], ModelInputs]:
+        """Each row's tokens as strings, without padding, and the rows as the model takes them."""
+        engine = self._bound("show")
+        found = read_inputs(engine.adapter, tokens, None)
+        return [engine.adapter.to_strings(row) for row in found.token_rows], found
 
     def _found(self, tokens: Any, inputs: Any) -> ModelInputs:
         """What is given, or else the held-out examples."""

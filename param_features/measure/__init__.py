@@ -7,6 +7,7 @@ from param_features.measure.l0_curve import L0Curve, default_l0s, errors_by_l0, 
 from param_features.measure.logits import TopLogits, top_logits
 from param_features.measure.match import Match, correlations, match_directions
 from param_features.measure.metrics import Metrics, held_out_metrics
+from param_features.measure.parts import activation_parts
 from param_features.measure.settings import MeasureSettings
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MeasureSettings",
     "Metrics",
     "TopLogits",
+    "activation_parts",
     "activations",
     "control_errors",
     "correlations",

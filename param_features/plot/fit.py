@@ -29,7 +29,7 @@ def density(features: ParamFeatures, tokens: Any = None, *, inputs: Any = None, 
         features: A fit with its model.
         tokens: Where to count; the held-out sequences of the fit by default.
         inputs: The same, for modules that take no tokens.
-        n_bins: Bars between the rarest feature and 1.
+        n_bins: Bars, over whole powers of ten.
 
     Raises:
         NotBoundError: The features were loaded without a model.
@@ -38,8 +38,9 @@ def density(features: ParamFeatures, tokens: Any = None, *, inputs: Any = None, 
     go = plotly()
     shares = features.densities(tokens, inputs=inputs)
     alive = shares[shares > 0].log10()
-    low = float(alive.min().floor()) if len(alive) else -1.0
-    counts, edges = torch.histogram(alive, n_bins, range=(min(low, -1.0), 0.0))
+    high = float(alive.max().ceil()) if len(alive) else 0.0
+    low = min(float(alive.min().floor()), high - 1) if len(alive) else -1.0
+    counts, edges = torch.histogram(alive, n_bins, range=(low, high))
     left, right = edges[:-1], edges[1:]
     bars = go.Bar(
         x=((left + right) / 2).tolist(),
@@ -52,7 +53,7 @@ def density(features: ParamFeatures, tokens: Any = None, *, inputs: Any = None, 
     n_dead = int((shares == 0).sum())
     title = f"Density of {len(shares)} features: {n_dead} kept by no sample"
     figure = laid_out(go.Figure(bars), title, "share of samples that keep the feature", "features")
-    ticks = list(range(int(min(low, -1.0)), 1))
+    ticks = list(range(int(low), int(high) + 1))
     return figure.update_xaxes(tickvals=ticks, ticktext=[f"{10.0**tick:.{max(0, -tick - 2)}%}" for tick in ticks])
 
 

@@ -1,4 +1,7 @@
-"""circuitsvis' ColoredTokens as HTML: the script from inside its wheel, so that nothing is fetched from outside."""
+"""circuitsvis' components as HTML: the script from inside its wheel, so that nothing is fetched from outside.
+
+circuitsvis' own `_repr_html_` asks google.com whether it is online, so it is never called.
+"""
 
 import functools
 import html
@@ -6,30 +9,54 @@ import importlib.resources
 import json
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from param_features.errors import NonFiniteError
 
+_JOINER = "\u2060"
+"""Has no width and ends no word."""
 
-def colored_tokens_block(tokens: Sequence[str], values: Sequence[float], *, bound: float) -> str:
-    """One block of highlighted tokens in a div of its own; needs `script()` once before it on the page.
+_FLUSH = "window.pfViews.splice(0).forEach(draw => draw());"
+"""Draws every view that waits; an output may reach the page before the one that brings the script."""
+
+
+def check_finite(values: Iterable[float]) -> None:
+    """Refuse numbers that have no colour.
 
     Raises:
         NonFiniteError: A value is NaN or infinite.
     """
     if not all(math.isfinite(value) for value in values):
         raise NonFiniteError("Activations hold NaN or infinity, which would be drawn as nothing. Check the inputs.")
-    # circuitsvis writes tokens as HTML, so they are escaped here: text that looks like a tag stays text.
-    props = {
-        "tokens": [html.escape(token) for token in tokens],
-        "values": list(values),
-        "minValue": -bound,
-        "maxValue": bound,
-    }
+
+
+def literal(token: str) -> str:
+    """The token so that it reads the same where a component writes it as HTML and where it writes it as text.
+
+    circuitsvis does both with one string: HTML in the line, text in the tooltip, where `&lt;` would show. A joiner without
+    width after every `<` and `&` makes neither start anything in HTML, and cannot be seen in either. Ends of lines get a
+    sign, since circuitsvis shows none.
+    """
+    return token.replace("<", f"<{_JOINER}").replace("&", f"&{_JOINER}").replace("\n", "⏎\n")
+
+
+def block(component: str, props: Mapping[str, Any], static: str, *, style: str = "") -> str:
+    """One component in a div of its own, which shows `static` until the script is on the page, before or after.
+
+    Args:
+        component: Name in circuitsvis' bundle.
+        props: What it is given, as JSON; tokens have gone through `literal`.
+        static: Safe HTML that stands in for it.
+        style: A rule for something inside, such as `.colored-tokens { … }`.
+    """
     name = f"pf-{uuid.uuid4().hex}"
+    rules = f"<style>#{name} {style}</style>" if style else ""
+    data = json.dumps(props, allow_nan=False).replace("<", "\\u003c")
+    render = f'() => CircuitsVis.render("{name}", CircuitsVis.{component}, {data})'
     return (
-        f'<div id="{name}" style="margin: 0.3em 0"></div><script>CircuitsVis.render('
-        f'"{name}", CircuitsVis.ColoredTokens, {_script_safe(json.dumps(props))});</script>'
+        f'{rules}<div id="{name}" style="margin:0.3em 0">{static}</div>'
+        f"<script>(window.pfViews = window.pfViews || []).push({render}); if (window.CircuitsVis) {_FLUSH}</script>"
     )
 
 
@@ -37,9 +64,21 @@ def colored_tokens_block(tokens: Sequence[str], values: Sequence[float], *, boun
 def script() -> str:
     """The circuitsvis bundle as a script element, 1.3 MB; it does nothing where the page has it already."""
     bundle = (importlib.resources.files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
-    return f"<script>if (!window.CircuitsVis) {{ {_script_safe(bundle)}; window.CircuitsVis = CircuitsVis; }}</script>"
+    bundle = bundle.replace("</", "<\\/").replace("//# sourceMappingURL=iife.js.map", "")
+    return (
+        f"<script>if (!window.CircuitsVis) {{ {bundle}; window.CircuitsVis = CircuitsVis; "
+        f"if (window.pfViews) {_FLUSH} }}</script>"
+    )
 
 
-def _script_safe(text: str) -> str:
-    """Keep a closing tag inside a string from ending the script."""
-    return text.replace("</", "<\\/")
+def whole_page(title: str, body: str) -> str:
+    """A complete HTML page that asks for nothing, with the script in it once."""
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    style = (
+        "<style>:root { color-scheme: light dark } "
+        "body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 1em auto; padding: 0 1em }</style>"
+    )
+    return (
+        f'<!doctype html><html lang="en"><head>{head}<title>{html.escape(title)}</title>{style}</head>'
+        f"<body>{script()}{body}</body></html>\n"
+    )

@@ -1,7 +1,6 @@
 """Views of one feature on text, the same content for notebook and terminal."""
 
 import html
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,8 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.measure import Example
-from param_features.views.circuitsvis_page import colored_tokens_block, script
+from param_features.views.circuitsvis_page import block, check_finite, literal
+from param_features.views.colours import static_tokens
+from param_features.views.page import Page
 from param_features.views.terminal import colored_tokens
+
+_MARK = "outline: 2px solid #d97706; position: relative; z-index: 1; font-weight: bold; text-decoration: underline"
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,36 @@ class Row:
     values: tuple[float, ...]
     marked: int | None = None
 
+    @property
+    def bound(self) -> float:
+        """|activation| that gets the full colour where the row has a scale of its own."""
+        return max(map(abs, self.values), default=0.0) or 1.0
 
-@dataclass(frozen=True)
-class View:
-    """Highlighted text. `str()` is for terminals; notebooks take `_repr_html_`.
+    def text(self, bound: float) -> str:
+        """Coloured text for a terminal."""
+        return f"{self.title}  {colored_tokens(self.tokens, self.values, bound=bound, marked=self.marked)}"
+
+    def static(self, bound: float) -> str:
+        """Safe HTML that needs no script, without the title."""
+        return static_tokens(self.tokens, self.values, bound=bound, marked=self.marked)
+
+
+@dataclass(frozen=True, repr=False)
+class View(Page):
+    """Highlighted text.
 
     Attributes:
-        title: What is shown.
         rows: The lines, on one scale of colours.
+
+    Raises:
+        NonFiniteError: An activation is NaN or infinite.
     """
 
-    title: str
     rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        check_finite(value for row in self.rows for value in row.values)
 
     @property
     def bound(self) -> float:
@@ -49,23 +70,22 @@ class View:
 
     def __str__(self) -> str:
         """Coloured text for a terminal."""
-        lines = [
-            f"{row.title}  {colored_tokens(row.tokens, row.values, bound=self.bound, marked=row.marked)}"
-            for row in self.rows
-        ]
-        return "\n".join([self.title, *lines])
+        return "\n".join([self.title, *(row.text(self.bound) for row in self.rows)])
 
-    def __repr__(self) -> str:
-        """The same as `str()`, so that a terminal session shows it."""
-        return str(self)
+    @property
+    def blocks(self) -> str:
+        """One `ColoredTokens` a row."""
+        return "".join(f"<div><b>{html.escape(row.title)}</b>{self._block(row)}</div>" for row in self.rows)
 
-    def _repr_html_(self) -> str:
-        """Circuitsvis blocks, the script inlined once per view."""
-        blocks = [
-            f"<div><b>{html.escape(row.title)}</b>{colored_tokens_block(row.tokens, row.values, bound=self.bound)}</div>"
-            for row in self.rows
-        ]
-        return f"<h4>{html.escape(self.title)}</h4>{script()}{''.join(blocks)}"
+    def _block(self, row: Row) -> str:
+        props = {
+            "tokens": [literal(token) for token in row.tokens],
+            "values": list(row.values),
+            "minValue": -self.bound,
+            "maxValue": self.bound,
+        }
+        place = "" if row.marked is None else f".colored-tokens > span:nth-of-type({row.marked + 1}) > span {{ {_MARK} }}"
+        return block("ColoredTokens", props, row.static(self.bound), style=place)
 
 
 def feature_view(feature: int, examples: Sequence[Example], *, unit: str) -> View:
@@ -91,20 +111,3 @@ def tokens_view(feature: int, strings: Sequence[Sequence[str]], acts: Float[Tens
         for index, (tokens, values) in enumerate(zip(strings, acts.tolist(), strict=True))
     )
     return View(f"Feature {feature}: activation in {unit} per unit step", rows)
-
-
-def show(view: View) -> None:
-    """Display in a notebook, print in a terminal."""
-    if _is_notebook():
-        from IPython.display import display
-
-        display(view)
-    else:
-        sys.stdout.write(f"{view}\n")
-
-
-def _is_notebook() -> bool:
-    """Whether a kernel with rich output runs us; IPython is never imported to find out."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")

@@ -1,0 +1,60 @@
+"""What every view can do: print itself in a terminal, show itself in a notebook, save itself as a page."""
+
+import html
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from param_features.views.circuitsvis_page import script, whole_page
+from param_features.views.kernel import kernel, takes_script
+
+
+@dataclass(frozen=True)
+class Page(ABC):
+    """Something to look at. `str()` is for terminals; notebooks take `_repr_html_`.
+
+    Attributes:
+        title: What is shown.
+    """
+
+    title: str
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Coloured text for a terminal."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> str:
+        """The body as HTML, without circuitsvis' script."""
+
+    def __repr__(self) -> str:
+        """The same as `str()`, so that a terminal session shows it."""
+        return str(self)
+
+    def save(self, path: str | PathLike) -> Path:
+        """Write a complete page that needs no network, 1.3 MB; returns the path."""
+        path = Path(path)
+        path.write_text(whole_page(self.title, self._body), encoding="utf-8")
+        return path
+
+    @property
+    def _body(self) -> str:
+        return f"<h4>{html.escape(self.title)}</h4>{self.blocks}"
+
+    def _repr_html_(self) -> str:
+        """The blocks; with circuitsvis' script where this page has not been given it before."""
+        body = self._body
+        return f"{script()}{body}" if takes_script() else body
+
+
+def show(page: Page) -> None:
+    """Display in a notebook, print in a terminal."""
+    if kernel() is None:
+        sys.stdout.write(f"{page}\n")
+        return
+    from IPython.display import display
+
+    display(page)

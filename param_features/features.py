@@ -1,7 +1,7 @@
 """`ParamFeatures`: what `decompose` returns and `load` gives back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,32 +31,11 @@ from param_features.measure import (
 )
 from param_features.measure.activations import Route
 from param_features.measure.examples import Ranking
-from param_features.params import ParamView, unfold_matrix
+from param_features.params import unfold_matrix
+from param_features.record import ParamRecord, saved_record, saved_tensors
 from param_features.store import write_bundle
 from param_features.views import NeuronView, Page, choice_view, feature_view, neuron_view, show, tokens_view
 from param_features.views.report import contents, write_report
-
-
-@dataclass(frozen=True)
-class ParamRecord:
-    """A decomposed parameter as saved: enough to read directions without the model.
-
-    Attributes:
-        shape: Shape of the tensor.
-        fold: einops pattern from the tensor to [d_out, d_in].
-        fingerprint: SHA-256 of its dtype and matrix [d_out, d_in].
-        n_places: How many modules hold it: 2 where an embedding is tied with the unembedding.
-    """
-
-    shape: tuple[int, ...]
-    fold: str
-    fingerprint: str
-    n_places: int = 1
-
-    @classmethod
-    def of(cls, view: ParamView, fingerprint: str) -> "ParamRecord":
-        """The record of a model's parameter."""
-        return cls(tuple(view.shape), view.fold, fingerprint, len(view.places))
 
 
 @dataclass(frozen=True)
@@ -403,7 +382,7 @@ class ParamFeatures:
         The held-out examples are saved too, so that a colleague sees the same top examples; examples that are no tensors
         are left out.
         """
-        write_bundle(directory, self._tensors(), self._record())
+        write_bundle(directory, saved_tensors(self), saved_record(self))
 
     def bound_to(self, engine: GradientEngine) -> "ParamFeatures":
         """The same features with a model, on its device, its parameters under that model's names, in the same order."""
@@ -425,32 +404,6 @@ class ParamFeatures:
             engine=engine,
             _cache={},
         )
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Everything saved as tensors."""
-        tensors = {"references": self.references}
-        directions = {"v_out": self.v_out} if self.v_in is self.v_out else {"v_out": self.v_out, "v_in": self.v_in}
-        for title, rows in directions.items():
-            for name, (left, right) in rows.factors.items():
-                tensors |= {f"{title}/{name}/left": left, f"{title}/{name}/right": right}
-        if self.examples is not None and self.examples.is_all_tensors:
-            tensors |= {f"examples/args/{place}": value for place, value in enumerate(self.examples.args)}
-            tensors |= {f"examples/kwargs/{key}": value for key, value in self.examples.kwargs.items()}
-            tensors |= {} if self.examples.mask is None else {"examples/mask": self.examples.mask}
-        return tensors
-
-    def _record(self) -> dict[str, Any]:
-        """Everything saved as JSON."""
-        return {
-            "params": {name: asdict(record) for name, record in self.params.items()},
-            "is_tied": self.v_in is self.v_out,
-            "threshold": self.threshold,
-            "n_rounds": self.encoder.n_rounds,
-            "divergence": self.divergence.name,
-            "reference": self.reference,
-            "metrics": dict(self.metrics),
-            "config": dict(self.config),
-        }
 
     def _bound(self, call: str) -> GradientEngine:
         if self.engine is None:

@@ -12,13 +12,14 @@ from param_features.decompose import Encoder
 from param_features.directions import LowRank
 from param_features.divergence import Divergence, read_divergence
 from param_features.errors import SettingError
-from param_features.features import ParamFeatures, ParamRecord
+from param_features.features import ParamFeatures
 from param_features.gradients import inspect_output, plan_engine
 from param_features.inputs import ModelInputs
 from param_features.matching import matching_views
 from param_features.measure import Metrics
 from param_features.params import ParamSubset
 from param_features.readiness import check_ready
+from param_features.record import ParamRecord
 from param_features.store import read_bundle
 
 

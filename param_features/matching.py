@@ -7,8 +7,8 @@ from einops import rearrange
 
 from param_features.adapters import Adapter
 from param_features.errors import FingerprintError, UnknownParameterError, nearest
-from param_features.features import ParamRecord
 from param_features.params import ParamView, fingerprint
+from param_features.record import ParamRecord
 
 
 def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple[ParamView, ...]:

@@ -8,8 +8,9 @@ import torch
 from einops import rearrange
 
 from param_features.errors import FeatureMismatchError
-from param_features.features import ParamFeatures, ParamRecord
+from param_features.features import ParamFeatures
 from param_features.measure import Match, correlations, match_directions
+from param_features.record import ParamRecord
 
 
 def match(

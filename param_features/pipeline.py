@@ -14,7 +14,7 @@ from param_features.decompose import Fit, FitSettings, HessianSettings, check_l0
 from param_features.directions import FORMATS
 from param_features.divergence import Divergence, Reference, check_curved, check_reference, read_divergence
 from param_features.errors import FeatureCountError, InputError, RankError, SettingError, nearest
-from param_features.features import ParamFeatures, ParamRecord
+from param_features.features import ParamFeatures
 from param_features.gradients import (
     GradientEngine,
     GradientStore,
@@ -32,6 +32,7 @@ from param_features.inputs import ModelInputs, read_inputs
 from param_features.measure import MeasureSettings, held_out_metrics
 from param_features.params import ParamInfo, ParamSpec, ParamSubset, select
 from param_features.readiness import check_ready, training_notice
+from param_features.record import ParamRecord
 from param_features.references import collect_references
 
 _METHODS = {"l3d": FitSettings, "hessian": HessianSettings}

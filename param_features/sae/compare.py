@@ -1,5 +1,6 @@
 """`pf.compare`: parameter features next to SAE features."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from param_features.sae.sides import Side, parameter_sides, random_sae_side, sae
 from param_features.sae.site import activations_at
 
 _N_SHOWN = 30
+# A set's strengths have their norm in common, so that one large set would be no substitute for several.
+_N_CALIBRATING, _LEAST_SETS = 500, 5
 
 
 def compare(
@@ -38,9 +41,9 @@ def compare(
     `top_examples` ranks too; that of an SAE feature is its activation. docs/sae.md has what other choices give.
 
     A feature has a counterpart where its best correlation exceeds `level` of the best correlations of random directions of
-    the same rank, taken from the same gradients. Another set of random directions, and the SAE's activations on
-    shuffled samples, tell how often that happens by chance. Correlation tells which features fire together, not that one
-    causes the other or that they mean the same: look at `comparison.view(k)`.
+    the same rank, taken from the same gradients: at least 500, in five sets or more of as many as there are features. A
+    further set, and the SAE's activations on shuffled samples, tell how often that happens by chance. Correlation tells
+    which features fire together, not that one causes the other or that they mean the same: look at `comparison.view(k)`.
 
     Cost: one forward and one backward pass per position, and the tables: about a minute for 13,000 samples, 100 features and
     an SAE of 24,576. Memory: 16 bytes a pair of features, and the SAE's activations, sparse.
@@ -96,12 +99,13 @@ def compare_on(
     acts = activations_at(engine.adapter, data, place, per_position=engine.per_position)
     theirs = sae_side(found, acts)
     generator = torch.Generator().manual_seed(seed)
-    ours, calibration, control = parameter_sides(features, data, generator, n_random=2)
+    n_sets = max(_LEAST_SETS, -(-_N_CALIBRATING // features.n_features))
+    ours, control, calibration = parameter_sides(features, data, generator, n_calibrating=n_sets)
     l0 = theirs.codes._nnz() / len(acts)
     random_sae = random_sae_side(acts.flatten(1), found.n_features, l0, generator)
     labels = _labels(data) if engine.per_position else {}
     tables = counterparts(ours.strengths, theirs.strengths, n_top=n_top)
-    of_features, of_sae = _matchings(tables.correlation, theirs, ours, calibration, control, level, generator)
+    of_features, of_sae = _matchings(tables.correlation, theirs, ours, control, calibration, level, generator)
     metrics = {
         "features": ours.numbers(labels, n_top),
         "random_features": control.numbers(labels, n_top),
@@ -131,21 +135,23 @@ def _matchings(
     correlation: Float[Tensor, "feature other"],
     theirs: Side,
     ours: Side,
-    calibration: Side,
     control: Side,
+    calibration: Sequence[Float[Tensor, "sample feature"]],
     level: float,
     generator: torch.Generator,
 ) -> tuple[Matching, Matching]:
     """Both directions' best correlations with their thresholds and controls."""
-    calibrating = correlation_table(calibration.strengths, theirs.strengths)
+    calibrating = [correlation_table(strengths, theirs.strengths) for strengths in calibration]
     random = correlation_table(control.strengths, theirs.strengths)
     moved = correlation_table(ours.strengths, shuffled(theirs, generator).strengths)
     counted = _active(ours), _active(theirs)
     found = []
     for axis in (0, 1):
-        best = [table.amax(1 - axis) for table in (correlation, calibrating, random, moved)]
-        threshold = max(_quantile(values[counted[axis]], level) for values in (best[1], best[3]))
-        found.append(Matching(best[0], threshold, best[2], best[3], counted[axis]))
+        best, by_chance, by_shuffling = (table.amax(1 - axis) for table in (correlation, random, moved))
+        own = counted[axis]
+        drawn = torch.cat([table.amax(1 - axis)[own if axis else slice(None)] for table in calibrating])
+        threshold = max(_quantile(drawn, level), _quantile(by_shuffling[own], level))
+        found.append(Matching(best, threshold, by_chance, by_shuffling, own))
     return found[0], found[1]
 
 

@@ -57,9 +57,9 @@ class Matching:
 
     Attributes:
         best: Each feature's largest correlation with a feature of the other set.
-        threshold: From which a feature has a counterpart: the chosen quantile of what a first set of random directions
-            reaches in its stead, or of shuffled samples where that is higher.
-        random: The same as `best` with a second set of random directions, for control.
+        threshold: From which a feature has a counterpart: the chosen quantile of what random directions reach in its
+            stead, or of shuffled samples where that is higher.
+        random: The same as `best` with a further set of random directions, for control.
         shuffled: The same as `best` with the SAE's activations moved to other samples.
         counted: Features that are active on some sample; the others have no correlation.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -54,37 +55,47 @@ class Side:
         return found
 
 
+class ParameterSides(NamedTuple):
+    """Parameter features, and random directions read from the same gradients.
+
+    Attributes:
+        own: The features.
+        control: As many random directions of the same ranks.
+        calibration: Strengths of further such sets.
+    """
+
+    own: Side
+    control: Side
+    calibration: list[Float[Tensor, "sample feature"]]
+
+
 def parameter_sides(
-    features: ParamFeatures, inputs: ModelInputs, generator: torch.Generator, n_random: int
-) -> tuple[Side, ...]:
-    """The features, then `n_random` sets of as many random directions of the same ranks, all read from the same gradients.
+    features: ParamFeatures, inputs: ModelInputs, generator: torch.Generator, *, n_calibrating: int
+) -> ParameterSides:
+    """The features and sets of random directions, read together.
 
     Strengths are shares: |activation| over the norm of the sample's activations (see `measure.examples.shares`). Random
-    directions have unit norm, are encoded as the features are, and keep as many per sample.
+    directions have unit norm; the control's codes are made as the features' are, and keep as many per sample.
 
-    Cost: one backward pass per position.
+    Cost: one backward pass per position, and a pursuit for the features and the control.
     """
-    engine = features._bound("compare")
-    pairs = [(features.v_in, features.v_out)]
-    for _ in range(n_random):
-        drawn = random_unit(features.v_out, generator)
-        pairs.append((drawn, drawn))
-    readings: dict[str, Reading] = {}
-    for place, (v_in, v_out) in enumerate(pairs):
-        readings[f"{place} acts"] = v_in.inner
-        readings[f"{place} overlaps"] = features.encoder.reads(v_in, v_out).inner
+    engine, encoder = features._bound("compare"), features.encoder
+    drawn = [random_unit(features.v_out, generator) for _ in range(1 + n_calibrating)]
+    readings: dict[str, Reading] = {str(place): rows.inner for place, rows in enumerate(drawn)}
+    readings |= {"acts": features.v_in.inner, "overlaps": encoder.reads(features.v_in, features.v_out).inner}
     found = read_gradients(engine, features.divergence, features.references, inputs, readings)
-    is_real = torch.ones(len(inputs), 1, dtype=torch.bool)
-    if engine.per_position:
-        is_real = torch.ones(len(inputs), inputs.n_pos, dtype=torch.bool) if inputs.mask is None else inputs.mask.cpu()
+    is_real = torch.ones(found["acts"].shape[:2], dtype=torch.bool)
+    if engine.per_position and inputs.mask is not None:
+        is_real = inputs.mask.cpu()
     read = {name: values[is_real] for name, values in found.items()}
-    grams = [v_out.gram().cpu() for _, v_out in pairs]
-    codes = [features.encoder.codes(read["0 overlaps"], grams[0], features.threshold)]
-    l0 = float((codes[0] != 0).sum(1).double().mean())
-    codes += [
-        features.encoder.kept(read[f"{place} overlaps"], grams[place], max(l0, 1e-6))[0] for place in range(1, len(pairs))
-    ]
-    return tuple(Side(shares(read[f"{place} acts"]), code) for place, code in enumerate(codes))
+    codes = encoder.codes(read["overlaps"], features.v_out.gram().cpu(), features.threshold)
+    l0 = max(float((codes != 0).sum(1).double().mean()), 1e-6)
+    random_codes, _ = encoder.kept(read["0"], drawn[0].gram().cpu(), l0)
+    return ParameterSides(
+        own=Side(shares(read["acts"]), codes),
+        control=Side(shares(read["0"]), random_codes),
+        calibration=[shares(read[str(place)]) for place in range(1, len(drawn))],
+    )
 
 
 def sae_side(sae: SparseAutoencoder, acts: Float[Tensor, "sample ..."]) -> Side:

@@ -54,7 +54,9 @@ def sparse_inputs():
 @pytest.fixture(scope="module")
 def by_hand(sparse_inputs):
     """Feature k < 6 moves all outputs where number k is there; features 6 and 7 read numbers 6 and 7 at random."""
-    model = Layered()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Layered()
     call = {"n_features": N, "l0": 2, "steps": 3, "progress": False, "n_samples": 500, "reference": "mean"}
     found = pf.decompose(model, "out.weight", inputs=sparse_inputs, **call)
     left = torch.ones(N, 5, 1) / 5**0.5
@@ -135,7 +137,8 @@ def found(tiny_features, sae, tiny_tokens):
 class TestTokens:
     def test_strengths_and_codes_are_those_of_the_features(self, tiny_features, tiny_tokens):
         inputs = read_inputs(tiny_features.engine.adapter, tiny_tokens, None)
-        own, random = parameter_sides(tiny_features, inputs, torch.Generator().manual_seed(0), 1)
+        own, random, calibration = parameter_sides(tiny_features, inputs, torch.Generator().manual_seed(0), n_calibrating=2)
+        assert len({float(each[5, 0]) for each in (random.strengths, *calibration)}) == 3
         acts = tiny_features.activations(tiny_tokens).flatten(0, 1)
         torch.testing.assert_close(own.strengths, shares(acts), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(own.codes, tiny_features.codes(tiny_tokens).flatten(0, 1), rtol=1e-4, atol=1e-6)

@@ -1,0 +1,75 @@
+"""Parameter features of the real model next to SAEs trained on the same texts: the numbers in docs/sae.md.
+
+python benchmarks/next_to_sae.py FOLDER, with the folder that holds load_stories.py; ten minutes on one core.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import param_features as pf
+from param_features.measure.counterparts import correlation_table
+from param_features.measure.examples import shares
+from param_features.sae.sides import random_unit, sae_side
+from param_features.sae.site import activations_at
+
+HOOK, N_HELD_OUT = "blocks.2.hook_resid_post", 200
+
+
+def main(folder: Path, out: Path) -> None:
+    """Fit, train, compare on held-out rows and print."""
+    sys.path.insert(0, str(folder))
+    import load_stories
+
+    model, tokens = load_stories.load_hooked(), load_stories.load_tokens()
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
+    train, held_out = tokens[order[:-N_HELD_OUT]], tokens[order[-N_HELD_OUT:]]
+    call = {"n_features": 100, "l0": 5, "n_samples": 16000, "steps": 300, "seed": 0, "progress": False}
+    features = pf.decompose(model, "blocks.2.attn.W_K", train, **call)
+    print(features)
+    for n_features in (100, 512):
+        sae = pf.train_sae(model, HOOK, train, n_features=n_features, l0=5, seed=0, progress=False)
+        sae.save_model(out / f"sae_{n_features}")
+        print(f"\nSAE of {n_features}", pf.sae_metrics(sae, model, held_out), sep="\n")
+        comparison = pf.compare(features, sae, held_out)
+        print("", comparison, sep="\n")
+        for seed in (1, 2):
+            other = pf.compare(features, sae, held_out, seed=seed)
+            counts = [(len(side.shared), side.n_above("random")) for side in (other.of_features, other.of_sae)]
+            print(f"seed {seed}: (with a counterpart, random ones) of the features {counts[0]}, of the SAE's {counts[1]}")
+        print_strengths(features, comparison, held_out)
+        for pair in sorted(comparison.table(), key=lambda pair: -pair.correlation)[:8]:
+            print(pair)
+
+
+def print_strengths(features: pf.ParamFeatures, comparison: pf.Comparison, tokens: torch.Tensor) -> None:
+    """What other strengths of parameter features would give: features above 95 % of random directions, either way."""
+    theirs = sae_side(comparison.sae, activations_at(features.engine.adapter, comparison.inputs, HOOK)).strengths
+    generator = torch.Generator().manual_seed(1)
+    sets = [features]
+    for _ in range(2):
+        drawn = random_unit(features.v_out, generator)
+        sets.append(replace(features, v_in=drawn, v_out=drawn))
+    acts = [each.activations(tokens).flatten(0, 1) for each in sets]
+    strengths = {
+        "share": shares,
+        "|activation|": torch.abs,
+        "positive and negative parts": lambda values: torch.cat([values.clamp(min=0), (-values).clamp(min=0)], 1),
+    }
+    for name, strength in strengths.items():
+        tables = [correlation_table(strength(each), theirs) for each in acts]
+        if len(tables[0]) > features.n_features:
+            tables = [torch.maximum(*table.split(features.n_features)) for table in tables]
+        print(f"{name}: {_above(tables, 1)} of features, {_above(tables, 0)} of the SAE's")
+
+
+def _above(tables: list[torch.Tensor], axis: int) -> str:
+    own, calibration, control = (table.amax(axis) for table in tables)
+    threshold = calibration.quantile(0.95)
+    return f"{int((own > threshold).sum())} (random {int((control > threshold).sum())})"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path("runs"))

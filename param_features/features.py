@@ -25,7 +25,7 @@ from param_features.measure import (
     activations,
     default_l0s,
     errors_by_l0,
-    harvest_again,
+    harvest_halves,
     top_examples,
     top_logits,
 )
@@ -220,13 +220,16 @@ class ParamFeatures:
     ) -> L0Curve:
         """Reconstruction error when fewer or more features are kept, beside the controls', on the same samples.
 
-        Cost: a harvest of `n_samples` gradients; see `decompose`.
+        Half of the sequences (inputs) are measured on. The principal directions come from the other half; those behind
+        `metrics["control_pca"]` come from all training samples, which are more, and may do a little better.
+
+        Cost: a harvest of up to five times `n_samples` gradients; see `decompose`.
 
         Args:
             tokens: Where to measure; the held-out sequences of the fit by default.
             inputs: The same, for modules that take no tokens.
             l0s: Features kept per sample on average; by default the fit's l0, its half, quarter, double and fourfold.
-            n_samples: About how many samples to take at most.
+            n_samples: About how many samples to measure on at most.
             seed: Of positions, references and the random control.
 
         Returns:
@@ -235,6 +238,7 @@ class ParamFeatures:
         Raises:
             FeatureCountError: An l0 lies outside (0, n_features].
             SettingError: `n_samples` is not positive, or `l0s` is empty.
+            SampleCountError: There are fewer than four sequences.
             NotBoundError: The features were loaded without a model.
         """
         if n_samples < 1:
@@ -242,10 +246,10 @@ class ParamFeatures:
         engine, generator = self._bound("errors_by_l0"), torch.Generator().manual_seed(seed)
         found = self._found(tokens, inputs)
         sampled = {"n_samples": n_samples, "generator": generator}
-        store = harvest_again(engine, self.divergence, self.reference, self.references, found, **sampled)
+        stores = harvest_halves(engine, self.divergence, self.reference, self.references, found, **sampled)
         l0s = default_l0s(self.metrics["l0"], self.n_features) if l0s is None else l0s
         call = {"l0s": l0s, "generator": generator, "encoder": self.encoder}
-        return errors_by_l0(self.v_in, self.v_out, store, engine, **call)
+        return errors_by_l0(self.v_in, self.v_out, stores, engine, **call)
 
     def direction(self, feature: int) -> dict[str, Float[Tensor, "*shape"]]:
         """A feature's unit-norm direction as dense tensors of the parameters' shapes, by name; new tensors.

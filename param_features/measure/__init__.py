@@ -3,7 +3,7 @@
 from param_features.measure.activations import activations
 from param_features.measure.controls import control_errors
 from param_features.measure.examples import Example, top_examples
-from param_features.measure.l0_curve import L0Curve, default_l0s, errors_by_l0, harvest_again
+from param_features.measure.l0_curve import L0Curve, default_l0s, errors_by_l0, harvest_halves
 from param_features.measure.logits import TopLogits, top_logits
 from param_features.measure.match import Match, correlations, match_directions
 from param_features.measure.metrics import Metrics, held_out_metrics
@@ -23,7 +23,7 @@ __all__ = [
     "correlations",
     "default_l0s",
     "errors_by_l0",
-    "harvest_again",
+    "harvest_halves",
     "held_out_metrics",
     "match_directions",
     "top_examples",

@@ -12,7 +12,7 @@ from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.decompose.pursuit import rounds_for
 from param_features.directions import LowRank
 from param_features.divergence import Divergence, Reference
-from param_features.errors import SettingError
+from param_features.errors import SampleCountError, SettingError
 from param_features.gradients import GradientEngine, GradientStore, Harvester, HarvestSettings
 from param_features.inputs import ModelInputs
 from param_features.measure.controls import control_dictionaries, dictionary_error
@@ -29,11 +29,13 @@ class L0Curve:
         errors: Under `reconstruction_error` (the fit), `control_pca`, `control_random` and `control_svd_w`: one
             reconstruction error for each l0; 0 is perfect, 1 predicts nothing.
         n_samples: Samples that they are measured on.
+        n_principal: Others, from which the principal directions were taken.
     """
 
     l0s: tuple[float, ...]
     errors: Mapping[str, tuple[float, ...]]
     n_samples: int
+    n_principal: int
 
     def __repr__(self) -> str:
         """A table, one line per dictionary."""
@@ -47,7 +49,7 @@ def default_l0s(l0: float, n_features: int) -> tuple[float, ...]:
     return tuple(l0 * factor for factor in (0.25, 0.5, 1, 2, 4) if l0 * factor <= n_features)
 
 
-def harvest_again(
+def harvest_halves(
     engine: GradientEngine,
     divergence: Divergence,
     reference: str,
@@ -56,21 +58,33 @@ def harvest_again(
     *,
     n_samples: int,
     generator: torch.Generator,
-) -> GradientStore:
-    """Gradients of about `n_samples` samples of given inputs, compared with references of the kind that the fit used.
+) -> tuple[GradientStore, GradientStore]:
+    """Gradients of one half of the rows for principal directions, and of the other half for measuring.
+
+    Compared with references of the kind that the fit used. The first half gives up to four times as many samples.
 
     Cost: one forward pass of the inputs, and one backward pass of the layers above the parameters per position taken.
 
     Raises:
-        SampleCountError: There is one sample alone, and it is to be compared with another.
+        SampleCountError: There are fewer than four rows.
         MemoryEstimateError: The gradients would not fit.
     """
+    if len(inputs) < 4:
+        raise SampleCountError(
+            f"Got {len(inputs)} sequences (inputs). One half is for the principal directions and one for measuring, and two "
+            "are needed in each: give at least four, and better a hundred."
+        )
     drawn = Reference(reference, references if reference in ("mean", "given") else None)
-    n_pos = inputs.n_pos if engine.per_position else 1
-    n_slots = min(n_pos, -(-n_samples // len(inputs)))
-    rows = inputs.rows(slice(0, max(2, -(-n_samples // n_slots))))
     harvester = Harvester(engine, divergence, drawn, HarvestSettings())
-    return harvester.store(rows, n_slots, generator, progress=False, title="harvest")
+    half = len(inputs) // 2
+
+    def harvest(rows: ModelInputs, n_wanted: int) -> GradientStore:
+        n_pos = rows.n_pos if engine.per_position else 1
+        n_slots = min(n_pos, -(-n_wanted // len(rows)))
+        rows = rows.rows(slice(0, max(2, -(-n_wanted // n_slots))))
+        return harvester.store(rows, n_slots, generator, progress=False, title="harvest")
+
+    return harvest(inputs.rows(slice(0, half)), 4 * n_samples), harvest(inputs.rows(slice(half, None)), n_samples)
 
 
 @typed
@@ -78,7 +92,7 @@ def harvest_again(
 def errors_by_l0(
     v_in: LowRank,
     v_out: LowRank,
-    store: GradientStore,
+    stores: tuple[GradientStore, GradientStore],
     engine: GradientEngine,
     *,
     l0s: Sequence[float],
@@ -87,8 +101,16 @@ def errors_by_l0(
 ) -> L0Curve:
     """The fit and three controls at several l0 on the same samples, each by the encoders that `decompose` scores it with.
 
-    The principal directions are those of the very samples that they are scored on, which is an advantage; a small one
-    where there are many times more samples than features.
+    Args:
+        v_in: The features' encoder.
+        v_out: Their directions.
+        stores: Samples for the principal directions, and others on which everything is measured: principal directions of
+            the very samples that they are scored on would look better than they are.
+        engine: Knows the parameters.
+        l0s: Features kept per sample on average.
+        generator: Draws the random directions.
+        encoder: The fit's.
+
     Cost: the principal directions, and at each l0 a few products of samples × features.
 
     Raises:
@@ -100,6 +122,7 @@ def errors_by_l0(
     ordered = tuple(sorted(float(l0) for l0 in l0s))
     for l0 in ordered:
         check_l0(l0, v_out.n_features)
+    train, store = stores
     is_pursued = encoder.n_rounds is not None
 
     def fit(l0: float) -> float:
@@ -107,8 +130,8 @@ def errors_by_l0(
         return fit_error(v_in, v_out, store, l0, own)
 
     rank = max(left.shape[2] for left, _ in v_out.factors.values())
-    controls = control_dictionaries(store, engine.subset, n_features=v_out.n_features, rank=rank, generator=generator)
+    controls = control_dictionaries(train, engine.subset, n_features=v_out.n_features, rank=rank, generator=generator)
     errors = {"reconstruction_error": tuple(map(fit, ordered))}
     for name, dictionary in controls.items():
         errors[name] = tuple(dictionary_error(dictionary, store, l0, is_pursued=is_pursued) for l0 in ordered)
-    return L0Curve(ordered, errors, store.n_samples)
+    return L0Curve(ordered, errors, store.n_samples, train.n_samples)

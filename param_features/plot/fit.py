@@ -95,11 +95,19 @@ def pareto(
         figure.add_trace(_line(curve, "reconstruction_error", name, {"color": colour, "width": 3}))
     for (key, name), colour, dash in zip(_CONTROLS.items(), GREYS, ("solid", "dash", "dot"), strict=True):
         figure.add_trace(_line(curves[0], key, name, {"color": colour, "width": 1.5, "dash": dash}))
+    figure.add_trace(_as_decomposed(fits[0]))
     title = f"Reconstruction error against l0, {curves[0].n_samples:,} samples"
     laid_out(figure, title, "l0: features kept per sample, mean", "reconstruction error (1 predicts nothing)")
     ticks = sorted({l0 for curve in curves for l0 in curve.l0s})
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     return figure.update_yaxes(rangemode="tozero")
+
+
+def _as_decomposed(features: ParamFeatures) -> Any:
+    """The principal directions of all training samples, which are more than the line's: the control of `metrics`."""
+    marker = {"color": GREYS[0], "symbol": "x", "size": 9}
+    l0, error = features.metrics["l0"], features.metrics["control_pca"]
+    return plotly().Scatter(x=[l0], y=[error], name="the same of all training samples", mode="markers", marker=marker)
 
 
 def _line(curve: L0Curve, key: str, name: str, line: dict[str, Any]) -> Any:

@@ -74,8 +74,10 @@ def test_pareto_draws_the_curve_and_its_controls(tiny_features, tiny_tokens):
         "principal directions",
         "random directions",
         "singular directions of W",
+        "the same of all training samples",
     ]
-    for trace, name in zip(figure.data, curve.errors, strict=True):
+    assert (*figure.data[-1].x, *figure.data[-1].y) == (2, tiny_features.metrics["control_pca"])
+    for trace, name in zip(figure.data, curve.errors, strict=False):
         assert numbers(trace.x).tolist() == [1, 3]
         assert numbers(trace.y).tolist() == list(curve.errors[name])
 
@@ -83,7 +85,7 @@ def test_pareto_draws_the_curve_and_its_controls(tiny_features, tiny_tokens):
 def test_pareto_of_several_fits_has_one_line_each(tiny_features):
     figure = pf.plot.pareto([tiny_features, tiny_features], l0s=[1], n_samples=40)
     assert [trace.name for trace in figure.data][:2] == ["fit 0: 6 features", "fit 1: 6 features"]
-    assert len(figure.data) == 5
+    assert len(figure.data) == 6
     with pytest.raises(SettingError, match="features is empty. Give a fit"):
         pf.plot.pareto([])
 

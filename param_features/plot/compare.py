@@ -9,6 +9,7 @@ from torch import Tensor
 from param_features.errors import InputError
 from param_features.measure import Match
 from param_features.plot.figures import BLUE, GREYS, laid_out, plotly
+from param_features.sae import Comparison
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,7 +27,7 @@ class Correlated(Protocol):
 
 
 def compare(
-    ours: Match | Correlated | Float[Tensor, "sample feature"],
+    ours: Match | Comparison | Correlated | Float[Tensor, "sample feature"],
     theirs: Float[Tensor, "own_sample other"] | None = None,
     *,
     names: tuple[str, str] = ("features", "others"),
@@ -35,8 +36,9 @@ def compare(
     """How alike two sets of features are, best pair first, beside what chance gives.
 
     Args:
-        ours: What `pf.match` returned: the pairs' |cosine|, beside the mean of random directions. Or an object with a matrix
-            `correlation` [feature other], or activations: for each feature its largest |correlation| with any of the others.
+        ours: What `pf.match` returned: the pairs' |cosine|, beside the mean of random directions. What `pf.compare`
+            returned: each parameter feature's best correlation with an SAE feature, beside that of random directions. Or an object with
+            a matrix `correlation` [feature other], or activations: each feature's largest |correlation| with the others.
         theirs: With activations: those of the others at the same samples. Chance is the same with their samples shuffled.
         names: Of the two sets.
         seed: Of the shuffle.
@@ -50,6 +52,11 @@ def compare(
         chance = torch.full_like(cosine, ours.control_cosine)
         title = f"{len(ours)} pairs of {names[0]} and {names[1]}, one to one: mean |cosine| {ours.mean_cosine:.2f}"
         return _curves(cosine, chance, title, "|cosine| of the directions", "random directions, their mean")
+    if isinstance(ours, Comparison):
+        side = ours.of_features
+        found, chance = (values[side.counted].sort(descending=True).values for values in (side.best, side.random))
+        title = f"{len(side.shared)} of {len(found)} parameter features have a counterpart in the SAE"
+        return _curves(found, chance, title, "largest correlation with an SAE feature", "random directions")
     best, chance = _best(ours, theirs, torch.Generator().manual_seed(seed))
     title = f"Each of {len(best)} {names[0]} with its nearest of the {names[1]}: mean |correlation| {float(best.mean()):.2f}"
     return _curves(best, chance, title, "largest |correlation| of activations", "the same, samples shuffled")

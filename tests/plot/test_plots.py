@@ -11,6 +11,7 @@ from param_features.errors import FeatureCountError, InputError, MissingExtraErr
 from param_features.measure.weight import weight_by_head
 from param_features.plot.feature import _blocks
 from tests.browser import executable
+from tests.saes import random_sae
 
 pytest.importorskip("plotly")
 
@@ -160,6 +161,15 @@ def test_compare_finds_each_features_nearest_and_chance_does_not():
     each = [max(abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) for b in two.T[:2]) for a in one.T]
     assert found.tolist() == pytest.approx(sorted(each, reverse=True), abs=1e-5)
     assert found[:2].min() > 0.6 > 0.2 > chance.max()
+
+
+def test_compare_shows_counterparts_beside_random_directions(tiny_features, tiny_tokens):
+    d_model = tiny_features.engine.adapter.module.cfg.d_model
+    sae = random_sae(d_in=d_model, metadata={"hook_name": "blocks.0.hook_resid_post"})
+    comparison = pf.compare(tiny_features, sae, tiny_tokens[:10], n_top=5)
+    found, random = (numbers(trace.y) for trace in pf.plot.compare(comparison).data)
+    assert found.tolist() == pytest.approx(sorted(comparison.of_features.best.tolist(), reverse=True))
+    assert random.tolist() == pytest.approx(sorted(comparison.of_features.random.tolist(), reverse=True))
 
 
 def test_compare_takes_matches_and_whatever_holds_correlations(tiny_features):

@@ -37,8 +37,8 @@ def compare(
 
     Args:
         ours: What `pf.match` returned: the pairs' |cosine|, beside the mean of random directions. What `pf.compare`
-            returned: each parameter feature's best correlation with an SAE feature, beside that of random directions. Or an object with
-            a matrix `correlation` [feature other], or activations: each feature's largest |correlation| with the others.
+            returned: each parameter feature's best correlation with an SAE feature, beside that of random directions. Or an
+            object with a matrix `correlation` [feature other], or activations: each feature's largest |correlation|.
         theirs: With activations: those of the others at the same samples. Chance is the same with their samples shuffled.
         names: Of the two sets.
         seed: Of the shuffle.

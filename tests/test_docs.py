@@ -7,6 +7,7 @@ import pytest
 from param_features.adapters import registry as adapters
 
 from param_features.gradients.rules import registry as rules
+from tests.saes import sae_library
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = [
@@ -22,6 +23,8 @@ def test_the_documentation_holds_blocks():
 
 @pytest.mark.parametrize(("place", "block"), BLOCKS, ids=[place for place, _ in BLOCKS])
 def test_block_runs(place, block, monkeypatch):
+    if "train_sae" in block:
+        sae_library()
     monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))
     monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
     exec(compile(block, place, "exec"), {"__name__": "documentation"})

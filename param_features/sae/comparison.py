@@ -191,7 +191,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         """Counterparts and both sets' numbers, controls beside them."""
-        lines = [f"{line.title:<20}{line.ours:>30}{line.theirs:>30}  {line.meaning}".rstrip() for line in self.lines()]
+        lines = [f"{line.title:<20}{line.ours:>32}{line.theirs:>32}  {line.meaning}".rstrip() for line in self.lines()]
         return "\n".join([self.title, *lines])
 
     def _repr_html_(self) -> str:

@@ -18,7 +18,7 @@ _JOINER = "\u2060"
 """Has no width and ends no word."""
 
 _FLUSH = "window.pfViews.splice(0).forEach(draw => draw());"
-"""Draws every view that waits; an output may reach the page before the one that brings the script."""
+"""Draws every view that waits, since an output may reach the page before the one that brings the script."""
 
 
 def check_finite(values: Iterable[float]) -> None:
@@ -65,10 +65,7 @@ def script() -> str:
     """The circuitsvis bundle as a script element, 1.3 MB; it does nothing where the page has it already."""
     bundle = (importlib.resources.files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
     bundle = bundle.replace("</", "<\\/").replace("//# sourceMappingURL=iife.js.map", "")
-    return (
-        f"<script>if (!window.CircuitsVis) {{ {bundle}; window.CircuitsVis = CircuitsVis; "
-        f"if (window.pfViews) {_FLUSH} }}</script>"
-    )
+    return f"<script>if (!window.CircuitsVis) {{ {bundle}; window.CircuitsVis = CircuitsVis; }}</script>"
 
 
 def whole_page(title: str, body: str) -> str:

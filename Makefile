@@ -1,4 +1,4 @@
-# make demo: set up .venv, decompose one W_K of the embedded model, print features beside their controls, draw a picture.
+# make demo: set up .venv, decompose one W_K of the embedded model, print features beside their controls, write a page.
 # make test: set up .venv (TransformerLens 3, sae-lens) and .venv-tl4 (TransformerLens 4), run all tests in the first and
 # those of the adapters in the second. Both commands reuse what is there. PYTHON=python3.12 chooses another interpreter
 # (3.11 or newer).

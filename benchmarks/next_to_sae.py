@@ -19,7 +19,7 @@ HOOK, N_HELD_OUT = "blocks.2.hook_resid_post", 200
 
 
 def main(folder: Path, out: Path) -> None:
-    """Fit, train, compare on held-out rows and print."""
+    """Fit, train, compare on held-out rows, print, and write a page for each SAE."""
     sys.path.insert(0, str(folder))
     import load_stories
 
@@ -35,6 +35,7 @@ def main(folder: Path, out: Path) -> None:
         print(f"\nSAE of {n_features}", pf.sae_metrics(sae, model, held_out), sep="\n")
         comparison = pf.compare(features, sae, held_out)
         print("", comparison, sep="\n")
+        print(features.report(out / f"next_to_sae_{n_features}.html", tokens=held_out, sae=sae))
         for seed in (1, 2):
             other = pf.compare(features, sae, held_out, seed=seed)
             counts = [(len(side.shared), side.n_above("random")) for side in (other.of_features, other.of_sae)]

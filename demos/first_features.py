@@ -1,4 +1,4 @@
-"""Decompose one W_K of the embedded model: ten features' top examples, the metrics beside their controls, a picture.
+"""Decompose one W_K of the embedded model: ten features' top examples, metrics beside controls, a picture and a page.
 
 Run: python demos/first_features.py [--quick] [--out runs/demo]
 """
@@ -40,13 +40,17 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     features.save_pretrained(arguments.out / "features")
     draw(features, arguments.out / "features.png")
-    print(f"\nPicture: {arguments.out / 'features.png'}. Features: {arguments.out / 'features'} (pf.load reads them).")
+    page = features.report(arguments.out / "report.html")
+    print(f"\nPage: {page}. Picture: {arguments.out / 'features.png'}.")
+    print(f"Features: {arguments.out / 'features'} (pf.load reads them).")
 
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small settings, for a check that everything runs")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the picture and the features")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder for the page, the picture and the features"
+    )
     return parser.parse_args()
 
 

@@ -78,6 +78,7 @@ def test_the_page_shows_both_sides(found, page, traffic, tmp_path):
     assert page.locator("#feature a[href^='https://']").count() == 3
     page.select_option("#sae-filter", "all")
     page.locator("#sae-table summary").first.click()
+    page.locator("#sae-table .example").first.wait_for()
     assert page.locator("#sae-table .example").first.locator(".text").count() == 2
     page.locator("#sae-table tbody a[href^='#feature-']").last.click()
     assert page.inner_text("#feature h2") == f"Feature {found['sae']['features'][-1]['pair']['feature']}"
@@ -92,6 +93,7 @@ def test_hostile_tokens_run_nothing_in_either_line(found, page, traffic, tmp_pat
     page.goto(write_report(tmp_path / "report.html", "t", hostile).as_uri())
     page.wait_for_selector("#errors .main-svg")
     page.locator("#sae-table summary").first.click()
+    page.locator("#sae-table .example").first.wait_for()
     assert page.locator("img").count() == 0
     assert page.evaluate("window.pwned") is None
     assert traffic.requests == traffic.errors == []

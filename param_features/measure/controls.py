@@ -4,8 +4,10 @@ Each is scored as the fit is: same number of directions, same l0, same held-out 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,7 +21,7 @@ from param_features.gradients import Gradients, GradientStore, flatten
 from param_features.params import ParamSubset
 from param_features.typed import typed
 
-_EXACT_UP_TO = 4096
+_EXACT_UP_TO, _DENSE_UP_TO = 4096, 512
 _CHUNK_NUMBERS = 2**25
 
 
@@ -109,20 +111,33 @@ def principal_directions(
 ) -> Float[Tensor, "feature n_params"]:
     """Leading eigenvectors of Σ ∇∇ᵀ, not centred, as dense orthonormal rows.
 
-    Cost: an eigendecomposition of |W| × |W| up to 4,096 parameters; six passes over the samples beyond (block power
+    Cost: the leading eigenvectors of |W| × |W| up to 4,096 parameters; six passes over the samples beyond (block power
     iteration with ten extra directions). Memory: n_features · |W|.
     """
     n_params = sum(gradient.matrix_shape[0] * gradient.matrix_shape[1] for gradient in store.rows(slice(0, 1)).values())
     n_kept = min(n_features, n_params)
     chunk = _chunk_size(store)
     if n_params <= _EXACT_UP_TO:
-        moment = sum((rows.T @ rows).double() for rows in map(flatten, store.chunks(chunk)))
-        return torch.linalg.eigh(moment).eigenvectors.T.flip(0)[:n_kept].to(store.square_norm())
+        moment = torch.zeros(n_params, n_params, dtype=torch.float64, device=store.square_norm().device)
+        for rows in map(flatten, store.chunks(chunk)):
+            moment += rows.T @ rows
+        return leading_eigenvectors(moment, n_kept).to(store.square_norm())
     basis = torch.randn(n_params, min(n_kept + 10, n_params), generator=generator).to(store.square_norm())
     for _ in range(6):
         basis = torch.linalg.qr(sum(rows.T @ (rows @ basis) for rows in map(flatten, store.chunks(chunk)))).Q
     small = sum((rows @ basis).T @ (rows @ basis) for rows in map(flatten, store.chunks(chunk)))
     return (basis @ torch.linalg.eigh(small).eigenvectors.flip(1))[:, :n_kept].T.contiguous()
+
+
+def leading_eigenvectors(matrix: Float[Tensor, "n n"], n_kept: int) -> Float[Tensor, "n_kept n"]:
+    """Eigenvectors of a symmetric matrix with the largest eigenvalues, largest first: by ARPACK where few are wanted."""
+    from scipy.sparse.linalg import ArpackError, eigsh  # costs a good part of what importing this library does
+
+    if len(matrix) >= _DENSE_UP_TO and n_kept * 4 <= len(matrix):
+        with suppress(ArpackError):  # a matrix of zeros, or no convergence
+            found = eigsh(matrix.cpu().numpy(), k=n_kept, v0=np.ones(len(matrix)))[1]
+            return torch.from_numpy(found.T[::-1].copy())
+    return torch.linalg.eigh(matrix).eigenvectors.T.flip(0)[:n_kept]
 
 
 def random_directions(like: Gradients, n_features: int, rank: int, generator: torch.Generator) -> LowRank:

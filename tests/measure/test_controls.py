@@ -11,6 +11,7 @@ from param_features.measure import controls as module
 from param_features.measure.controls import (
     Dictionary,
     dictionary_error,
+    leading_eigenvectors,
     principal_directions,
     random_directions,
     singular_directions,
@@ -37,6 +38,18 @@ def test_principal_directions_are_the_right_singular_vectors():
     found = principal_directions(store, 4, torch.Generator().manual_seed(0))
     expected = torch.linalg.svd(rows_of(store), full_matrices=False).Vh[:4]
     torch.testing.assert_close((found @ expected.T).abs(), torch.eye(4), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [600, 20, 0])
+def test_few_leading_eigenvectors_are_those_of_the_whole_decomposition(rank):
+    factor = torch.randn(600, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = factor @ torch.diag(torch.linspace(2, 1, rank, dtype=torch.float64)) @ factor.T
+    found, whole = leading_eigenvectors(matrix, 40), torch.linalg.eigh(matrix).eigenvectors.T.flip(0)[:40]
+    torch.testing.assert_close(found @ found.T, torch.eye(40, dtype=torch.float64))
+    n = min(rank, 40)
+    torch.testing.assert_close(found[:n].T @ found[:n], whole[:n].T @ whole[:n], atol=1e-6, rtol=0)
+    kept = (found @ matrix @ found.T).diagonal()
+    torch.testing.assert_close(kept, (whole @ matrix @ whole.T).diagonal(), atol=1e-6 * max(1.0, float(kept.max())), rtol=0)
 
 
 def test_iterated_principal_directions_span_what_the_exact_ones_span(monkeypatch):

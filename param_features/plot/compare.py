@@ -8,6 +8,7 @@ from torch import Tensor
 
 from param_features.errors import InputError
 from param_features.measure import Match
+from param_features.measure.counterparts import correlation_table
 from param_features.plot.figures import BLUE, GREYS, laid_out, plotly
 from param_features.sae import Comparison
 
@@ -73,17 +74,11 @@ def _best(ours, theirs: Tensor | None, generator: torch.Generator) -> tuple[Tens
             "[sample feature] and [sample other] at the same samples."
         )
     order = torch.randperm(len(theirs), generator=generator)
-    return _largest(_correlations(ours, theirs)), _largest(_correlations(ours, theirs[order]))
+    return _largest(correlation_table(ours, theirs)), _largest(correlation_table(ours, theirs[order]))
 
 
 def _largest(correlation: Float[Tensor, "feature other"]) -> Float[Tensor, " feature"]:
     return correlation.abs().max(1).values.sort(descending=True).values
-
-
-def _correlations(ours: Tensor, theirs: Tensor) -> Float[Tensor, "feature other"]:
-    """Pearson's, of every pair; 0 where one is constant."""
-    one, two = (acts.double() - acts.double().mean(0) for acts in (ours, theirs))
-    return (one / one.norm(dim=0).clamp(min=1e-30)).T @ (two / two.norm(dim=0).clamp(min=1e-30))
 
 
 def _curves(found: Tensor, chance: Tensor | None, title: str, y: str, control: str) -> "go.Figure":

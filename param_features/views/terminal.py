@@ -14,9 +14,14 @@ def colored_tokens(tokens: Sequence[str], values: Sequence[float], *, bound: flo
     return "".join(cells)
 
 
+def visible(token: str) -> str:
+    """The token with a sign in place of every character that cannot be seen, or that would command a terminal."""
+    return "".join(character if character.isprintable() else "⏎" if character == "\n" else "·" for character in token)
+
+
 def _cell(token: str, value: float, bound: float, *, is_marked: bool) -> str:
     strength = min(1.0, abs(value) / bound) if bound else 0.0
-    text = "".join(character if character.isprintable() else "⏎" if character == "\n" else "·" for character in token)
+    text = visible(token)
     style = "\x1b[1;4m" if is_marked else ""
     if strength < 0.05:
         return f"{style}{text}{_RESET}" if style else text

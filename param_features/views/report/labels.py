@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from param_features.measure import Example
+from param_features.views.terminal import visible
 
 _MOST, _MANY = 0.5, 0.25
 _LIFT = 3
@@ -66,5 +67,5 @@ def windows_with(rows: Sequence[Sequence[str]]) -> Callable[[str], float]:
 
 def quoted(token: str) -> str:
     """The token in curly quotes without the space before it, with what cannot be seen made visible."""
-    shown = "".join(character if character.isprintable() else "⏎" if character == "\n" else "·" for character in token)
+    shown = visible(token)
     return f"“{shown.strip(' ') or shown}”"

@@ -8,7 +8,7 @@ from torch import Tensor
 from param_features.params import ParamView
 
 if TYPE_CHECKING:
-    from param_features.features import ParamFeatures
+    from param_features.features.base import FittedFeatures
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ParamRecord:
         return cls(tuple(view.shape), view.fold, fingerprint, len(view.places))
 
 
-def saved_tensors(features: "ParamFeatures") -> dict[str, Tensor]:
+def saved_tensors(features: "FittedFeatures") -> dict[str, Tensor]:
     """Everything saved as tensors."""
     tensors = {"references": features.references}
     directions = {"v_out": features.v_out}
@@ -49,7 +49,7 @@ def saved_tensors(features: "ParamFeatures") -> dict[str, Tensor]:
     return tensors
 
 
-def saved_record(features: "ParamFeatures") -> dict[str, Any]:
+def saved_record(features: "FittedFeatures") -> dict[str, Any]:
     """Everything saved as JSON."""
     return {
         "params": {name: asdict(record) for name, record in features.params.items()},

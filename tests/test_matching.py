@@ -7,9 +7,9 @@ from torch import nn
 
 import param_features as pf
 from param_features.errors import FingerprintError, UnknownParameterError
-from param_features.features import ParamRecord
 from param_features.matching import matching_views
 from param_features.params import fingerprint, select
+from param_features.record import ParamRecord
 from tests.models import normal, randomised
 
 QUICK = {"n_features": 4, "rank": 2, "l0": 1, "steps": 4, "progress": False}

@@ -1,0 +1,1 @@
+"""Editing weights along features: steering, ablating, exporting and training coefficients."""

@@ -88,6 +88,10 @@ class FeatureMismatchError(ParamFeaturesError, ValueError):
     """Two fits that are to be compared are of different parameters."""
 
 
+class SearchError(ParamFeaturesError, ValueError):
+    """No step along the features brings the divergence to where it was wanted."""
+
+
 class ToyError(ParamFeaturesError, RuntimeError):
     """No training run of a toy gave a model in which every planted feature is there."""
 

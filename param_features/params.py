@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from param_features.edits import Addition, added, is_edited
 from param_features.errors import (
     EmptySelectionError,
     NoGradientError,
@@ -222,18 +223,17 @@ class ParamSubset:
 
     @contextmanager
     def edited(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
-        """Add `deltas` to the parameters in place, and restore the old values bit for bit on exit."""
-        views = [self[name] for name in deltas]
-        old = [(view.stored, view.stored.detach().clone()) for view in views]
-        try:
-            with torch.no_grad():
-                for view in views:
-                    view.stored.copy_(view.layout.write(view.tensor + deltas[view.name], view.stored))
+        """Add `deltas` to the parameters in place, and restore the old values bit for bit on exit.
+
+        Blocks may be nested, which adds up, and may end in any order; see `edits.added`.
+        """
+        with added(Addition(self[name].stored, self[name].layout, delta.detach()) for name, delta in deltas.items()):
             yield
-        finally:
-            with torch.no_grad():
-                for stored, values in reversed(old):
-                    stored.copy_(values)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether a block of `edited` is running on one of the parameters."""
+        return any(is_edited(view.stored) for view in self.views)
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of each parameter's dtype and matrix [d_out, d_in], by name. Cost: one copy of the subset to the CPU.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from param_features.errors import SettingError
 from param_features.features.base import FittedFeatures
-from param_features.inputs import read_inputs, real_first
+from param_features.inputs import ModelInputs, read_inputs, real_first
 from param_features.measure import (
     Example,
     L0Curve,
@@ -94,12 +94,8 @@ class MeasuredFeatures(FittedFeatures):
             NotBoundError: The features were loaded without a model.
         """
         self.check_feature(feature)
-        engine = self._bound("top_examples")
-        found = self._found(tokens, inputs)
-        acts = self._example_activations(found)
-        acts = real_first(acts, found) if engine.per_position else acts.unsqueeze(1)
-        rows = found.token_rows if engine.per_position else None
-        return top_examples(acts, feature, rows, engine.adapter.to_strings, n=n, by=by)
+        self._bound("top_examples")
+        return self._top(feature, n, self._found(tokens, inputs), by)
 
     def top_logits(self, feature: int, n: int = 10, *, n_examples: int = 20) -> TopLogits:
         """The outputs that a step along a feature moves most, on average over its top examples.
@@ -205,3 +201,9 @@ class MeasuredFeatures(FittedFeatures):
         engine = self._bound("activation_parts")
         found = read_inputs(engine.adapter, tokens, inputs)
         return activation_parts(engine, self.v_in, self.divergence, self.references, found)
+
+    def _top(self, feature: int, n: int, found: ModelInputs, by: Ranking = "share") -> list[Example]:
+        engine, acts = self._bound("top_examples"), self._example_activations(found)
+        acts = real_first(acts, found) if engine.per_position else acts.unsqueeze(1)
+        rows = found.token_rows if engine.per_position else None
+        return top_examples(acts, feature, rows, engine.adapter.to_strings, n=n, by=by)

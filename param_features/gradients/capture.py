@@ -60,7 +60,8 @@ def capturing(taps: Iterable[Tap], *, stop_at: nn.Module | None = None) -> Itera
             handle.remove()
 
 
-def _argument(args: tuple, kwargs: dict, which: str | int) -> Tensor | None:
+def argument(args: tuple, kwargs: dict, which: str | int) -> Tensor | None:
+    """The input of a call that a site means; None where there is none or it is no tensor."""
     if isinstance(which, str):
         return kwargs.get(which)
     values = args or tuple(kwargs.values())
@@ -74,7 +75,7 @@ def _watch_input(capture: Capture, site: Site) -> RemovableHandle:
         )
 
     def watch(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        tensor = _argument(args, kwargs, site.which)
+        tensor = argument(args, kwargs, site.which)
         capture.inputs[site].append(tensor.detach() if tensor is not None else None)
 
     return site.module.register_forward_pre_hook(watch, with_kwargs=True)
@@ -94,7 +95,7 @@ def _root_output(capture: Capture, site: Site) -> RemovableHandle:
 
 def _stop_at(capture: Capture, head: nn.Module) -> RemovableHandle:
     def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        capture.inputs[Site(head, 0)].append(_argument(args, kwargs, 0))
+        capture.inputs[Site(head, 0)].append(argument(args, kwargs, 0))
         raise StopForward
 
     return head.register_forward_pre_hook(stop, with_kwargs=True)

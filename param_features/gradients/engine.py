@@ -193,13 +193,13 @@ def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Sit
         for index, source in enumerate(capture.inputs[tap.input]):
             if source is None:
                 raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
-            source = _by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
-            gradient = rule(tap.layer, source, _by_row(at_least_float32(deltas[tap.output, index]), n_rows))
+            source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
+            gradient = rule(tap.layer, source, by_row(at_least_float32(deltas[tap.output, index]), n_rows))
             parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(source.device)))
     return join_positions(parts)
 
 
-def _by_row(tensor: Tensor, n_rows: int) -> Tensor:
+def by_row(tensor: Tensor, n_rows: int) -> Tensor:
     """With the batch first where the model merged batch and positions into one axis, as OPT's MLP does."""
     is_merged = len(tensor) > n_rows and len(tensor) % n_rows == 0
     return tensor.unflatten(0, (n_rows, -1)) if is_merged else tensor

@@ -1,0 +1,204 @@
+"""Changing weights along features: steering, editing, ablating."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from param_features.errors import FeatureCountError
+from param_features.features.measuring import MeasuredFeatures
+from param_features.inputs import ModelInputs
+from param_features.intervene import (
+    Edit,
+    Search,
+    Steering,
+    by_noise,
+    by_weight,
+    check_rule,
+    combined,
+    copied,
+    located,
+    outside_span,
+    read_coefficients,
+    read_where,
+    steering,
+    write_for_good,
+)
+
+
+class IntervenedFeatures(MeasuredFeatures):
+    """Features along which weights can be changed."""
+
+    def steer(self, coefficients: Mapping[int, float], *, where: Bool[Tensor, "..."] | list | None = None) -> Steering:
+        """Run the model with W + Σ δ_k v_k in a `with` block; every bit of W is back afterwards.
+
+        Inside the block generation, hooks, `run_with_cache` and nnsight traces see the changed weights. Blocks may be
+        nested, which adds up, may be entered again, and may end in any order; an exception or Ctrl-C restores as well. A
+        feature is a local direction: the larger δ, the less its activation foretells (see `audit`).
+
+        Cost: a copy of the parameters on entering; with `where`, a small product at each call of their layers.
+
+        Args:
+            coefficients: δ by feature, in units of the weights: ‖δ v‖ = |δ|.
+            where: Truth values [batch], or [batch, pos] in a model of tokens: the features act on those alone, through the
+                layers' outputs. Needs parameters with a layer rule; see `pf.describe`.
+
+        Returns:
+            A context manager; its `coefficients` are the ones given.
+
+        Raises:
+            SettingError: No coefficients, or one that is no finite number.
+            FeatureCountError: There is no such feature.
+            NotBoundError: The features were loaded without a model.
+            InputError: `where` is no mask; inside the block, the model is run on a batch of another shape.
+            AdapterError: `where` with a parameter that has no layer rule.
+        """
+        engine = self._bound("steer")
+        chosen = read_coefficients(coefficients, self.check_feature)
+        return steering(engine, self.v_out, chosen, read_where(where, engine.per_position))
+
+    def steered(self, model: Any, coefficients: Mapping[int, float]) -> Any:
+        """A copy of a model with W + Σ δ_k v_k; the model itself stays as it is.
+
+        Args:
+            model: One with the decomposed weights, in any library; None for the features' own.
+            coefficients: δ by feature, as in `steer`.
+
+        Returns:
+            A deep copy of the same class. Cost: the model's memory again.
+
+        Raises:
+            SettingError: No coefficients, or one that is no finite number.
+            FeatureCountError: There is no such feature.
+            FingerprintError: The model's parameters are not the ones that were decomposed.
+            AdapterError: The model cannot be copied, or no adapter recognises it.
+            NotBoundError: No model is given and the features have none.
+        """
+        chosen = read_coefficients(coefficients, self.check_feature)
+        subject = copied(self._own_model() if model is None else model)
+        subset = located(subject, self.params)
+        write_for_good(subset, combined(self.v_out, chosen, subset))
+        return subject
+
+    def edit(self, model: Any, coefficients: Mapping[int, float]) -> Edit:
+        """Add Σ δ_k v_k to a model's weights **for good**; nothing is kept to undo it with.
+
+        Args:
+            model: One with the decomposed weights, in any library; None for the features' own, whose activations are from
+                then on those of the edited model.
+            coefficients: δ by feature, as in `steer`.
+
+        Returns:
+            How far each parameter was moved; prints as a sentence.
+
+        Raises:
+            ModelStateError: The model is being steered.
+            SettingError: No coefficients, or one that is no finite number.
+            FeatureCountError: There is no such feature.
+            FingerprintError: The model's parameters are not the ones that were decomposed.
+            AdapterError: No adapter recognises the model.
+            NotBoundError: No model is given and the features have none.
+        """
+        chosen = read_coefficients(coefficients, self.check_feature)
+        subset = self._bound("edit").subset if model is None else located(model, self.params)
+        return Edit(chosen, write_for_good(subset, combined(self.v_out, chosen, subset)))
+
+    def ablate(
+        self,
+        features: Iterable[int],
+        *,
+        rule: str = "weight",
+        tokens: Any = None,
+        inputs: Any = None,
+        target: float = 0.9,
+        scale: float = 0.1,
+        seed: int = 0,
+    ) -> Steering:
+        """Run the model without what some features contribute, in a `with` block that restores every bit.
+
+        Features are local directions: they need not sum to W, and no rule removes "their part" of it (`residual` gives what
+        lies outside their span). Choose the rule by the question:
+
+        - `"weight"`: δ = −Gram⁺ ⟨v, W⟩ takes the directions out of the weights, by projection. It does next to nothing
+          where W holds little of them.
+        - `"search"`: the shortest step against the features' mean activations on their top samples at which the mean
+          divergence from the reference falls there to `target` of what it is: the outputs lose what sets them apart.
+        - `"noise"`: δ_k ~ N(0, (`scale` ‖W‖)² / n): what depends on the directions is blurred.
+
+        Args:
+            features: Which ones.
+            rule: One of the three.
+            tokens: For `"search"`: where to look; by default the held-out sequences. Each feature's 20 top
+                examples among them count.
+            inputs: The same, for modules that take no tokens.
+            target: For `"search"`: the share of the mean divergence that is left, in (0, 1).
+            scale: For `"noise"`: the noise's norm as a share of ‖W‖.
+            seed: For `"noise"`.
+
+        Returns:
+            A context manager as `steer` gives; `.coefficients` says what the rule chose.
+
+        Raises:
+            SettingError: `rule`, `target` or `scale` is not accepted.
+            FeatureCountError: There is no such feature, or none is given.
+            SearchError: The divergence never falls to the target along these features.
+            NotBoundError: The features were loaded without a model.
+        """
+        check_rule(rule)
+        engine, chosen = self._bound("ablate"), self._checked(features)
+        directions = self.v_out.rows(chosen)
+        if rule == "weight":
+            found = by_weight(directions, engine.subset)
+        elif rule == "noise":
+            found = by_noise(directions, engine.subset, scale=scale, seed=seed)
+        else:
+            samples = self._samples_of(chosen, tokens, inputs)
+            found = Search(engine, self.divergence, self.references, *samples, target).coefficients(directions)
+        return self.steer(dict(zip(chosen, found.tolist(), strict=True)))
+
+    def residual(self) -> dict[str, Float[Tensor, "*shape"]]:
+        """W minus the nearest point of the features' span, by name, for those who need "features + rest = W".
+
+        Rest + Σ c_k v_k = W with the c that `weight_coefficients` gives. Few directions span little of a weight: the rest is
+        most of it, and that is no failing of features that are local directions. New tensors, float32 or better.
+
+        Raises:
+            NotBoundError: The features were loaded without a model.
+        """
+        return outside_span(self.v_out, self._bound("residual").subset)
+
+    def weight_coefficients(self) -> Float[Tensor, " feature"]:
+        """C for which Σ c_k v_k is nearest to W, in units of the weights; the shortest such c where features depend.
+
+        Raises:
+            NotBoundError: The features were loaded without a model.
+        """
+        return -by_weight(self.v_out, self._bound("weight_coefficients").subset)
+
+    def _own_model(self) -> Any:
+        return self._bound("steered").adapter.model
+
+    def _checked(self, features: Iterable[int]) -> list[int]:
+        chosen = list(dict.fromkeys([features] if isinstance(features, int) else features))
+        for feature in chosen:
+            self.check_feature(feature)
+        if not chosen:
+            raise FeatureCountError(f"No feature is given. Features are numbered 0 to {self.n_features - 1}.")
+        return chosen
+
+    def _samples_of(self, chosen: list[int], tokens: Any, inputs: Any, n: int = 20) -> tuple[ModelInputs, Tensor]:
+        """Rows that hold the features' top samples, and which of the rows' samples these are."""
+        engine = self._bound("ablate")
+        found = self._found(tokens, inputs)
+        best = [example for feature in chosen for example in self._top(feature, n, found)]
+        rows = sorted({example.row for example in best})
+        kept = found.rows(rows)
+        if not engine.per_position:
+            return kept, torch.arange(len(rows))
+        is_real = torch.ones(len(rows), kept.n_pos, dtype=torch.bool) if kept.mask is None else kept.mask.cpu()
+        number = is_real.flatten().cumsum(0).reshape(is_real.shape) - 1
+        where = [(rows.index(example.row), example.position) for example in best]
+        places = [(row, int(kept.places[row, position])) for row, position in where]
+        return kept, torch.tensor(sorted({int(number[place]) for place in places}))

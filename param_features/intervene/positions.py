@@ -1,0 +1,136 @@
+"""Adding a feature for some sequences or positions only: at the layer's output, where the weight itself stays as it is."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from param_features.directions import LowRank
+from param_features.errors import AdapterError, InputError
+from param_features.gradients import GradientEngine, at_least_float32
+from param_features.gradients.capture import argument
+from param_features.gradients.engine import by_row
+from param_features.gradients.rules import required_rule
+from param_features.params import Tap
+
+Where = Bool[Tensor, "batch"] | Bool[Tensor, "batch pos"]
+
+
+@contextmanager
+def added_at(engine: GradientEngine, direction: LowRank, where: Where) -> Iterator[None]:
+    """Run the model as if a direction were added to its parameters, for the marked sequences or positions alone.
+
+    What a weight's change ΔW adds to its layer's output is the transpose of the layer rule applied to ΔW (ΔW a for a
+    matrix), so it is added there. No weight is touched. Cost: one small product per call of the layer.
+
+    Args:
+        engine: Knows where each parameter's input and output can be tapped.
+        direction: One direction, δ and all.
+        where: True where it acts: [batch], or [batch pos] in a model of tokens.
+
+    Raises:
+        InputError: Inside the block, the model is run on a batch of another shape.
+    """
+    with ExitStack() as hooks:
+        for name, taps in engine.routes.taps.items():
+            for tap in taps:
+                for handle in _hooked(tap, direction.factors[name], where):
+                    hooks.callback(handle.remove)
+        yield
+
+
+def check_rules(engine: GradientEngine) -> None:
+    """Refuse parameters whose part of an output cannot be told from that of other positions.
+
+    Raises:
+        AdapterError: A parameter has no layer rule here.
+    """
+    dense = [name for name in engine.subset.names if name not in engine.routes.taps]
+    if dense:
+        why = engine.routes.why_dense.get(dense[0], "no layer rule")
+        raise AdapterError(
+            f"where= needs a layer rule for every parameter, and {dense[0]!r} has none here ({why}). Leave where= out: the "
+            "weight is then changed for the whole batch."
+        )
+
+
+def _hooked(tap: Tap, factors: tuple[Tensor, Tensor], where: Where) -> Iterator[RemovableHandle]:
+    """Add the direction's part to the tapped output, computed from the tapped input of the same pass."""
+    seen: list[Tensor] = []
+
+    def add(module: nn.Module, args: tuple, output: object) -> Tensor | None:
+        if not isinstance(output, Tensor) or not seen:
+            return None
+        change = _change(tap, seen[-1], output, factors, len(where))
+        return output + (change * _spread(where, output)).to(output.dtype)
+
+    # The user's hooks see the output with its change, as they would with a changed weight.
+    yield tap.output.module.register_forward_hook(add, prepend=True)
+    yield from _watched(tap, lambda tensor: seen.__setitem__(slice(None), [tensor]))
+
+
+def _watched(tap: Tap, see: Callable[[Tensor], None]) -> Iterator[RemovableHandle]:
+    """Show the tensor that reaches the tap's input, after every hook that might change it."""
+    module, which = tap.input.module, tap.input.which
+    if which == "output":
+
+        def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+            see(output)
+
+        handle = module.register_forward_hook(keep)
+        yield handle
+        # Hooks that the user adds later run later: before each call ours moves behind them.
+        hooks = cast(OrderedDict, module._forward_hooks)
+        yield module.register_forward_pre_hook(lambda *_: hooks.move_to_end(handle.id))
+        return
+
+    def watch(module: nn.Module, args: tuple, kwargs: Any, *output: object) -> None:
+        found = argument(args, kwargs, which)
+        if found is not None:
+            see(found)
+
+    if module is tap.output.module:
+        yield module.register_forward_hook(watch, prepend=True, with_kwargs=True)
+    else:  # the output lies inside the module: its input is needed before the call is over
+        yield module.register_forward_pre_hook(watch, with_kwargs=True)
+
+
+def _change(tap: Tap, source: Tensor, output: Tensor, factors: tuple[Tensor, Tensor], n_rows: int) -> Tensor:
+    """The change of the output: ∂⟨rule(source, δ), v⟩/∂δ, which is linear in δ."""
+    rule = required_rule(tap.rule, tap.attribute)
+    with torch.inference_mode(False):
+        source = source.clone() if source.is_inference() else source
+        source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
+        left, right = (factor.to(source.device) for factor in factors)
+        if source.is_floating_point():
+            left, right = left.to(source.dtype), right.to(source.dtype)
+
+        def overlap(delta: Tensor) -> Tensor:
+            gradient = rule(tap.layer, source, by_row(delta, n_rows))
+            gradient = gradient if tap.rows is None else gradient.rows(tap.rows.to(delta.device))
+            return gradient.inner(left, right).sum()
+
+        probe = torch.zeros(output.shape, dtype=left.dtype, device=output.device)
+        value, pull, *_ = torch.func.vjp(overlap, probe)
+        return pull(torch.ones_like(value))[0]
+
+
+def _spread(where: Where, output: Tensor) -> Tensor:
+    """The mask with the output's axes: [batch pos ...], batch and positions perhaps merged into one."""
+    where = where.to(output.device)
+    merged = where.numel()
+    if where.dim() == 2 and output.shape[:2] != where.shape and output.shape[:1] == (merged,):
+        where = where.flatten()
+    elif where.dim() == 1 and len(output) > merged and len(output) % merged == 0:
+        where = where.repeat_interleave(len(output) // merged)
+    if output.shape[: where.dim()] != where.shape:
+        raise InputError(
+            f"where= has shape {tuple(where.shape)}, and the model is run on {tuple(output.shape[: where.dim()])}. Run it "
+            "on the sequences that where= speaks of; one truth value for each sequence, [batch], suits every length."
+        )
+    return where.reshape(*where.shape, *(1,) * (output.dim() - where.dim()))

@@ -1,0 +1,41 @@
+"""How much of the weights lies in the span of features."""
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.directions import LowRank
+from param_features.gradients import Dense, Gradients, at_least_float32
+from param_features.params import ParamSubset
+
+
+@torch.no_grad()
+def span_coefficients(directions: LowRank, subset: ParamSubset) -> Float[Tensor, " feature"]:
+    """C = Gram⁺ ⟨v, W⟩: Σ c_k v_k is the point of the features' span that is nearest to the weights. In float64.
+
+    Cost: an eigendecomposition of the Gram matrix; n_features³.
+    """
+    weights: Gradients = {
+        name: Dense(at_least_float32(view.to_matrix(view.tensor.detach())).unsqueeze(0))
+        for name, view in zip(directions.factors, subset.views, strict=True)
+    }
+    overlaps = directions.inner(weights)[0].double()
+    return torch.linalg.pinv(directions.gram().double(), hermitian=True, rtol=1e-6) @ overlaps
+
+
+@torch.no_grad()
+def outside_span(directions: LowRank, subset: ParamSubset) -> dict[str, Float[Tensor, "*shape"]]:
+    """W minus the nearest point of the features' span, by name; new tensors in float32 or better."""
+    coefficients = span_coefficients(directions, subset)
+    found = {}
+    for view, (left, right) in zip(subset.views, directions.factors.values(), strict=True):
+        inside = einsum(coefficients, left.double(), right.double(), "k, k o rank, k i rank -> o i")
+        matrix = view.to_matrix(at_least_float32(view.tensor.detach()))
+        found[view.name] = view.from_matrix((matrix.double() - inside).to(matrix.dtype))
+    return found
+
+
+def weight_norm(subset: ParamSubset) -> float:
+    """‖W‖ over all chosen parameters."""
+    return float(torch.stack([view.tensor.detach().double().square().sum().cpu() for view in subset.views]).sum().sqrt())

@@ -1,0 +1,127 @@
+"""Steering: the model runs with W + Σ δ_k v_k while a block lasts."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from numbers import Real
+from types import TracebackType
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.directions import LowRank
+from param_features.errors import InputError, SettingError
+from param_features.gradients import GradientEngine
+from param_features.intervene.positions import Where, added_at, check_rules
+from param_features.params import ParamSubset
+
+Coefficients = Mapping[int, float]
+"""δ by feature: how far to step along its unit-norm direction, in units of the weights."""
+
+
+class Steering(AbstractContextManager):
+    """A change of the weights that lasts as long as a `with` block; may be entered many times, also inside itself.
+
+    Attributes:
+        coefficients: δ by feature.
+    """
+
+    def __init__(self, coefficients: Coefficients, begin: Callable[[], AbstractContextManager]) -> None:
+        """Remember how to begin; nothing is changed yet."""
+        self.coefficients = dict(coefficients)
+        self._begin = begin
+        self._entered: list[AbstractContextManager] = []
+
+    def __enter__(self) -> "Steering":
+        """Change the weights."""
+        block = self._begin()
+        block.__enter__()
+        self._entered.append(block)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Take the change back, bit for bit.
+
+        Raises:
+            RuntimeError: The block was never entered.
+        """
+        if not self._entered:
+            raise RuntimeError("This steering was left more often than entered. Use it in a with statement.")
+        self._entered.pop().__exit__(kind, error, trace)
+
+    def __repr__(self) -> str:
+        """The first few coefficients."""
+        shown = ", ".join(f"{feature}: {delta:+.3g}" for feature, delta in list(self.coefficients.items())[:8])
+        return f"Steering({{{shown}{', …' if len(self.coefficients) > 8 else ''}}})"
+
+
+def steering(engine: GradientEngine, v_out: LowRank, coefficients: Coefficients, where: Where | None) -> Steering:
+    """W + Σ δ_k v_k for the whole batch, or where a mask says so."""
+    if where is None:
+        deltas = combined(v_out, coefficients, engine.subset)
+        return Steering(coefficients, lambda: engine.subset.edited(deltas))
+    check_rules(engine)
+    direction = combined_direction(v_out, coefficients)
+    return Steering(coefficients, lambda: added_at(engine, direction, where))
+
+
+def combined(v_out: LowRank, coefficients: Coefficients, subset: ParamSubset) -> dict[str, Float[Tensor, "*shape"]]:
+    """Σ δ_k v_k as tensors of the parameters' shapes, by the names that `v_out` bears. Cost: one |W|."""
+    rows = v_out.rows(list(coefficients))
+    found = {}
+    for view, (left, right) in zip(subset.views, rows.factors.values(), strict=True):
+        delta = torch.tensor(list(coefficients.values()), dtype=left.dtype, device=left.device)
+        found[view.name] = view.from_matrix(einsum(delta, left, right, "k, k o rank, k i rank -> o i"))
+    return found
+
+
+def combined_direction(v_out: LowRank, coefficients: Coefficients) -> LowRank:
+    """Σ δ_k v_k as one direction, whose rank is the sum of theirs."""
+    rows = v_out.rows(list(coefficients))
+    factors = {}
+    for name, (left, right) in rows.factors.items():
+        delta = torch.tensor(list(coefficients.values()), dtype=left.dtype, device=left.device)
+        scaled = left * delta[:, None, None]
+        factors[name] = tuple(part.transpose(0, 1).flatten(1).unsqueeze(0) for part in (scaled, right))
+    return LowRank(factors)
+
+
+def read_coefficients(given: Any, check_feature: Callable[[int], None]) -> dict[int, float]:
+    """What the user means by {feature: δ}.
+
+    Raises:
+        SettingError: It is no mapping, is empty, or a δ is no finite number.
+        FeatureCountError: There is no such feature.
+    """
+    if not isinstance(given, Mapping) or not given:
+        raise SettingError(f"Got {given!r}. Give features with their step lengths, such as {{3: 0.5}}.")
+    found = {}
+    for feature, delta in given.items():
+        check_feature(feature)
+        number = delta.item() if isinstance(delta, Tensor) and delta.numel() == 1 else delta
+        if not isinstance(number, Real) or isinstance(number, bool) or not math.isfinite(number):
+            raise SettingError(f"δ of feature {feature} is {delta!r}. Give a finite number, such as 0.5.")
+        found[feature] = float(number)
+    return found
+
+
+def read_where(given: Any, per_position: bool) -> Where | None:
+    """A mask of sequences or positions; None for everywhere.
+
+    Raises:
+        InputError: It is no tensor (or list) of truth values, or has too many axes.
+    """
+    if given is None:
+        return None
+    mask = torch.as_tensor(given)
+    n_most = 2 if per_position else 1
+    if mask.dtype != torch.bool or not 1 <= mask.dim() <= n_most or not mask.numel():
+        shapes = "[batch] or [batch, pos]" if per_position else "[batch], since a sample is an input here"
+        raise InputError(
+            f"where= is {mask.dtype} of shape {tuple(mask.shape)}. Give truth values {shapes}, such as tokens == 5 or "
+            "[True, False]."
+        )
+    return mask

@@ -1,10 +1,10 @@
 """Changing weights along features: steering, editing, ablating."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import FeatureCountError
@@ -31,7 +31,7 @@ from param_features.intervene import (
 class IntervenedFeatures(MeasuredFeatures):
     """Features along which weights can be changed."""
 
-    def steer(self, coefficients: Mapping[int, float], *, where: Bool[Tensor, "..."] | list | None = None) -> Steering:
+    def steer(self, coefficients: Any, *, where: Any = None) -> Steering:
         """Run the model with W + Σ δ_k v_k in a `with` block; every bit of W is back afterwards.
 
         Inside the block generation, hooks, `run_with_cache` and nnsight traces see the changed weights. Blocks may be
@@ -41,7 +41,7 @@ class IntervenedFeatures(MeasuredFeatures):
         Cost: a copy of the parameters on entering; with `where`, a small product at each call of their layers.
 
         Args:
-            coefficients: δ by feature, in units of the weights: ‖δ v‖ = |δ|.
+            coefficients: Mapping from features to δ, in units of the weights: ‖δ v‖ = |δ|.
             where: Truth values [batch], or [batch, pos] in a model of tokens: the features act on those alone, through the
                 layers' outputs. Needs parameters with a layer rule; see `pf.describe`.
 
@@ -59,12 +59,12 @@ class IntervenedFeatures(MeasuredFeatures):
         chosen = read_coefficients(coefficients, self.check_feature)
         return steering(engine, self.v_out, chosen, read_where(where, engine.per_position))
 
-    def steered(self, model: Any, coefficients: Mapping[int, float]) -> Any:
+    def steered(self, model: Any, coefficients: Any) -> Any:
         """A copy of a model with W + Σ δ_k v_k; the model itself stays as it is.
 
         Args:
             model: One with the decomposed weights, in any library; None for the features' own.
-            coefficients: δ by feature, as in `steer`.
+            coefficients: Mapping from features to δ, as in `steer`.
 
         Returns:
             A deep copy of the same class. Cost: the model's memory again.
@@ -82,13 +82,13 @@ class IntervenedFeatures(MeasuredFeatures):
         write_for_good(subset, combined(self.v_out, chosen, subset))
         return subject
 
-    def edit(self, model: Any, coefficients: Mapping[int, float]) -> Edit:
+    def edit(self, model: Any, coefficients: Any) -> Edit:
         """Add Σ δ_k v_k to a model's weights **for good**; nothing is kept to undo it with.
 
         Args:
             model: One with the decomposed weights, in any library; None for the features' own, whose activations are from
                 then on those of the edited model.
-            coefficients: δ by feature, as in `steer`.
+            coefficients: Mapping from features to δ, as in `steer`.
 
         Returns:
             How far each parameter was moved; prints as a sentence.

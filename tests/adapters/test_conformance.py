@@ -315,6 +315,74 @@ class TestEditing:
             torch.testing.assert_close(output_of(name), edited, rtol=ZOO[name].tolerance, atol=1e-12)
 
 
+class TestSteering:
+    STEPS = {0: 0.5, 2: -0.3}
+
+    @pytest.mark.parametrize("error", EXITS)
+    def test_it_changes_the_output_and_comes_back_bit_for_bit(self, name, error):
+        """Nested, the outer block left first, after success, an exception and Ctrl-C; see `nothing_leaks`."""
+        features, before = features_of(name), output_of(name)
+        outer, inner = features.steer(self.STEPS), features.steer({1: 0.2})
+        with leaving_by(error), outer:
+            assert (output_of(name) - before).norm() > 1e-6 * before.norm()
+            inner.__enter__()
+            outer.__exit__(None, None, None)
+            outer.__enter__()
+            inner.__exit__(None, None, None)
+            leave(error)
+        assert torch.equal(output_of(name), before)
+
+    def test_it_equals_replacing_by_the_sum(self, name):
+        features = features_of(name)
+        subset = features.engine.subset
+        moved = {
+            param: tensor + sum(delta * features.direction(k)[param].to(tensor) for k, delta in self.STEPS.items())
+            for param, tensor in subset.tensors.items()
+        }
+        with subset.replaced(moved):
+            expected = output_of(name)
+        with features.steer(self.STEPS):
+            torch.testing.assert_close(output_of(name), expected, rtol=1e-4, atol=1e-5)
+
+    def test_some_sequences_alone(self, name):
+        """The steered ones as with changed weights, the others bit for bit."""
+        features, before = features_of(name), output_of(name)
+        if features.engine.routes.dense:
+            with pytest.raises(AdapterError, match="Leave where= out"):
+                features.steer(self.STEPS, where=[True, False, True])
+            return
+        with features.steer(self.STEPS):
+            steered = output_of(name)
+        with features.steer(self.STEPS, where=[True, False, True]):
+            found = output_of(name)
+        assert torch.equal(found[1], before[1])
+        torch.testing.assert_close(found[[0, 2]], steered[[0, 2]], rtol=1e-4, atol=1e-5)
+
+    def test_ablating_and_copying(self, name):
+        features, before = features_of(name), output_of(name)
+        for rule in ("weight", "noise"):
+            with features.ablate([0, 1], rule=rule):
+                assert not torch.equal(output_of(name), before)
+        assert torch.equal(output_of(name), before)
+        with features.steer(self.STEPS):
+            expected = output_of(name)
+        copied = adapter_for(features.steered(None, self.STEPS))
+        with torch.no_grad():
+            found = copied.run(*ZOO[name].data(3).values())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", NNSIGHT)
+def test_an_nnsight_trace_inside_a_block_is_of_the_steered_model(wrapped):
+    model, features, data = shared(wrapped), features_of(wrapped), ZOO[wrapped].data(3)
+    with features.steer({0: 0.5}):
+        expected = output_of(wrapped)
+    with features.steer({0: 0.5}), torch.no_grad(), model.trace(data["tokens"]):
+        traced = model.output.save()
+    assert torch.equal(traced.logits, expected)
+    assert not torch.equal(expected, output_of(wrapped))
+
+
 class TestFingerprint:
     def test_it_changes_with_every_entry_of_the_chosen_weights_and_no_other(self, name):
         """Twenty entries of each stored tensor, some of which lie in another part of a fused matrix."""

@@ -1,6 +1,7 @@
 """Parameter features: low-rank directions in a model's weights, each of which matters for few inputs."""
 
 from param_features import adapters, bench, demo, errors, plot, toys
+from param_features.audit import Audit, AuditSettings
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
@@ -13,6 +14,8 @@ from param_features.pipeline import decompose, list_params
 from param_features.sae import Comparison, compare, sae_metrics, train_sae
 
 __all__ = [
+    "Audit",
+    "AuditSettings",
     "Comparison",
     "FitSettings",
     "HarvestSettings",

@@ -1,0 +1,127 @@
+"""Several features at once: does a joint step do what the single ones do, and what does the worst combination do?"""
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.audit.settings import AuditSettings
+from param_features.audit.stepping import Steps, reader
+from param_features.audit.subject import Subject, drawn
+from param_features.audit.table import AuditRow
+from param_features.directions import LowRank
+from param_features.gradients import held_still
+from param_features.intervene import combined
+from param_features.measure.effects import distance, outputs_of, read_effects
+
+
+def additivity(subject: Subject, steps: Steps, settings: AuditSettings) -> AuditRow:
+    """Joint effect against the sum of single ones: features that fire together, others as frequent, random directions."""
+    n, place = len(subject.chosen), len(settings.steps) // 2
+    size = min(settings.set_size, n)
+    fellows = _together(subject, size, settings.n_sets)
+    matched = [[subject.matched[member] for member in members[1:]] for members in fellows]
+    matched = [[first, *rest] for (first, *_), rest in zip(fellows, matched, strict=True)]
+    at_random = [[n + member for member in members] for members in fellows]
+    gaps = {
+        name: _gaps(subject, steps.change[place, 0], sets, settings.steps[place])
+        for name, sets in {"together": fellows, "matched": matched, "random": at_random}.items()
+    }
+    shuffled = _gaps(subject, steps.change[place, 0], fellows, settings.steps[place], of=matched)
+    return AuditRow(
+        "additivity",
+        gaps.pop("together"),
+        gaps | {"shuffled": shuffled},
+        settings.most_gap,
+        False,
+        f"‖joint − sum of single changes of D‖ / ‖joint‖ over samples, for {size} features that fire together, each at "
+        f"‖δv‖ = {settings.steps[place]:g} ‖W‖; median over sets. matched: others as frequent; random: directions, whose "
+        "effects are smaller; shuffled: against the sum of the matched ones",
+        ("shuffled",),
+    )
+
+
+def _together(subject: Subject, size: int, n_sets: int) -> list[list[int]]:
+    """For some of the chosen features, each with those that are kept on the most of the same samples."""
+    kept = subject.kept[:, subject.chosen].double()
+    joint = kept.T @ kept
+    joint.fill_diagonal_(-1)
+    firsts = torch.linspace(0, len(joint) - 1, min(n_sets, len(joint))).round().long().tolist()
+    return [[first, *joint[first].topk(size - 1).indices.tolist()] for first in firsts]
+
+
+def _gaps(subject: Subject, single: Float[Tensor, "direction sample"], sets: list[list[int]], step: float, of=None) -> float:
+    """Median over sets; with `of`, against the sums of other sets."""
+    delta = step * subject.norm
+    changes = [combined(subject.directions, dict.fromkeys(set(members), delta), subject.engine.subset) for members in sets]
+    joint = read_effects(subject.engine, subject.inputs, changes, reader(subject))[..., 1].double()
+    sums = torch.stack([single[sorted(set(members))].double().sum(0) for members in (of or sets)])
+    return float(((joint - sums).norm(dim=1) / joint.norm(dim=1).clamp(min=1e-30)).median())
+
+
+def adversary(subject: Subject, settings: AuditSettings) -> AuditRow:
+    """The worst combination of features that these inputs do not use, against the worst of as many random directions."""
+    unused = subject.kept.double().mean(0).argsort()[: settings.n_deleted].tolist()
+    ours = subject.features.v_out.rows(unused)
+    rank = max(left.shape[2] for left, _ in ours.factors.values())
+    random = drawn(subject.engine, len(unused), rank, subject.generator)
+    worst, blind = (_worst(subject, ours, settings, n_climbs=climbs) for climbs in (settings.n_climbs, 0))
+    beside = _worst(subject, random, settings, n_climbs=settings.n_climbs)
+    density = float(subject.kept[:, unused].double().mean())
+    return AuditRow(
+        "adversary",
+        worst / max(beside, 1e-30),
+        {"random": 1.0, "no search": blind / max(beside, 1e-30)},
+        settings.most_adversary,
+        False,
+        f"mean movement of the outputs by the worst combination of the {len(unused)} least used features (kept on "
+        f"{density:.2%} of the samples) with ‖Σ δv‖ = {settings.norm:g} ‖W‖, {worst:.3g}, over that of as many random "
+        f"directions, {beside:.3g}. Search: {settings.n_starts} starts, {settings.n_climbs} gradient steps each",
+    )
+
+
+def _worst(subject: Subject, directions: LowRank, settings: AuditSettings, *, n_climbs: int) -> float:
+    """The largest mean movement that projected gradient ascent finds; without climbs, that of the random starts alone."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    gram = directions.gram().double()
+    radius, found = settings.norm * subject.norm, 0.0
+    for _ in range(settings.n_starts):
+        delta = torch.randn(directions.n_features, generator=generator, dtype=torch.float64).to(gram)
+        delta = _scaled(delta, gram, radius)
+        value, slope = _movement(subject, directions, delta, has_slope=n_climbs > 0)
+        found = max(found, value)
+        for climb in range(n_climbs):
+            step = radius * 0.5 * (1 - climb / n_climbs)
+            delta = _scaled(delta + _scaled(slope, gram, step), gram, radius)
+            value, slope = _movement(subject, directions, delta, has_slope=True)
+            found = max(found, value)
+    return found
+
+
+def _scaled(delta: Float[Tensor, " feature"], gram: Tensor, norm: float) -> Float[Tensor, " feature"]:
+    """The coefficients, so that ‖Σ δ v‖ is the given norm."""
+    return delta * (norm / (delta @ gram @ delta).clamp(min=1e-30).sqrt())
+
+
+def _movement(
+    subject: Subject, directions: LowRank, delta: Float[Tensor, " feature"], *, has_slope: bool
+) -> tuple[float, Float[Tensor, " feature"]]:
+    """Mean movement of the outputs over the first rows, and its gradient in the coefficients."""
+    engine, far = subject.engine, distance(subject.features.divergence)
+    rows = subject.inputs.rows(slice(0, 16))
+    leaf = delta.detach().requires_grad_(has_slope)
+    changed = {
+        view.name: view.tensor.detach() + view.from_matrix(_sum(leaf, *factors)).to(view.tensor)
+        for view, factors in zip(engine.subset.views, directions.factors.values(), strict=True)
+    }
+    with held_still(engine.adapter.module):
+        with torch.no_grad():
+            before = outputs_of(engine, rows)
+        with torch.set_grad_enabled(has_slope), engine.subset.replaced(changed):
+            value = far(before, outputs_of(engine, rows)).mean()
+    slope = torch.autograd.grad(value, leaf)[0] if has_slope else torch.zeros_like(delta)
+    return float(value.detach()), slope
+
+
+def _sum(delta: Tensor, left: Tensor, right: Tensor) -> Float[Tensor, "d_out d_in"]:
+    return einsum(delta.to(left.dtype), left, right, "k, k o rank, k i rank -> o i")

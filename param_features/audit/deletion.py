@@ -36,7 +36,7 @@ def deletion(subject: Subject, settings: AuditSettings) -> AuditRow:
         False,
         f"mean movement of a row's outputs when up to {settings.n_deleted} features that it does not use are projected out "
         f"of W, {mean['unused']:.3g}, over that of as many that it uses, {mean['used']:.3g}; {len(costs['unused'])} rows",
-        ("used", "random"),
+        ("used",),
     )
 
 

@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from param_features.adapters import adapter_for
 from param_features.decompose import FitSettings, HessianSettings
+from param_features.divergence import KL, CustomDivergence
 from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.gradients import HarvestSettings
@@ -20,16 +22,20 @@ def refitted(features: ParamFeatures, tokens: Any, inputs: Any, *, model: Any = 
     Cost: that of the first `decompose`.
 
     Raises:
-        SettingError: The features were fitted with `output=` or to outputs of the user's own, which are not kept.
+        SettingError: The features were fitted with `output=`, a divergence of the user's own or pairs, which are not kept.
     """
     from param_features.pipeline import decompose  # the pipeline makes features, on which audits stand
 
     config = features.config
-    if config.get("output") is not None or features.reference not in ("sample", "mean", "uniform", "label"):
+    is_kept = features.reference in ("sample", "mean", "uniform", "label", "given")
+    if config.get("output") is not None or isinstance(features.divergence, CustomDivergence) or not is_kept:
         raise SettingError(
-            "These features were fitted with output= or with references of your own, which are not kept. Fit a second set "
-            "yourself and pass it as second=."
+            "These features were fitted with output=, with a divergence of your own or with pairs, which are not kept. Fit "
+            "a second set yourself and pass it as second=."
         )
+    reference = features.references if features.reference == "given" else features.reference
+    if isinstance(reference, Tensor) and isinstance(features.divergence, KL):
+        reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
     kind = HessianSettings if config["method"] == "hessian" else FitSettings
     return decompose(
         features._bound("audit").adapter.model if model is None else model,
@@ -37,7 +43,7 @@ def refitted(features: ParamFeatures, tokens: Any, inputs: Any, *, model: Any = 
         tokens,
         inputs=inputs,
         divergence=features.divergence.name,
-        reference=features.reference,
+        reference=reference,
         seed=seed,
         harvest=HarvestSettings(**config["harvest"]),
         fit=kind(**config["fit"]),

@@ -23,12 +23,14 @@ class AuditSettings:
         n_climbs: Its gradient steps from each.
         seed: Of every random choice.
         least_auroc: Specificity passes from this area under ROC.
-        least_ratio: And from this ratio of KL.
+        least_ratio: And from this ratio of movement.
+        margin: By how much areas and shares must exceed those of the controls.
+        factor: How many times over a ratio must.
         least_sign: Share of top inputs moved in the direction that the activation foretells.
         least_correlation: Up to where the first-order prediction counts as holding.
         most_gap: Additivity passes up to this relative gap.
         most_deletion: Deletion passes up to this share of what deleting used features costs.
-        most_adversary: The adversary may reach this many times what it reaches along random directions.
+        most_adversary: And the adversary along unused features up to this share of what it reaches along used ones.
         least_agreement: Stability passes from this mean |cosine|.
     """
 
@@ -46,11 +48,13 @@ class AuditSettings:
     seed: int = 0
     least_auroc: float = 0.8
     least_ratio: float = 3.0
+    margin: float = 0.1
+    factor: float = 2.0
     least_sign: float = 0.8
     least_correlation: float = 0.9
     most_gap: float = 0.25
     most_deletion: float = 0.5
-    most_adversary: float = 1.0
+    most_adversary: float = 0.5
     least_agreement: float = 0.75
 
     def __post_init__(self) -> None:

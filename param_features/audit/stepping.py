@@ -85,6 +85,7 @@ def specificity(subject: Subject, steps: Steps, settings: AuditSettings) -> tupl
             "shuffled": [measure(each[:n], shuffled) for each in moved],
         }
         curves |= {f"{name} {who}": tuple(float(v.median()) for v in values) for who, values in by_step.items()}
+    margins = {"auroc": {"margin": settings.margin}, "ratio": {"factor": settings.factor}}
     limits = {"auroc": settings.least_auroc, "ratio": settings.least_ratio}
     meanings = {
         "auroc": "area under ROC with which the outputs' movement ranks the feature's top inputs; median over features",
@@ -100,6 +101,7 @@ def specificity(subject: Subject, steps: Steps, settings: AuditSettings) -> tupl
             f"{meanings[name]}; ‖δv‖ = {settings.steps[0]:g} ‖W‖. At {settings.steps[-1]:g}: "
             f"{curves[f'{name} features'][-1]:.2f}",
             ("random", "matched", "shuffled"),
+            **margins[name],
         )
         for name in ("auroc", "ratio")
     ]
@@ -130,6 +132,7 @@ def signs(subject: Subject, steps: Steps, settings: AuditSettings) -> AuditRow:
         "share of a feature's top inputs on which D moves the way its activation says; median over features; "
         f"‖δv‖ = {settings.steps[0]:g} ‖W‖",
         ("random", "matched", "shuffled"),
+        margin=settings.margin,
     )
 
 

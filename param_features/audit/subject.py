@@ -9,7 +9,7 @@ from torch import Tensor
 from param_features.audit.settings import AuditSettings
 from param_features.directions import LowRank
 from param_features.features import ParamFeatures
-from param_features.gradients import Dense, GradientEngine, Gradients
+from param_features.gradients import Dense, GradientEngine, Gradients, at_least_float32
 from param_features.inputs import ModelInputs
 from param_features.intervene import weight_norm
 from param_features.measure import activations
@@ -105,8 +105,9 @@ def samples_of(
 
 def drawn(engine: GradientEngine, n: int, rank: int, generator: torch.Generator) -> LowRank:
     """Random unit-norm directions of a rank, in the space of the engine's parameters."""
-    device = engine.subset.views[0].tensor.device
-    like: Gradients = {view.name: Dense(torch.zeros(1, *view.matrix_shape, device=device)) for view in engine.subset.views}
+    like: Gradients = {
+        view.name: Dense(at_least_float32(view.tensor.new_zeros(1, *view.matrix_shape))) for view in engine.subset.views
+    }
     found = random_directions(like, n, rank, generator)
     found.scale_(1 / found.norm())
     return found

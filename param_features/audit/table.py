@@ -19,6 +19,8 @@ class AuditRow:
         limit: The value passes from here (or up to here, where less is better).
         is_more_better: Which of the two.
         beaten: Controls that the value must also beat; the others stand there for comparison.
+        margin: By how much.
+        factor: Or how many times over.
         meaning: What the number is, with its unit.
     """
 
@@ -29,6 +31,8 @@ class AuditRow:
     is_more_better: bool
     meaning: str
     beaten: tuple[str, ...] = ()
+    margin: float = 0.0
+    factor: float = 1.0
 
     @property
     def passed(self) -> bool | None:
@@ -36,8 +40,10 @@ class AuditRow:
         if self.value is None:
             return None
         sign = 1 if self.is_more_better else -1
-        rivals = [sign * self.controls[name] for name in self.beaten if name in self.controls]
-        return sign * self.value >= sign * self.limit and all(sign * self.value > rival for rival in rivals)
+        rivals = [
+            self.controls[name] * self.factor**sign + sign * self.margin for name in self.beaten if name in self.controls
+        ]
+        return sign * self.value >= sign * self.limit and all(sign * self.value > sign * rival for rival in rivals)
 
     @property
     def verdict(self) -> str:
@@ -48,8 +54,10 @@ class AuditRow:
     def rule(self) -> str:
         """When the row passes, in words."""
         side = "at least" if self.is_more_better else "at most"
-        beaten = f", and {'above' if self.is_more_better else 'below'} {' and '.join(self.beaten)}" if self.beaten else ""
-        return f"{side} {self.limit:g}{beaten}"
+        if not self.beaten:
+            return f"{side} {self.limit:g}"
+        by = f" by {self.margin:g}" if self.margin else f" {self.factor:g} times over" if self.factor != 1 else ""
+        return f"{side} {self.limit:g}, and {'above' if self.is_more_better else 'below'} {' and '.join(self.beaten)}{by}"
 
     def __repr__(self) -> str:
         """Three lines: verdict and number, controls, meaning."""

@@ -11,8 +11,11 @@ from param_features.audit.subject import Subject, drawn
 from param_features.audit.table import AuditRow
 from param_features.directions import LowRank
 from param_features.gradients import held_still
+from param_features.inputs import ModelInputs
 from param_features.intervene import combined
 from param_features.measure.effects import distance, outputs_of, read_effects
+
+_ROWS = 16
 
 
 def additivity(subject: Subject, steps: Steps, settings: AuditSettings) -> AuditRow:
@@ -60,27 +63,40 @@ def _gaps(subject: Subject, single: Float[Tensor, "direction sample"], sets: lis
 
 
 def adversary(subject: Subject, settings: AuditSettings) -> AuditRow:
-    """The worst combination of features that these inputs do not use, against the worst of as many random directions."""
-    unused = subject.kept.double().mean(0).argsort()[: settings.n_deleted].tolist()
-    ours = subject.features.v_out.rows(unused)
-    rank = max(left.shape[2] for left, _ in ours.factors.values())
-    random = drawn(subject.engine, len(unused), rank, subject.generator)
-    worst, blind = (_worst(subject, ours, settings, n_climbs=climbs) for climbs in (settings.n_climbs, 0))
-    beside = _worst(subject, random, settings, n_climbs=settings.n_climbs)
-    density = float(subject.kept[:, unused].double().mean())
+    """The worst combination of features that some rows hardly use, against the worst of those that they use most."""
+    rows = subject.inputs.rows(slice(0, _ROWS))
+    n_samples = _n_samples(rows) if subject.engine.per_position else len(rows)
+    density = subject.kept[:n_samples].double().mean(0)
+    n = min(settings.n_deleted, len(density) // 2)
+    order, v_out = density.argsort(), subject.features.v_out
+    rank = max(left.shape[2] for left, _ in v_out.factors.values())
+    sets = {
+        "unused": v_out.rows(order[:n].tolist()),
+        "used": v_out.rows(order[-n:].tolist()),
+        "random": drawn(subject.engine, n, rank, subject.generator),
+    }
+    worst = {name: _worst(subject, rows, each, settings, n_climbs=settings.n_climbs) for name, each in sets.items()}
+    blind = _worst(subject, rows, sets["unused"], settings, n_climbs=0)
+    scale = max(worst["used"], 1e-30)
     return AuditRow(
         "adversary",
-        worst / max(beside, 1e-30),
-        {"random": 1.0, "no search": blind / max(beside, 1e-30)},
+        worst["unused"] / scale,
+        {"used": 1.0, "random": worst["random"] / scale, "no search": blind / scale},
         settings.most_adversary,
         False,
-        f"mean movement of the outputs by the worst combination of the {len(unused)} least used features (kept on "
-        f"{density:.2%} of the samples) with ‖Σ δv‖ = {settings.norm:g} ‖W‖, {worst:.3g}, over that of as many random "
-        f"directions, {beside:.3g}. Search: {settings.n_starts} starts, {settings.n_climbs} gradient steps each",
+        f"mean movement of {len(rows)} rows' outputs by the worst combination of the {n} features that they use least (kept "
+        f"on {float(density[order[:n]].mean()):.2%} of their samples), {worst['unused']:.3g}, over that of the {n} they use "
+        f"most, {worst['used']:.3g}; ‖Σ δv‖ = {settings.norm:g} ‖W‖. Search: {settings.n_starts} starts, "
+        f"{settings.n_climbs} gradient steps each; no search: the starts alone",
+        ("used",),
     )
 
 
-def _worst(subject: Subject, directions: LowRank, settings: AuditSettings, *, n_climbs: int) -> float:
+def _n_samples(rows: ModelInputs) -> int:
+    return len(rows) * rows.n_pos if rows.mask is None else int(rows.mask.sum())
+
+
+def _worst(subject: Subject, rows: ModelInputs, directions: LowRank, settings: AuditSettings, *, n_climbs: int) -> float:
     """The largest mean movement that projected gradient ascent finds; without climbs, that of the random starts alone."""
     generator = torch.Generator().manual_seed(settings.seed)
     gram = directions.gram().double()
@@ -88,12 +104,12 @@ def _worst(subject: Subject, directions: LowRank, settings: AuditSettings, *, n_
     for _ in range(settings.n_starts):
         delta = torch.randn(directions.n_features, generator=generator, dtype=torch.float64).to(gram)
         delta = _scaled(delta, gram, radius)
-        value, slope = _movement(subject, directions, delta, has_slope=n_climbs > 0)
+        value, slope = _movement(subject, rows, directions, delta, has_slope=n_climbs > 0)
         found = max(found, value)
         for climb in range(n_climbs):
             step = radius * 0.5 * (1 - climb / n_climbs)
             delta = _scaled(delta + _scaled(slope, gram, step), gram, radius)
-            value, slope = _movement(subject, directions, delta, has_slope=True)
+            value, slope = _movement(subject, rows, directions, delta, has_slope=True)
             found = max(found, value)
     return found
 
@@ -104,11 +120,10 @@ def _scaled(delta: Float[Tensor, " feature"], gram: Tensor, norm: float) -> Floa
 
 
 def _movement(
-    subject: Subject, directions: LowRank, delta: Float[Tensor, " feature"], *, has_slope: bool
+    subject: Subject, rows: ModelInputs, directions: LowRank, delta: Float[Tensor, " feature"], *, has_slope: bool
 ) -> tuple[float, Float[Tensor, " feature"]]:
-    """Mean movement of the outputs over the first rows, and its gradient in the coefficients."""
+    """Mean movement of the rows' outputs, and its gradient in the coefficients."""
     engine, far = subject.engine, distance(subject.features.divergence)
-    rows = subject.inputs.rows(slice(0, 16))
     leaf = delta.detach().requires_grad_(has_slope)
     changed = {
         view.name: view.tensor.detach() + view.from_matrix(_sum(leaf, *factors)).to(view.tensor)

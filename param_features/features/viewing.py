@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from param_features.audit.table import Audit
 from param_features.errors import InputError, SettingError
 from param_features.features.measuring import MeasuredFeatures
 from param_features.inputs import real_first
@@ -88,6 +89,7 @@ class ShownFeatures(MeasuredFeatures):
         inputs: Any = None,
         sae: Any = None,
         hook_name: str | None = None,
+        audit: Audit | None = None,
         n_examples: int = 10,
         n_rows: int = 200,
     ) -> Path:
@@ -103,6 +105,7 @@ class ShownFeatures(MeasuredFeatures):
             sae: An SAE of sae-lens, its folder, or a pair (release, id) on the hub, whose features are put beside these; see
                 `pf.compare`.
             hook_name: Where the SAE reads; what its metadata say by default.
+            audit: What `features.audit()` returned, for a section of its own.
             n_examples: Examples shown for each feature, each from another row.
             n_rows: Of what is given, the first so many are used.
 
@@ -125,4 +128,6 @@ class ShownFeatures(MeasuredFeatures):
         title = f"{self.n_features} features of {', '.join(self.params)}"
         comparison = None if sae is None else compare_on(whole, sae, found, hook_name=hook_name)
         curve = self.errors_by_l0(tokens, inputs=inputs, n_samples=4096)
-        return write_report(path, title, contents(whole, found, curve, n_examples=n_examples, comparison=comparison))
+        return write_report(
+            path, title, contents(whole, found, curve, n_examples=n_examples, comparison=comparison, audit=audit)
+        )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from param_features.audit.table import Audit
 from param_features.gradients import held_still
 from param_features.inputs import ModelInputs, real_first
 from param_features.measure import Example, L0Curve, activations, top_examples, top_logits
@@ -62,6 +63,7 @@ def contents(
     *,
     n_examples: int,
     comparison: "Comparison | None" = None,
+    audit: Audit | None = None,
 ) -> dict[str, Any]:
     """The page's data: an overview, and for each feature its examples, histogram, tokens, logits, weight and neighbours.
 
@@ -73,6 +75,7 @@ def contents(
         curve: Reconstruction error by l0.
         n_examples: Examples shown for each feature.
         comparison: With an SAE, on the same inputs.
+        audit: Claims about the features beside controls.
     """
     found = {"overview": overview(features, inputs) | {"curve": _lines(curve)}}
     writer = _Writer(features, inputs, read(features, inputs), n_examples)
@@ -80,6 +83,8 @@ def contents(
     rows = [writer.feature(k, beside) for k in range(features.n_features)]
     if beside is not None:
         found["sae"] = beside.section()
+    if audit is not None:
+        found["audit"] = audit_section(audit)
     return found | {
         "kind": writer.kind,
         "features": rows,
@@ -107,6 +112,25 @@ def overview(features: "ParamFeatures", inputs: ModelInputs) -> dict[str, Any]:
         "controls": {name: digits(value) for name, value in controls.items()},
         "matched_by": metrics.matched_by,
         "unit": features.divergence.unit,
+    }
+
+
+def audit_section(audit: Audit) -> dict[str, Any]:
+    """The audit's table and what it was read from, as the step grows."""
+    shown = ("name", "verdict", "rule", "meaning")
+    rows = [
+        {key: getattr(row, key) for key in shown}
+        | {"value": None if row.value is None else digits(row.value)}
+        | {"controls": {name: digits(value) for name, value in row.controls.items()}}
+        for row in audit.rows
+    ]
+    n_left = len(audit.rows) - audit.n_passed - audit.n_failed
+    title = f"{audit.n_passed} claims pass, {audit.n_failed} fail, {n_left} not run. A row passes when its value keeps to "
+    return {
+        "title": f"{title}the limit and beats the controls that the limit names; the other controls are for comparison.",
+        "rows": rows,
+        "steps": list(audit.steps),
+        "curves": {name: [digits(value) for value in curve] for name, curve in audit.curves.items()},
     }
 
 

@@ -42,4 +42,5 @@ fillTable();
 choose(state.order[0], true);
 onHash();
 showOverview();
+showAudit();
 showSae();

@@ -2,6 +2,7 @@
 
 from param_features import adapters, bench, demo, errors, plot, toys
 from param_features.audit import Audit, AuditSettings
+from param_features.background import Background
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
@@ -10,12 +11,14 @@ from param_features.gradients import HarvestSettings
 from param_features.loading import load
 from param_features.measure import Match, MeasureSettings, Metrics
 from param_features.pairing import match
+from param_features.pairs import Pairs
 from param_features.pipeline import decompose, list_params
 from param_features.sae import Comparison, compare, sae_metrics, train_sae
 
 __all__ = [
     "Audit",
     "AuditSettings",
+    "Background",
     "Comparison",
     "FitSettings",
     "HarvestSettings",
@@ -23,6 +26,7 @@ __all__ = [
     "Match",
     "MeasureSettings",
     "Metrics",
+    "Pairs",
     "ParamFeatures",
     "ParamFeaturesError",
     "adapters",

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -163,9 +164,10 @@ class Reference:
 
     Attributes:
         kind: `"sample"` (another output drawn from the data; L3D's choice), `"mean"` (their mean), `"uniform"`, `"label"`
-            (one-hot, drawn from the model's own softmax: spans the Fisher information) or `"given"`.
-        pool: `"mean"`: the mean, [1 d_output]. `"given"`: the user's outputs, as references. At inference `"sample"` and
-            `"label"` hold the n_references that activations average over. None while drawing from the batch.
+            (one-hot, drawn from the model's own softmax: spans the Fisher information), `"given"`, or `"pairs"` (outputs of
+            corrupted prompts; in the fit each sample has that of its own partner, given beside it).
+        pool: `"mean"`: the mean, [1 d_output]. `"given"`: the user's outputs, as references. At inference `"sample"`,
+            `"label"` and `"pairs"` hold the n_references that activations average over. None while drawing from the batch.
     """
 
     kind: str
@@ -198,7 +200,7 @@ def _integers(high: int, n: int, generator: torch.Generator) -> Tensor:
     return torch.randint(high, (n,), generator=generator)
 
 
-def check_reference(spec: str | Tensor, divergence: Divergence) -> None:
+def check_reference(spec: Any, divergence: Divergence) -> None:
     """Refuse a reference that is unknown or means nothing for the divergence.
 
     Raises:
@@ -209,7 +211,7 @@ def check_reference(spec: str | Tensor, divergence: Divergence) -> None:
     if spec not in REFERENCES:
         raise SettingError(
             f"reference={spec!r} is unknown. Accepted: {', '.join(map(repr, REFERENCES))}, or a tensor of outputs "
-            f"[d_output] or [n_references, d_output]; nearest: {nearest(str(spec), REFERENCES)}."
+            f"[d_output] or [n_references, d_output], or pairs of prompts; nearest: {nearest(str(spec), REFERENCES)}."
         )
     if spec in ("uniform", "label") and not isinstance(divergence, KL):
         raise SettingError(

@@ -68,6 +68,13 @@ class ModelInputs:
             return torch.arange(self.n_pos).expand(len(self), self.n_pos)
         return (~self.mask.cpu()).long().argsort(dim=1, stable=True)
 
+    @property
+    def last_positions(self) -> Int[Tensor, " batch"]:
+        """Where each row's last real position lies; zeros without tokens."""
+        if self.mask is None:
+            return torch.full((len(self),), self.n_pos - 1)
+        return self.mask.cpu().long().cumsum(1).argmax(1)
+
     def __len__(self) -> int:
         """Size of the batch."""
         return len(self.tensors[0])
@@ -123,6 +130,18 @@ def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
     device = next((p.device for p in all_parameters(adapter.module)), torch.device("cpu"))
     found = _from_tokens(adapter, tokens) if tokens is not None else _from_inputs(adapter, inputs)
     return found.map(lambda tensor: tensor.to(device))
+
+
+def read_either(adapter: Adapter, data: Any) -> ModelInputs:
+    """Read what may be tokens or inputs: texts, rows of ids, an integer matrix or an encoding are tokens.
+
+    Tensors of other kinds, tuples and dicts of arguments are inputs. Errors are those of `read_inputs`.
+    """
+    if isinstance(data, Tensor):
+        is_tokens = data.dim() == 2 and _holds_integers(data)
+    else:
+        is_tokens = "input_ids" in data if isinstance(data, Mapping) else not isinstance(data, tuple)
+    return read_inputs(adapter, data, None) if is_tokens else read_inputs(adapter, None, data)
 
 
 def _from_tokens(adapter: Adapter, tokens: Any) -> ModelInputs:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from param_features.adapters import Adapter, adapter_for
-from param_features.decompose import Fit, FitSettings, HessianSettings, check_l0, fit_hessian, fit_l3d
+from param_features.background import ReadBackground, read_background
+from param_features.contrast import FitCall, Stores, fit_beside
+from param_features.decompose import (
+    Fit,
+    FitSettings,
+    HessianSettings,
+    OffTarget,
+    check_l0,
+    fit_hessian,
+    fit_l3d,
+)
 from param_features.directions import FORMATS
 from param_features.divergence import Divergence, Reference, check_curved, check_reference, read_divergence
 from param_features.errors import FeatureCountError, InputError, RankError, SettingError, nearest
@@ -29,7 +40,8 @@ from param_features.gradients import (
     plan_samples,
 )
 from param_features.inputs import ModelInputs, read_inputs
-from param_features.measure import MeasureSettings, held_out_metrics
+from param_features.measure import MeasureSettings, Metrics, held_out_metrics
+from param_features.pairs import PairInputs, as_pairs, check_pairs, read_pairs
 from param_features.params import ParamInfo, ParamSpec, ParamSubset, select
 from param_features.readiness import check_ready, training_notice
 from param_features.record import ParamRecord
@@ -37,6 +49,9 @@ from param_features.references import collect_references
 
 _METHODS = {"l3d": FitSettings, "hessian": HessianSettings}
 """Each method's settings."""
+
+_HELD_OUT_PAIRS = 10
+"""Of few pairs a quarter is held out at least, up to so many: a tenth of 40 would be four."""
 
 
 def list_params(model: Any) -> list[ParamInfo]:
@@ -62,7 +77,8 @@ def decompose(
     format: str = "matrix",
     l0: float | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
-    reference: str | Tensor = "sample",
+    reference: Any = "sample",
+    background: Any = None,
     output: Callable[[Any], Tensor] | None = None,
     tokenizer: Any = None,
     method: str = "l3d",
@@ -102,7 +118,12 @@ def decompose(
         divergence: `"kl"`, `"se"`, `"sum"`, your own function of (output, reference) to one scalar per sample, or `"auto"`:
             KL for logits and squared error otherwise.
         reference: What outputs are compared with: `"sample"`, `"mean"`, `"uniform"`, `"label"`, or your own outputs,
-            [d_output] or [n_references, d_output].
+            [d_output] or [n_references, d_output]. Or pairs of prompts, which replace `tokens`: a list of (clean, corrupted)
+            texts or ids, or `pf.Pairs(clean, corrupted)`. Every clean prompt's last position is then compared with that of
+            its own corrupted partner; `activations` average over partners' outputs.
+        background: Samples that the features are to leave alone: any tokens (or inputs), or `pf.Background(data, …)` with
+            settings. The first half of the features then rebuilds the target's gradients under a penalty on what they do on
+            the background, the second half keeps the background's reconstruction; `features.on_target` tells them apart.
         output: Takes what the model returns and gives the tensor to be explained, batch first; by default the returned
             tensor, or its `.logits`.
         tokenizer: For strings, where the model carries none: a Hugging Face tokenizer.
@@ -147,10 +168,16 @@ def decompose(
     _check_request(request, fit, subset)
     check_ready(adapter)
     subset.check_finite()
-    data = read_inputs(adapter, tokens, inputs)
+    spec = as_pairs(reference)
+    pairs = None if spec is None else read_pairs(adapter, spec, tokens, inputs)
+    data = read_inputs(adapter, tokens, inputs) if pairs is None else pairs.clean
     found = inspect_output(adapter, data)
     chosen = read_divergence(divergence, is_logits=found.is_logits)
-    check_reference(reference, chosen)
+    if pairs is None:
+        check_reference(reference, chosen)
+    else:
+        check_pairs(adapter, pairs, found, chosen, method)
+    other = None if background is None else read_background(adapter, background, found, request.n_features, method)
     if method == "hessian":
         check_curved(chosen)
     if divergence == "auto":
@@ -159,7 +186,7 @@ def decompose(
     notice = training_notice(adapter)
     if notice is not None:
         request.say(notice)
-    run = Run(adapter, subset, data, found, chosen, request, harvest, fit, measure or MeasureSettings())
+    run = Run(adapter, subset, data, found, chosen, request, harvest, fit, measure or MeasureSettings(), pairs, other)
     return run.features(reference)
 
 
@@ -235,23 +262,30 @@ class Run:
     harvest: HarvestSettings
     fit: FitSettings | HessianSettings
     measure: MeasureSettings
+    pairs: PairInputs | None = None
+    background: ReadBackground | None = None
 
-    def features(self, reference: str | Tensor) -> ParamFeatures:
+    def features(self, reference: Any) -> ParamFeatures:
         """Harvest, fit and measure."""
         engine = plan_engine(self.adapter, self.subset, self.data, self.output)
         check_influence(engine, self.data)
         for name, why in engine.routes.why_dense.items():
             self.request.say(f"{name}: dense gradients ({why}); slower, the same answer.")
-        given = self._given(reference)
-        pool = collect_references(
-            engine, self.divergence, self.data, reference, given, self.measure.n_references, self._generator(1)
-        )
-        kind = reference if isinstance(reference, str) else "given"
-        drawn = Reference(kind, pool if kind in ("mean", "given") else None)
+        drawn, pool = self._references(engine, reference)
         harvester = Harvester(engine, self.divergence, drawn, self.harvest)
         plan, train, held_out = self._harvest(harvester)
-        found = self._fit(engine, plan, train)
-        metrics = held_out_metrics(
+        fit = partial(self._fit, engine, plan)
+        if self.background is None:
+            found, extra, record = fit(train), {}, {}
+        else:
+            found, extra, record = self._contrasted(fit, engine, (train, held_out), reference)
+        metrics = Metrics({**self._metrics(found, train, held_out), **extra})
+        for control in metrics.matched_by:
+            self.request.say(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
+        return self._result(engine, found, metrics, drawn, pool, plan, record)
+
+    def _metrics(self, found: Fit, train: GradientStore, held_out: GradientStore) -> Metrics:
+        return held_out_metrics(
             found.v_in,
             found.v_out,
             found.threshold,
@@ -263,40 +297,73 @@ class Run:
             generator=self._generator(4),
             encoder=found.encoder,
         )
-        for control in metrics.matched_by:
-            self.request.say(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
-        return self._result(engine, found, metrics, drawn, pool, plan)
 
-    def _fit(self, engine: GradientEngine, plan: SamplePlan, train: GradientStore) -> Fit:
+    def _contrasted(
+        self, fit: FitCall, engine: GradientEngine, target: Stores, reference: Any
+    ) -> tuple[Fit, dict[str, float], dict[str, Any]]:
+        """Features that leave the background alone, metrics beside a fit without it, and the record."""
+        asked, background = self.request, self.background
+        assert background is not None
+        kind, given = ("sample", None) if self.pairs is not None else (reference, self._given(reference))
+        n_own, settings = background.settings.n_own(asked.n_features), self.harvest
+        there = background.stores(engine, self.divergence, kind, given, settings, n_own, self._generator(5), asked.progress)
+        sizes = {"n_features": asked.n_features, "rank": asked.rank, "l0": asked.l0}
+        return fit_beside(fit, target, there, background.settings, generator=self._generator(6), **sizes)
+
+    def _references(self, engine: GradientEngine, reference: Any) -> tuple[Reference, Tensor]:
+        """What samples are compared with during the fit, and what activations average over later."""
+        n, generator = self.measure.n_references, self._generator(1)
+        if self.pairs is not None:
+            rows = torch.randperm(len(self.data), generator=generator)[:n]
+            return Reference("pairs"), self.pairs.references(engine, self.divergence, rows)
+        pool = collect_references(engine, self.divergence, self.data, reference, self._given(reference), n, generator)
+        kind = reference if isinstance(reference, str) else "given"
+        return Reference(kind, pool if kind in ("mean", "given") else None), pool
+
+    def _fit(
+        self,
+        engine: GradientEngine,
+        plan: SamplePlan,
+        store: GradientStore,
+        n_features: int | None = None,
+        off_target: OffTarget | None = None,
+    ) -> Fit:
         asked = self.request
-        shared = {"n_features": asked.n_features, "rank": asked.rank, "l0": asked.l0, "progress": asked.progress}
+        n_features = asked.n_features if n_features is None else n_features
+        l0 = min(asked.l0, n_features)
+        shared = {"n_features": n_features, "rank": asked.rank, "l0": l0, "progress": asked.progress}
         generator = self._generator(3)
         if isinstance(self.fit, HessianSettings):
             divergence, rows = check_curved(self.divergence), self.data.rows(plan.train)
-            return fit_hessian(engine, divergence, rows, train, settings=self.fit, generator=generator, **shared)
-        modes = {view.name: view.modes for view in self.subset.views}
-        return fit_l3d(train, settings=self.fit, generator=generator, format=FORMATS[asked.format], modes=modes, **shared)
+            return fit_hessian(engine, divergence, rows, store, settings=self.fit, generator=generator, **shared)
+        shared |= {"format": FORMATS[asked.format], "modes": {view.name: view.modes for view in self.subset.views}}
+        return fit_l3d(store, settings=self.fit, generator=generator, off_target=off_target, **shared)
 
     def _generator(self, stage: int) -> torch.Generator:
         """A generator for each stage, so that one stage's draws never shift another's."""
         return torch.Generator().manual_seed(self.request.seed * 16 + stage)
 
     def _harvest(self, harvester: Harvester) -> tuple[SamplePlan, GradientStore, GradientStore]:
-        settings = limited(self.harvest, harvester, self.data)
+        settings, is_paired = limited(self.harvest, harvester, self.data), self.pairs is not None
         plan = plan_samples(
             self.data,
-            per_position=self.output.per_position,
+            per_position=self.output.per_position and not is_paired,
             settings=settings,
             n_features=self.request.n_features,
             generator=self._generator(0),
+            n_held_out=_HELD_OUT_PAIRS if is_paired else 0,
         )
-        generator, progress = self._generator(2), self.request.progress
-        train = harvester.store(self.data.rows(plan.train), plan.n_slots, generator, progress=progress, title="harvest")
+        generator = self._generator(2)
+        train = self._store(harvester, plan.train, plan.n_slots, generator, "harvest")
         train.check_gradients()
-        held_out = harvester.store(
-            self.data.rows(plan.held_out), plan.n_slots, generator, progress=progress, title="held out"
-        )
-        return plan, train, held_out
+        return plan, train, self._store(harvester, plan.held_out, plan.n_slots, generator, "held out")
+
+    def _store(
+        self, harvester: Harvester, rows: Tensor, n_slots: int, generator: torch.Generator, title: str
+    ) -> GradientStore:
+        own = None if self.pairs is None else self.pairs.own(harvester.engine, self.divergence, rows)
+        progress = self.request.progress
+        return harvester.store(self.data.rows(rows), n_slots, generator, progress=progress, title=title, own=own)
 
     def _given(self, reference: str | Tensor) -> Tensor | None:
         """The user's own outputs as references."""
@@ -311,7 +378,14 @@ class Run:
         return self.divergence.to_reference(reference.to(device).float().reshape(-1, self.output.d_output))
 
     def _result(
-        self, engine: GradientEngine, found: Fit, metrics, drawn: Reference, pool: Tensor, plan: SamplePlan
+        self,
+        engine: GradientEngine,
+        found: Fit,
+        metrics: Metrics,
+        drawn: Reference,
+        pool: Tensor,
+        plan: SamplePlan,
+        record: dict[str, Any],
     ) -> ParamFeatures:
         fingerprint = self.subset.fingerprint()
         params = {view.name: ParamRecord.of(view, fingerprint[view.name]) for view in self.subset.views}
@@ -323,6 +397,7 @@ class Run:
             "steps_done": found.steps_done,
             "model": self.adapter.description,
             "output": None if self.adapter.given_output is None else _name_of(self.adapter.given_output),
+            **record,
         }
         return ParamFeatures(
             v_in=found.v_in,

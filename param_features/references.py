@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.divergence import Divergence
-from param_features.gradients import GradientEngine, held_still
+from param_features.gradients import GradientEngine, outputs_at
 from param_features.gradients.harvest import draw_positions
 from param_features.inputs import ModelInputs
 from param_features.typed import typed
@@ -44,12 +44,8 @@ def collect_references(
 def _outputs(engine: GradientEngine, data: ModelInputs, rows: Tensor, generator: torch.Generator) -> Tensor:
     """The output of one sample of each row, a few rows at a time."""
     found = []
-    with held_still(engine.adapter.module), torch.no_grad():
-        for part in rows.split(16):
-            batch = data.rows(part)
-            output = engine.adapter.run(*batch.args, **batch.kwargs)
-            if engine.per_position:
-                position = draw_positions(batch, 1, generator)[:, 0].to(output.device)
-                output = output[torch.arange(len(output), device=output.device), position]
-            found.append(output.flatten(1).float() if output.dtype != torch.float64 else output.flatten(1))
+    for part in rows.split(16):
+        batch = data.rows(part)
+        positions = draw_positions(batch, 1, generator)[:, 0] if engine.per_position else batch.last_positions
+        found.append(outputs_at(engine, batch, positions))
     return torch.cat(found)

@@ -19,6 +19,7 @@ from param_features.decompose.loop import (
     strong_samples,
     take_steps,
 )
+from param_features.decompose.off_target import OffTarget
 from param_features.decompose.pursuit import rounds_for
 from param_features.decompose.reconstruction import square_errors
 from param_features.decompose.restarts import replacements, usefulness
@@ -42,6 +43,7 @@ def fit_l3d(
     progress: bool,
     format: type[Directions] = LowRank,
     modes: Mapping[str, Modes] | None = None,
+    off_target: OffTarget | None = None,
 ) -> Fit:
     """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
 
@@ -58,8 +60,9 @@ def fit_l3d(
         progress: Whether to show a progress bar with loss, error, l0 and dead features.
         format: How directions are held while they are learned; the result is in the matrix format.
         modes: Axes of each parameter, for the formats that heed them; those of its matrix by default.
+        off_target: What features cost by acting on other samples.
     """
-    trainer = Trainer(store, n_features, rank, l0, settings, generator, format, modes)
+    trainer = Trainer(store, n_features, rank, l0, settings, generator, format, modes, off_target)
     take_steps(trainer, settings.steps, progress=progress)
     return trainer.result()
 
@@ -77,8 +80,10 @@ class Trainer:
         generator: torch.Generator,
         format: type[Directions] = LowRank,
         modes: Mapping[str, Modes] | None = None,
+        off_target: OffTarget | None = None,
     ) -> None:
         """Start from the leading part of real gradients."""
+        self.off_target = off_target
         self.store, self.l0, self.settings, self.generator, self.rank = store, l0, settings, generator, rank
         self.format, self.modes = format, modes or matrix_modes(store.rows(slice(0, 1)))
         self.square_norm = store.square_norm()
@@ -102,8 +107,11 @@ class Trainer:
         v_out = self.v_out.folded()
         v_in = v_out if self.settings.is_tied else self.v_in.folded()
         seen = l3d_loss(gradients, norms, v_in, v_out, l0=self.current_l0(), dead=self.dead, settings=self.settings)
+        loss = seen.loss
+        if self.off_target is not None:
+            loss = loss + self.off_target.penalty(v_in, v_out, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
-        seen.loss.backward()
+        loss.backward()
         remove_parallel(self.v_out)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * lr_factor(self.n_steps, self.settings.steps)
@@ -196,6 +204,9 @@ class Trainer:
         renormalize(candidates)
         folded = candidates.folded()
         gains = (folded.inner(gradients) - coords @ v_out.gram(folded)).square().sub_(threshold**2).clamp_(min=0).sum(0)
+        if self.off_target is not None:
+            useful = (useful - size * self.off_target.costs(v_out)).clamp(min=0)
+            gains = gains - size * self.off_target.costs(folded)
         self._replace(*replacements(useful, gains, folded.gram()), candidates)
 
     def _replace(self, features: Tensor, candidates: Tensor, fresh: Directions) -> None:

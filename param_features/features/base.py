@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from param_features.decompose import LINEAR, Encoder
 from param_features.directions import LowRank
 from param_features.divergence import Divergence
-from param_features.errors import FeatureCountError, InputError, NotBoundError
+from param_features.errors import FeatureCountError, InputError, NotBoundError, SettingError
 from param_features.gradients import GradientEngine
 from param_features.inputs import ModelInputs, read_inputs
 from param_features.measure import Metrics, activations
@@ -59,6 +60,23 @@ class FittedFeatures:
     def n_features(self) -> int:
         """Number of features."""
         return self.v_out.n_features
+
+    @property
+    def on_target(self) -> Float[Tensor, " feature"]:
+        """Share of each feature's effect that lies on the target, which weighs as much as the background: 0 to 1.
+
+        The effect is the mean |⟨∇, v_k⟩| over held-out samples: what a unit step does to the divergence, to first order.
+
+        Raises:
+            SettingError: The features were fitted without a background.
+        """
+        record = self.config.get("background")
+        if record is None:
+            raise SettingError(
+                "on_target compares a target with a background, and these features were fitted without one. Fit them with "
+                "pf.decompose(…, background=tokens)."
+            )
+        return torch.tensor(record["on_target"], dtype=torch.float64)
 
     def __len__(self) -> int:
         """Number of features."""

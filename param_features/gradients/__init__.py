@@ -2,7 +2,8 @@
 
 from param_features.gradients.changes import OutputGraph, n_together, output_changes
 from param_features.gradients.engine import GradientEngine, Routes, at_least_float32, check_finite_output
-from param_features.gradients.harvest import Harvester, HarvestSettings, SamplePlan, limited, plan_samples
+from param_features.gradients.harvest import Harvester, HarvestSettings, OwnReferences, SamplePlan, limited, plan_samples
+from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
 from param_features.gradients.rules import LayerRule, register_rule
 from param_features.gradients.sparse import sparse_product
@@ -24,6 +25,7 @@ __all__ = [
     "LayerRule",
     "OutputGraph",
     "OutputInfo",
+    "OwnReferences",
     "Routes",
     "SamplePlan",
     "at_least_float32",
@@ -36,6 +38,7 @@ __all__ = [
     "limited",
     "n_together",
     "output_changes",
+    "outputs_at",
     "plain_kernels",
     "plan_engine",
     "plan_samples",

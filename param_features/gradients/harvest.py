@@ -1,18 +1,22 @@
 """Harvesting: many samples' gradients from a data set, split by sequence into training and held-out samples."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from param_features.divergence import Divergence, Reference
 from param_features.errors import SampleCountError, SettingError
-from param_features.gradients.engine import GradientEngine
+from param_features.gradients.engine import CotangentOf, GradientEngine
 from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory, memory_budget
 from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
+
+OwnReferences = Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_output"]]
+"""Which rows -> the reference of each."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,15 @@ class SamplePlan:
 
 
 def plan_samples(
-    inputs: ModelInputs, *, per_position: bool, settings: HarvestSettings, n_features: int, generator: torch.Generator
+    inputs: ModelInputs,
+    *,
+    per_position: bool,
+    settings: HarvestSettings,
+    n_features: int,
+    generator: torch.Generator,
+    n_held_out: int = 0,
 ) -> SamplePlan:
-    """Split the sequences at random and choose how many positions each gives.
+    """Split the sequences at random and choose how many positions each gives; `n_held_out` or more are held out.
 
     Raises:
         SampleCountError: The data hold fewer training samples than features, or too few sequences to hold some out.
@@ -71,7 +81,7 @@ def plan_samples(
     n_wanted = min(settings.n_samples or settings.max_samples, n_rows * n_pos)
     n_slots = min(n_pos, -(-n_wanted // n_rows))
     n_used = min(n_rows, -(-n_wanted // n_slots))
-    n_held_out = max(_least_rows(n_slots), round(n_used * settings.held_out_fraction))
+    n_held_out = max(_least_rows(n_slots), round(n_used * settings.held_out_fraction), min(n_held_out, n_used // 4))
     order = torch.randperm(n_rows, generator=generator)[:n_used]
     n_train = (n_used - n_held_out) * n_slots
     if n_train < max(n_features, 2):
@@ -98,16 +108,24 @@ class Harvester:
     settings: HarvestSettings
 
     def store(
-        self, inputs: ModelInputs, n_slots: int, generator: torch.Generator, *, progress: bool, title: str
+        self,
+        inputs: ModelInputs,
+        n_slots: int,
+        generator: torch.Generator,
+        *,
+        progress: bool,
+        title: str,
+        own: OwnReferences | None = None,
     ) -> GradientStore:
         """Gradients of `n_slots` positions of every row.
 
         Args:
             inputs: The rows to use.
-            n_slots: Positions per row, drawn without replacement.
+            n_slots: Positions per row, drawn without replacement; 1 with references of kind `"pairs"`, the last real one.
             generator: Draws positions and references.
             progress: Whether to show a progress bar.
             title: Its label.
+            own: Gives each row's own reference, where references belong to rows; they are drawn otherwise.
 
         Raises:
             MemoryEstimateError: The gradients would not fit; said before the run.
@@ -122,9 +140,22 @@ class Harvester:
 
             for rows in batches:
                 batch = inputs.rows(rows)
-                positions = draw_positions(batch, n_slots, generator) if self.engine.per_position else _zeros(batch)
-                self.engine.each_slot(batch, positions, lambda output, *_: self.cotangent(output, generator), consume)
+                cotangent_of = self._drawn(generator) if own is None else self._against(own(rows))
+                self.engine.each_slot(batch, self._positions(batch, n_slots, generator), cotangent_of, consume)
         return store
+
+    def _drawn(self, generator: torch.Generator) -> CotangentOf:
+        return lambda output, *_: self.cotangent(output, generator)
+
+    def _against(self, references: Tensor) -> CotangentOf:
+        return lambda output, row, _: self.divergence.cotangent(output, references[row].to(output))
+
+    def _positions(self, batch: ModelInputs, n_slots: int, generator: torch.Generator) -> Int[Tensor, "batch slot"]:
+        if not self.engine.per_position:
+            return _zeros(batch)
+        if self.reference.kind == "pairs":
+            return batch.last_positions.unsqueeze(1)
+        return draw_positions(batch, n_slots, generator)
 
     def cotangent(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """∂D/∂f of a batch of samples against references drawn for them."""

@@ -262,8 +262,4 @@ def _plain_gradient(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, 
 
 def last_positions(inputs: ModelInputs, output: OutputInfo) -> Int[Tensor, " batch"]:
     """The last real position of each row; zeros when a sample is an input."""
-    if not output.per_position:
-        return torch.zeros(len(inputs), dtype=torch.long)
-    if inputs.mask is None:
-        return torch.full((len(inputs),), output.shape[1] - 1)
-    return inputs.mask.cpu().long().cumsum(1).argmax(1)
+    return inputs.last_positions if output.per_position else torch.zeros(len(inputs), dtype=torch.long)

@@ -9,6 +9,7 @@ from param_features.measure.match import Match, correlations, match_directions
 from param_features.measure.metrics import Metrics, held_out_metrics
 from param_features.measure.parts import activation_parts
 from param_features.measure.settings import MeasureSettings
+from param_features.measure.shares import background_metrics, off_target, on_target
 
 __all__ = [
     "Example",
@@ -20,12 +21,15 @@ __all__ = [
     "activation_parts",
     "activations",
     "control_errors",
+    "background_metrics",
     "correlations",
     "default_l0s",
     "errors_by_l0",
     "harvest_halves",
     "held_out_metrics",
     "match_directions",
+    "off_target",
+    "on_target",
     "top_examples",
     "top_logits",
 ]

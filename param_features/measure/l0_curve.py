@@ -61,7 +61,8 @@ def harvest_halves(
 ) -> tuple[GradientStore, GradientStore]:
     """Gradients of one half of the rows for principal directions, and of the other half for measuring.
 
-    Compared with references of the kind that the fit used. The first half gives up to four times as many samples.
+    Compared with references of the kind that the fit used; after a fit to pairs, each row's last real position with outputs
+    drawn from the stored ones, since the partners are not kept. The first half gives up to four times as many samples.
 
     Cost: one forward pass of the inputs, and one backward pass of the layers above the parameters per position taken.
 
@@ -74,13 +75,13 @@ def harvest_halves(
             f"Got {len(inputs)} sequences (inputs). One half is for the principal directions and one for measuring, and two "
             "are needed in each: give at least four, and better a hundred."
         )
-    drawn = Reference(reference, references if reference in ("mean", "given") else None)
+    drawn = Reference(reference, references if reference in ("mean", "given", "pairs") else None)
     harvester = Harvester(engine, divergence, drawn, HarvestSettings())
     half = len(inputs) // 2
 
     def harvest(rows: ModelInputs, n_wanted: int) -> GradientStore:
         n_pos = rows.n_pos if engine.per_position else 1
-        n_slots = min(n_pos, -(-n_wanted // len(rows)))
+        n_slots = 1 if reference == "pairs" else min(n_pos, -(-n_wanted // len(rows)))
         rows = rows.rows(slice(0, max(2, -(-n_wanted // n_slots))))
         return harvester.store(rows, n_slots, generator, progress=False, title="harvest")
 

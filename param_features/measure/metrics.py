@@ -22,6 +22,13 @@ _MEANINGS = {
     "control_pca": "principal directions of the gradients",
     "control_random": "random directions of the same rank",
     "control_svd_w": "singular directions of W",
+    "off_target": "effect on the background over that on the target, of the target's features",
+    "off_target_alone": "the same of a fit without background",
+    "off_target_random": "the same of random directions",
+    "background_error": "reconstruction error on held-out samples of the background",
+    "background_alone": "the same of a fit without background",
+    "background_random": "the same of random directions",
+    "error_alone": "reconstruction error on the target of a fit without background",
 }
 
 

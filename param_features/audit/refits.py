@@ -22,15 +22,16 @@ def refitted(features: ParamFeatures, tokens: Any, inputs: Any, *, model: Any = 
     Cost: that of the first `decompose`.
 
     Raises:
-        SettingError: The features were fitted with `output=`, a divergence of the user's own or pairs, which are not kept.
+        SettingError: The features were fitted with `output=`, a divergence of the user's own, pairs or a background.
     """
     from param_features.pipeline import decompose  # the pipeline makes features, on which audits stand
 
     config = features.config
     is_kept = features.reference in ("sample", "mean", "uniform", "label", "given")
-    if config.get("output") is not None or isinstance(features.divergence, CustomDivergence) or not is_kept:
+    is_plain = config.get("output") is None and "background" not in config
+    if not is_kept or not is_plain or isinstance(features.divergence, CustomDivergence):
         raise SettingError(
-            "These features were fitted with output=, with a divergence of your own or with pairs, which are not kept. Fit "
+            "These features were fitted with output=, with a divergence of your own, pairs or a background: not kept. Fit "
             "a second set yourself and pass it as second=."
         )
     reference = features.references if features.reference == "given" else features.reference

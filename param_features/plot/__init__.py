@@ -7,5 +7,6 @@ from param_features.plot.compare import compare
 from param_features.plot.feature import activations, direction
 from param_features.plot.fit import density, pareto
 from param_features.plot.save import save
+from param_features.plot.steering import steering
 
-__all__ = ["activations", "compare", "density", "direction", "pareto", "save"]
+__all__ = ["activations", "compare", "density", "direction", "pareto", "save", "steering"]

@@ -233,3 +233,35 @@ def test_a_missing_library_is_named(hidden, advice, tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=advice) as caught:
         pf.plot.compare(torch.eye(3), torch.eye(3)) if hidden == "plotly" else pf.plot.save(figure, tmp_path / "a.png")
     assert 'pip install "param_features[plots]"' in str(caught.value)
+
+
+def test_steering_draws_the_outputs_that_move_most(tiny_hooked, tiny_features, tiny_tokens):
+    figure = pf.plot.steering(tiny_features, 0, tiny_tokens[:4], deltas=[0.5, 0.0, -0.5], n_outputs=3)
+    assert len(figure.data) == 3
+    expected = []
+    for delta in (-0.5, 0.0, 0.5):
+        with torch.no_grad(), tiny_features.steer({0: delta}):
+            expected.append(tiny_hooked(tiny_tokens[:4])[:, -1].softmax(-1).mean(0))
+    expected = torch.stack(expected)
+    spans = expected.amax(0) - expected.amin(0)
+    most = spans.topk(3).indices
+    for line, output in zip(figure.data, most.tolist(), strict=True):
+        assert list(line.x) == [-0.5, 0.0, 0.5]
+        torch.testing.assert_close(torch.tensor(line.y, dtype=torch.float64), expected[:, output].double())
+    for wrong in ({"deltas": [0.1]}, {"n_outputs": 0}):
+        with pytest.raises(SettingError, match="two steps or more and a line"):
+            pf.plot.steering(tiny_features, 0, tiny_tokens[:4], **wrong)
+
+
+def test_steering_of_inputs_draws_outputs_and_heeds_padding(tiny_features, tiny_tokens):
+    linear = torch.nn.Linear(4, 3)
+    inputs = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    features = pf.decompose(linear, "weight", inputs=inputs, n_features=2, l0=1, steps=3, progress=False)
+    figure = pf.plot.steering(features, 1, inputs=inputs[:5])
+    assert figure.layout.yaxis.title.text == "mean output"
+    assert {line.name for line in figure.data} == {"output 0", "output 1", "output 2"}
+    mask = torch.ones_like(tiny_tokens[:2])
+    mask[:, 7:] = 0
+    padded = {"input_ids": tiny_tokens[:2], "attention_mask": mask}
+    short, long = (pf.plot.steering(tiny_features, 0, given).data[0] for given in (tiny_tokens[:2, :7], padded))
+    torch.testing.assert_close(torch.tensor(short.y), torch.tensor(long.y))

@@ -125,7 +125,8 @@ def audit_section(audit: Audit) -> dict[str, Any]:
         for row in audit.rows
     ]
     n_left = len(audit.rows) - audit.n_passed - audit.n_failed
-    title = f"{audit.n_passed} claims pass, {audit.n_failed} fail, {n_left} not run. A row passes when its value keeps to "
+    counts = f"{audit.n_passed} of {len(audit.rows)} claims pass, {audit.n_failed} fail, {n_left} not run"
+    title = f"{counts}. A row passes when its value keeps to "
     return {
         "title": f"{title}the limit and beats the controls that the limit names; the other controls are for comparison.",
         "rows": rows,

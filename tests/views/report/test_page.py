@@ -8,9 +8,11 @@ import sys
 import pytest
 
 import param_features as pf
+from param_features.audit import Audit, AuditRow
 from param_features.errors import MissingExtraError
 from param_features.inputs import read_inputs
 from param_features.views.report import contents, write_report
+from param_features.views.report.contents import audit_section
 from param_features.views.report.write import page_of
 
 HOSTILE = (
@@ -177,3 +179,28 @@ def test_a_missing_plotly_is_named(found, tmp_path, monkeypatch):
 def test_the_file_is_small(tiny_features, tiny_tokens, tmp_path):
     path = tiny_features.report(tmp_path / "deep" / "report.html", tokens=tiny_tokens, n_rows=10)
     assert path.stat().st_size < 3e6
+
+
+def test_without_an_audit_there_is_no_such_section(opened):
+    assert opened.locator("#audit").is_hidden()
+    assert opened.locator("#audit-link").is_hidden()
+
+
+def test_an_audit_has_its_table_and_plots(found, page, traffic, tmp_path):
+    rows = (
+        AuditRow("one <b>claim</b>", 0.9, {"random": 0.5}, 0.8, True, "an area", ("random",)),
+        AuditRow("another", 0.1, {"random": 0.5}, 0.8, True, "a share"),
+        AuditRow("third", None, {}, 0.8, True, "not asked for"),
+    )
+    curves = {f"{start} {who}": (0.9, 0.5) for start in ("auroc", "ratio", "linearity") for who in ("features", "random")}
+    audit = Audit(rows, curves, (0.01, 0.1), 2.0)
+    path = write_report(tmp_path / "report.html", "t", found | {"audit": audit_section(audit)})
+    page.goto(path.as_uri())
+    for plot in ("auroc", "ratio", "linearity"):
+        page.wait_for_selector(f"#audit-{plot} .main-svg")
+    lines = page.locator("#audit-table tbody tr")
+    assert lines.evaluate_all("rows => rows.map(row => row.dataset.verdict)") == ["pass", "FAIL", "not run"]
+    assert lines.first.inner_text().split("\t")[1:4] == ["one <b>claim</b>", "0.9", "random 0.5"]
+    assert page.inner_text("#audit-title").startswith("1 of 3 claims pass, 1 fail, 1 not run.")
+    assert page.locator("#audit-link").is_visible()
+    assert traffic.requests == traffic.errors == []

@@ -68,7 +68,7 @@ def steering(
         )
     figure.add_vline(x=0, line_dash="dot", line_color="#8a8a8a")
     quantity = "mean probability" if is_kl else "mean output"
-    title = f"Steering along feature {feature}: the outputs that move most, {len(found)} inputs"
+    title = f"Steering along feature {feature}: the outputs that move most, mean of {len(found)}"
     return laid_out(figure, title, "δ, the step in units of the weights", quantity)
 
 

@@ -1,0 +1,102 @@
+"""What a fine-tuning is judged by: the loss on its own data, and how far the output moves on other data."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from param_features.divergence import KL, Divergence
+from param_features.errors import InputError
+from param_features.gradients import GradientEngine, at_least_float32
+from param_features.inputs import ModelInputs
+from param_features.intervene.task import Run, Task, chunks
+
+
+@dataclass(frozen=True)
+class Other:
+    """Data on which the output should stay as it is.
+
+    Attributes:
+        inputs: Every row.
+        divergence: How far the moved output lies from the original; KL(original ‖ moved) for logits.
+        per_position: Whether a sample is a position; padding does not count.
+    """
+
+    inputs: ModelInputs
+    divergence: Divergence
+    per_position: bool
+
+    def value(self, original: Run, run: Run, index: Int[Tensor, " row"]) -> tuple[Tensor, int]:
+        """Mean divergence over the samples of some rows, and how many they are."""
+        batch = self.inputs.rows(index)
+        with torch.no_grad():
+            before = original(batch)
+        pair = [self._samples(output, batch) for output in (before, run(batch))]
+        values = self.divergence.value(pair[1], self.divergence.to_reference(pair[0]))
+        return values.mean(), len(values)
+
+    def mean(self, original: Run, run: Run, batch_size: int) -> float:
+        """The mean over the samples of all rows."""
+        parts = [self.value(original, run, index) for index in chunks(len(self.inputs), batch_size)]
+        return sum(float(value) * weight for value, weight in parts) / sum(weight for _, weight in parts)
+
+    def _samples(self, output: Tensor, batch: ModelInputs) -> Float[Tensor, "sample d_output"]:
+        output = at_least_float32(output)
+        if not self.per_position:
+            return output.flatten(1)
+        return output.flatten(0, 1) if batch.mask is None else output[batch.mask]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Loss + kl_weight · divergence on the penalty's rows; the off-target divergence is measured on rows of its own.
+
+    Attributes:
+        task: The data to be learned.
+        penalty: Rows that the penalty draws from; None without one.
+        off_target: Rows that the off-target divergence is measured on, none of them the penalty's.
+        kl_weight: Of the penalty.
+        original: The model as it is.
+    """
+
+    task: Task
+    penalty: Other | None
+    off_target: Other
+    kl_weight: float
+    original: Run
+
+    def value(self, run: Run, batch_size: int, generator: torch.Generator) -> Tensor:
+        """The objective on rows drawn with `generator`; all of them where there are no more than `batch_size`."""
+        value, _ = self.task.value(run, drawn(len(self.task.inputs), batch_size, generator))
+        if self.penalty is None:
+            return value
+        index = drawn(len(self.penalty.inputs), batch_size, generator)
+        return value + self.kl_weight * self.penalty.value(self.original, run, index)[0]
+
+
+def drawn(n_rows: int, batch_size: int, generator: torch.Generator) -> Int[Tensor, " row"]:
+    """Rows without repeats; all, in order, where there are no more than `batch_size`."""
+    if n_rows <= batch_size:
+        return torch.arange(n_rows)
+    return torch.randperm(n_rows, generator=generator)[:batch_size]
+
+
+def read_other(engine: GradientEngine, found: ModelInputs, divergence: Divergence) -> Other:
+    """The rows on which the output should stay: KL for logits over tokens, else the fit's own divergence."""
+    return Other(found, KL() if engine.per_position else divergence, engine.per_position)
+
+
+def halves(n_rows: int, generator: torch.Generator) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    """Rows for the penalty, and others to measure on.
+
+    Raises:
+        InputError: There is one row only.
+    """
+    if n_rows < 2:
+        raise InputError(
+            "kl_data has 1 row. A penalty needs at least 2: half of them are for it, the others for measuring the "
+            "off-target divergence. Give more, or kl_weight=0."
+        )
+    order = torch.randperm(n_rows, generator=generator)
+    return order[: n_rows // 2], order[n_rows // 2 :]

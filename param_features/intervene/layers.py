@@ -24,7 +24,8 @@ class Layer:
     """A layer and what is added to it.
 
     Attributes:
-        name: The layer's name in the model that peft wraps.
+        owner: The layer itself.
+        name: Its name in the model that peft wraps.
         kind: Which of peft's forms it takes; `"conv1d"` is transformers' linear layer of that name.
         shape: Of the weight as peft's A sees it: d_in, or channel and kernel of a convolution.
         A: Rows that read the input, [rank d_in].
@@ -32,6 +33,7 @@ class Layer:
         bias: Added to the bias; None where it stays.
     """
 
+    owner: nn.Module
     name: str
     kind: Kind
     shape: tuple[int, ...]
@@ -43,6 +45,13 @@ class Layer:
     def rank(self) -> int:
         """Rank of the adapter's layer."""
         return len(self.A)
+
+    def changes(self) -> dict[str, Tensor]:
+        """What is added to the layer's own tensors, by attribute. Cost: the weight, built once."""
+        weight = self.owner.get_parameter("weight")
+        matrix = self.B @ self.A
+        added = {"weight": (matrix.T if has_rows_in(self.owner) else matrix).reshape(weight.shape)}
+        return added | ({} if self.bias is None else {"bias": self.bias})
 
     def tensors(self, *, has_bias: bool) -> dict[str, Tensor]:
         """The factors by peft's keys, with a bias, of zeros where there is none, if the adapter has biases."""
@@ -64,7 +73,11 @@ def layers_of(engine: GradientEngine, rows: LowRank, steps: Sequence[float]) -> 
     names = _layer_names(engine.adapter)
     found: dict[str, Layer] = {}
     for view in engine.subset.views:
-        _refuse_other_uses(engine, view)
+        if len(view.places) > 1:
+            raise ExportError(
+                f"{view.name!r} is held by {len(view.places)} modules (tied weights). peft adds to one layer's output at a "
+                "time, and merging such an adapter would add it twice. Untie the model, or use features.edit(model, …)."
+            )
         layer = _layer(view, names.get(view.owner), *_scaled(rows.factors[view.name], steps))
         found[layer.name] = _joined(found[layer.name], layer) if layer.name in found else layer
     return list(found.values())
@@ -84,7 +97,7 @@ def peft_kind(owner: nn.Module) -> Kind | None:
 
 def _scaled(factors: tuple[Tensor, Tensor], steps: Sequence[float]) -> tuple[Tensor, Tensor]:
     """B [d_out rank] and A [rank d_in] of Σ_k δ_k left_k right_kᵀ; the rank is the sum of the features'."""
-    left, right = factors
+    left, right = (factor.double() for factor in factors)  # rounded once, when stored
     left = left * torch.tensor([float(step) for step in steps]).to(left)[:, None, None]
     return left.transpose(0, 1).flatten(1), right.transpose(1, 2).flatten(0, 1)
 
@@ -104,10 +117,10 @@ def _layer(view: ParamView, name: str | None, B: Tensor, A: Tensor) -> Layer:
     if view.layout.part is not None:
         B = _padded(view, B)
     if view.attribute == "weight":
-        return Layer(name, kind, shape, A, B)
+        return Layer(view.owner, name, kind, shape, A, B)
     d_in, d_out = _sides(view.owner)
     zeros = B.new_zeros
-    return Layer(name, kind, d_in, zeros(1, torch.Size(d_in).numel()), zeros(d_out, 1), bias=(B @ A)[:, 0])
+    return Layer(view.owner, name, kind, d_in, zeros(1, torch.Size(d_in).numel()), zeros(d_out, 1), bias=(B @ A)[:, 0])
 
 
 def _padded(view: ParamView, B: Float[Tensor, "d_part rank"]) -> Float[Tensor, "d_out rank"]:
@@ -129,28 +142,7 @@ def _joined(one: Layer, other: Layer) -> Layer:
     parts = [layer for layer in (one, other) if layer.bias is None] or [one]
     biases = [layer.bias for layer in (one, other) if layer.bias is not None]
     A, B = torch.cat([layer.A for layer in parts]), torch.cat([layer.B for layer in parts], 1)
-    return Layer(one.name, one.kind, one.shape, A, B, torch.stack(biases).sum(0) if biases else None)
-
-
-def _refuse_other_uses(engine: GradientEngine, view: ParamView) -> None:
-    """Refuse a weight that is used in other ways than by calling the one layer that holds it, the only one peft replaces.
-
-    A parameter with a layer rule is known to be used so: the rule was compared with autograd on this model.
-
-    Raises:
-        ExportError: As said.
-    """
-    if len(view.places) > 1:
-        raise ExportError(
-            f"{view.name!r} is held by {len(view.places)} modules (tied weights). peft adds to one layer's output at a "
-            "time, and merging such an adapter would add it twice. Untie the model, or use features.edit(model, …)."
-        )
-    why = engine.routes.why_dense.get(view.name)
-    if why is not None and peft_kind(view.owner) is not None:
-        raise ExportError(
-            f"{view.name!r} is not used by calling {type(view.owner).__name__} alone ({why}), and peft acts on that call. "
-            "Use features.edit(model, …)."
-        )
+    return Layer(one.owner, one.name, one.kind, one.shape, A, B, torch.stack(biases).sum(0) if biases else None)
 
 
 def _described(view: ParamView) -> str:

@@ -1,6 +1,7 @@
 """Features as a LoRA adapter in peft's own files: `W + Σ δ_k v_k` wherever peft runs."""
 
 import json
+import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from param_features.errors import ExportError, FeatureCountError, MissingExtraError, SettingError
+from param_features.intervene.calls import TWO_ROWS, refuse_other_uses
 from param_features.intervene.folder import check_replaceable, write_folder
 from param_features.intervene.layers import Layer, layers_of
 
@@ -53,6 +55,7 @@ def write_lora(
     assert engine is not None, "bound by the caller"
     layers = layers_of(engine, features.v_out.rows(list(coefficients)), list(coefficients.values()))
     config = _config(library, engine.adapter.module, layers)
+    refuse_other_uses(engine, layers, features.examples or TWO_ROWS)
     tensors = {key: tensor.to(dtype) for layer in layers for key, tensor in layer.tensors(has_bias=config.lora_bias).items()}
     about = {"format": "pt", "param_features": json.dumps({str(k): float(step) for k, step in coefficients.items()})}
 
@@ -75,7 +78,7 @@ def check_coefficients(features: "FittedFeatures", coefficients: Mapping[int, fl
     for feature, step in coefficients.items():
         features.check_feature(feature)
         is_number = isinstance(step, int | float) or (isinstance(step, Tensor) and step.numel() == 1)
-        if not is_number or not torch.isfinite(torch.tensor(float(step))):
+        if not is_number or not math.isfinite(float(step)):
             raise SettingError(f"The step of feature {feature} is {step!r}. Steps are finite numbers, such as 0.5.")
 
 

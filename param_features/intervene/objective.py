@@ -87,7 +87,7 @@ def read_other(engine: GradientEngine, found: ModelInputs, divergence: Divergenc
     return Other(found, KL() if engine.per_position else divergence, engine.per_position)
 
 
-def halves(n_rows: int, generator: torch.Generator) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+def halves(n_rows: int, generator: torch.Generator) -> tuple[Int[Tensor, " row"], Int[Tensor, " other"]]:
     """Rows for the penalty, and others to measure on.
 
     Raises:

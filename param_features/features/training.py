@@ -10,12 +10,11 @@ from torch import Tensor
 
 from param_features.errors import SettingError
 from param_features.features.measuring import MeasuredFeatures
-from param_features.inputs import ModelInputs
 from param_features.intervene.finetune import FineTuned, choose, tune
 from param_features.intervene.lora import write_lora
-from param_features.intervene.objective import Objective, halves, read_other
+from param_features.intervene.objective import read_other, with_penalty
 from param_features.intervene.optimise import Budget
-from param_features.intervene.task import Loss, Task, read_task
+from param_features.intervene.task import Loss, read_task
 
 if TYPE_CHECKING:
     from param_features.features import ParamFeatures
@@ -97,8 +96,8 @@ class TrainableFeatures(MeasuredFeatures):
         the fit's own divergence. The model is not changed: it runs on W + Σ δ_k v_k in place of W. Ctrl-C returns what is
         reached.
 
-        Cost: `steps` forward and backward passes of up to `batch_size` rows, with a penalty two more forward passes and a
-        backward pass each; ten passes over all of the data for the history.
+        Cost: `steps` forward and backward passes of up to `batch_size` rows, with a penalty twice that; ten passes over all
+        of the data for the history. Memory: the outputs of the other data.
 
         Args:
             data: Texts, tokens or what a tokenizer returns, as for `pf.decompose`; or pairs (prompt, completion) of texts,
@@ -136,19 +135,6 @@ class TrainableFeatures(MeasuredFeatures):
             raise SettingError(f"kl_weight={kl_weight} must be 0 or above.")
         task = read_task(engine, data, inputs, where=where, targets=targets, loss=loss)
         chosen = choose(self, features, task, batch_size)
-        objective = self._objective(task, kl_weight, kl_data, kl_inputs, seed)
+        other = read_other(engine, self._found(kl_data, kl_inputs), self.divergence, batch_size)
+        objective = with_penalty(task, other, kl_weight, torch.Generator().manual_seed(seed))
         return tune(self, chosen, objective, budget, progress=progress)
-
-    def _objective(self, task: Task, kl_weight: float, kl_data: Any, kl_inputs: Any, seed: int) -> Objective:
-        """The task beside the rows that are to stay: all to measure on, or half of them for the penalty."""
-        engine = self._bound("finetune")
-
-        def original(batch: ModelInputs) -> Tensor:
-            return engine.adapter.run(*batch.args, **batch.kwargs)
-
-        found = self._found(kl_data, kl_inputs)
-        if not kl_weight:
-            return Objective(task, None, read_other(engine, found, self.divergence), 0.0, original)
-        for_penalty, to_measure = halves(len(found), torch.Generator().manual_seed(seed))
-        penalty, other = (read_other(engine, found.rows(index), self.divergence) for index in (for_penalty, to_measure))
-        return Objective(task, penalty, other, kl_weight, original)

@@ -105,8 +105,8 @@ def _step(
     value = objective.value(trained.run, budget.batch_size, generator)
     if not bool(torch.isfinite(value)):
         raise NonFiniteError(
-            f"The loss became {float(value)} at lr={budget.lr:g}. Take a smaller one, such as lr={budget.lr / 10:g}, and "
-            "check that the loss is finite on the model as it is."
+            f"The loss became {float(value.detach())} at lr={budget.lr:g}. Take a smaller one, such as {budget.lr / 10:g}, "
+            "and check that the loss is finite on the model as it is."
         )
     gradients = torch.autograd.grad(value, list(trained.tensors))
     for tensor, gradient in zip(trained.tensors, gradients, strict=True):
@@ -117,7 +117,7 @@ def _step(
 def _reading(objective: Objective, trained: Trained, step: int, budget: Budget) -> Reading:
     with torch.no_grad():
         loss = objective.task.mean(trained.run, budget.batch_size)
-        off_target = objective.off_target.mean(objective.original, trained.run, budget.batch_size)
+        off_target = objective.off_target.mean(trained.run, budget.batch_size)
     return Reading(step, loss, off_target)
 
 

@@ -3,8 +3,8 @@
     python benchmarks/finetune.py FOLDER [--seeds 3] [--params NAME] [--kl-weight 1]
 
 FOLDER holds `load_stories.py` with `load_hf()` and `load_tokens()`, the model and its texts. For each seed, which draws the
-fit's samples, the rows and the rivals anew: the loss, the name's probability on the templates learned and on others, before and
-after, and the off-target divergence on stories at equal gain.
+fit's samples, the rows and the rivals anew: the loss, the name's probability on the templates learned and on others, before
+and after, and the off-target divergence on stories at equal gain.
 """
 
 import argparse

@@ -11,8 +11,8 @@ from param_features.intervene.objective import Objective
 from param_features.intervene.optimise import Budget, Reading, Trained, off_target_at, take_steps
 from param_features.intervene.trainables import coefficients_of, own_lora, peft_fits, peft_lora, random_rows
 
-LORA_LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-RANDOM_FACTORS = (1 / 3, 1.0, 3.0)
+LORA_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RANDOM_FACTORS = (1 / 3, 1.0, 3.0, 10.0)
 _N_READINGS = 40
 
 

@@ -91,7 +91,7 @@ class FineTuned:
             rank: LoRA's.
             lrs: Learning rates for LoRA.
             n_random: How many sets of random directions, each as many as the features and of their rank.
-            random_lrs: Learning rates for those; this training's own, its third and its threefold by default.
+            random_lrs: Learning rates for those; this training's own by default, its third, its threefold and tenfold.
             progress: Whether to show progress bars on the error stream.
 
         Raises:

@@ -1,6 +1,7 @@
 """Adapters on disk: what peft loads gives the logits of the moved weights, and what it cannot hold is refused."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -18,7 +19,7 @@ from param_features.errors import (
     SettingError,
     StoreError,
 )
-from param_features.intervene import lora
+from param_features.intervene import folder, lora
 from tests.adapters.zoo import (
     D_VOCAB,
     Language,
@@ -343,6 +344,22 @@ def test_an_interrupted_write_leaves_what_was_there(error, gpt2_features, tmp_pa
     with pytest.raises(error):
         gpt2_features.to_lora(folder, {1: 5.0})
     assert {item.name: item.read_bytes() for item in folder.iterdir()} == before
+    assert [item.name for item in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_what_was_there(gpt2_features, tmp_path, monkeypatch):
+    adapter = gpt2_features.to_lora(tmp_path / "adapter", STEPS)
+    before, replace = {item.name: item.read_bytes() for item in adapter.iterdir()}, os.replace
+
+    def failing(source, target):
+        if os.path.basename(source) == "new":
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(folder.os, "replace", failing)
+    with pytest.raises(OSError, match="disk full"):
+        gpt2_features.to_lora(adapter, {1: 5.0})
+    assert {item.name: item.read_bytes() for item in adapter.iterdir()} == before
     assert [item.name for item in tmp_path.iterdir()] == ["adapter"]
 
 

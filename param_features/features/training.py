@@ -35,8 +35,8 @@ class TrainableFeatures(MeasuredFeatures):
     ) -> Path:
         """Write W + Σ δ_k v_k as a LoRA adapter in peft's own files; `peft.PeftModel.from_pretrained(hf, path)` loads it.
 
-        The logits are those inside `steer(coefficients)`, to about 1e-6 of the largest for a model in float32. In bfloat16 they
-        differ by about the rounding of the weights: peft adds to a layer's output in float32 what `steer` rounds into it.
+        The logits are those inside `steer(coefficients)`, to about 1e-6 of the largest for a model in float32. In bfloat16
+        they differ by about the weights' rounding: peft adds to a layer's output in float32 what `steer` rounds into it.
 
         Expressed exactly: weights and biases of `nn.Linear`, transformers' `Conv1D` and convolutions, whole or in part
         (`c_attn.weight[k]`), and weights of untied `nn.Embedding`. All else is refused by name before anything is written.

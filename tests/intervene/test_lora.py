@@ -378,7 +378,7 @@ def test_without_a_model_or_peft(gpt2_features, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_real_model_through_disk(dtype, stories, tmp_path):
-    """A grouped and two whole matrices of a trained model; in float32 the logits, up to 25, are rounded by 1e-5 themselves."""
+    """A grouped and two whole matrices of a trained model; float32 itself rounds its logits, up to 25, by 1e-5."""
     build = lambda: stories.load_hf()[0].to(dtype)  # noqa: E731
     rows = stories.load_tokens(max_sequences=60)
     params = [LLAMA.format(2, "self_attn.k_proj.weight"), LLAMA.format(3, "self_attn.o_proj.weight")]

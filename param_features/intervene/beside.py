@@ -24,6 +24,7 @@ class Row(NamedTuple):
         n_numbers: How many numbers it trains.
         lr: The learning rate with the least off-target divergence at the gain, or else with the largest gain.
         largest_gain: Over the whole training.
+        off_target_there: Where that gain is reached.
         off_target: Where its loss has fallen by the features' gain; None where it never does.
     """
 
@@ -31,7 +32,15 @@ class Row(NamedTuple):
     n_numbers: int
     lr: float
     largest_gain: float
+    off_target_there: float
     off_target: float | None
+
+    @classmethod
+    def of(cls, name: str, n_numbers: int, lr: float, history: Sequence[Reading], gain: float) -> "Row":
+        """Read off a training."""
+        best = min(history, key=lambda reading: reading.loss)
+        there = history[0].loss - best.loss
+        return cls(name, n_numbers, lr, there, best.off_target, off_target_at(history, gain))
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,12 @@ class Beside:
     def __repr__(self) -> str:
         """A table."""
         head = f"at a gain of {self.gain:.4f}, off-target in {self.unit}"
-        lines = [f"{'':<28}{'numbers':>8}{'lr':>9}{'largest gain':>14}{'off-target':>12}"]
+        lines = [f"{'':<28}{'numbers':>8}{'lr':>9}{'off-target':>13}{'largest gain':>14}{'off-target there':>18}"]
         for row in self.rows:
             cost = "not reached" if row.off_target is None else f"{row.off_target:.4g}"
-            lines.append(f"{row.name:<28}{row.n_numbers:>8}{row.lr:>9.2g}{row.largest_gain:>14.4f}{cost:>12}")
+            lines.append(
+                f"{row.name:<28}{row.n_numbers:>8}{row.lr:>9.2g}{cost:>13}{row.largest_gain:>14.4f}{row.off_target_there:>18.4g}"
+            )
         return "\n".join([head, *lines])
 
 
@@ -105,8 +116,8 @@ class Rivals:
             )
         if not lrs or (n_random and not random_lrs):
             raise SettingError(f"lrs={list(lrs)} and random_lrs={list(random_lrs)}. Give at least one of each.")
-        largest = history[0].loss - min(reading.loss for reading in history)
-        rows = [Row("features", self.rows.n_features, self.budget.lr, largest, history[-1].off_target)]
+        ours = Row.of("features", self.rows.n_features, self.budget.lr, history, gain)
+        rows = [ours._replace(off_target=history[-1].off_target)]
         histories = {"features": tuple(history)}
         for name, build, rates in self._rivals(rank, lrs, n_random, random_lrs):
             row, found = self._best(name, build, rates, gain)
@@ -134,9 +145,7 @@ class Rivals:
         for lr in lrs:
             trained, budget = build(), replace(self.budget, lr=lr, n_readings=_N_READINGS)
             history = take_steps(self.objective, trained, budget, progress=self.progress, title=f"{name}, lr {lr:g}")
-            largest = history[0].loss - min(reading.loss for reading in history)
-            row = Row(name, trained.n_numbers, lr, largest, off_target_at(history, gain))
-            tried.append((row, tuple(history)))
+            tried.append((Row.of(name, trained.n_numbers, lr, history, gain), tuple(history)))
         reached = [pair for pair in tried if pair[0].off_target is not None]
         return min(reached, key=_cost) if reached else max(tried, key=lambda pair: pair[0].largest_gain)
 

@@ -286,6 +286,9 @@ class TestBesideLora:
             history = beside.histories[row.name]
             assert row.off_target == off_target_at(history, tuned.gain)
             assert row.largest_gain == pytest.approx(history[0].loss - min(reading.loss for reading in history))
+            assert (history[0].loss - row.largest_gain, row.off_target_there) in [
+                (pytest.approx(reading.loss), reading.off_target) for reading in history
+            ]
         assert beside["LoRA"].off_target is not None
         assert f"at a gain of {tuned.gain:.4f}" in repr(beside)
         assert repr(tuned.beside_lora(rank=2, **self.CALL)) == repr(beside)

@@ -15,7 +15,7 @@ import param_features as pf
 from param_features.audit.subject import drawn
 from param_features.directions import LowRank
 from param_features.inputs import ModelInputs
-from param_features.intervene import combined, weight_norm
+from param_features.intervene import deltas_of, weight_norm
 from param_features.measure import match_directions
 from param_features.measure.effects import read_effects
 
@@ -29,7 +29,7 @@ def own_shares(toy, features, directions: LowRank, pairs: list[list[int]], ways:
     for truth, feature in pairs:
         for sign in (1, -1):
             delta = {feature: sign * 0.1 * weight_norm(engine.subset)}
-            change = combined(directions, delta, engine.subset)
+            change = deltas_of(directions, delta, engine.subset)
             moved = read_effects(engine, ModelInputs((units,), {}), [change], lambda before, after: after - before)[0]
             total, way = moved.norm(dim=1).sum(), ways[truth] / ways[truth].norm()
             outputs.append(float((moved @ way).abs().sum() / total))
@@ -51,25 +51,41 @@ def toys(n_seeds: int, out: Path) -> None:
             rows["features"].append(own_shares(toy, features, features.v_out, pairs, ways))
             rows["planted"].append(own_shares(toy, features, toy.truth, own, ways))
             rows["random"].append(own_shares(toy, features, drawn(features.engine, n, 1, generator), own, ways))
-        for who, shares in rows.items():
-            cells = [f"{median(each):.3f}, {min(each):.3f}" for each in zip(*shares, strict=True)]
+        for who, found in rows.items():
+            cells = [f"{median(each):.3f}, {min(each):.3f}" for each in zip(*found, strict=True)]
             print(f"| {name} | {who} | {' | '.join(cells)} |")
         place, feature = pairs[0]
         figure = pf.plot.steering(features, feature, inputs=torch.eye(n)[[place]])
         pf.plot.save(figure, out / f"{name.split()[0].lower()}.png")
 
 
-def token_row(features, feature: int, stories: Tensor, random: Tensor) -> str:
-    """Probability of the token that the feature raises most, on its top contexts and on random ones, as δ grows."""
-    token, _ = features.top_logits(feature, 1).up[0]
-    number = features.engine.adapter.to_strings(list(range(features.engine.adapter.d_vocab))).index(token)
-    best = features.top_examples(feature, 20, tokens=stories)
-    top = [example.row * stories.shape[1] + example.position for example in best]
-    norm, rows = weight_norm(features.engine.subset), ModelInputs((stories,), {})
-    changes = [combined(features.v_out, {feature: step * norm}, features.engine.subset) for step in (0.0, *STEPS)]
-    found = read_effects(features.engine, rows, changes, lambda _, after: after.softmax(-1)[:, number])
+def places_of(acts: Tensor, feature: int) -> Tensor:
+    """The samples with the feature's 20 largest activations of the commoner sign, by number."""
+    values = acts[..., feature].flatten()
+    best = values.abs().topk(40).indices
+    sign = values[best].sign().sum().sign()
+    return best[values[best] * sign > 0][:20]
+
+
+def probabilities(features, feature: int, stories: Tensor, step: float) -> Tensor:
+    """Of every token at every sample, after a step of a share of ‖W‖."""
+    delta = {feature: step * weight_norm(features.engine.subset)}
+    change = deltas_of(features.v_out, delta, features.engine.subset)
+    return read_effects(features.engine, ModelInputs((stories,), {}), [change], lambda _, after: after.softmax(-1))[0]
+
+
+def token_row(features, feature: int, others: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], random: Tensor) -> str:
+    """A token's probability on the feature's top contexts and on random ones, as δ grows.
+
+    The token is the one whose probability a short step moves most on the top contexts of other stories. Stories come with
+    their activations.
+    """
+    top = places_of(others[1], feature)
+    low, high = (probabilities(features, feature, others[0], step)[top].mean(0) for step in (-0.01, 0.01))
+    number, top = int((high - low).abs().argmax()), places_of(own[1], feature)
+    found = [probabilities(features, feature, own[0], step)[:, number] for step in (0.0, *STEPS)]
     cells = [f"{float(each[top].mean()):.3f} / {float(each[random].mean()):.3f}" for each in found]
-    return f"| {feature} | {token!r} | {' | '.join(cells)} |"
+    return f"| {feature} | {features.engine.adapter.to_strings([number])[0]!r} | {' | '.join(cells)} |"
 
 
 def real(folder: Path, out: Path) -> None:
@@ -83,12 +99,12 @@ def real(folder: Path, out: Path) -> None:
     call = {"n_features": 100, "l0": 5, "n_samples": 16000, "steps": 300, "seed": 0, "progress": False}
     features = pf.decompose(model, "blocks.2.attn.W_K", train, **call)
     print(features)
-    n_samples = held_out.numel()
-    random = torch.randperm(n_samples, generator=torch.Generator().manual_seed(1))[:200]
+    random = torch.randperm(60 * held_out.shape[1], generator=torch.Generator().manual_seed(1))[:200]
     densest = features.densities(held_out).argsort(descending=True)
     print(f"| feature | token | before | {' | '.join(f'{step:+g} ‖W‖' for step in STEPS)} |")
+    others, own = ((rows, features.activations(rows)) for rows in (train[:60], held_out[:60]))
     for feature in densest[[0, 10, 30, 50, 70]].tolist():
-        print(token_row(features, feature, held_out, random))
+        print(token_row(features, feature, others, own, random))
     best = features.top_examples(int(densest[10]), 20, tokens=held_out)
     prompts = [held_out[[example.row], : example.position + 1] for example in best if example.position > 8]
     shortest = min(prompt.shape[1] for prompt in prompts)

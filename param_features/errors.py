@@ -84,6 +84,10 @@ class FingerprintError(ParamFeaturesError, ValueError):
     """Saved features belong to other weights than the model's."""
 
 
+class ExportError(ParamFeaturesError, ValueError):
+    """What is to be exported cannot be expressed in the other library's format."""
+
+
 class FeatureMismatchError(ParamFeaturesError, ValueError):
     """Two fits that are to be compared are of different parameters."""
 

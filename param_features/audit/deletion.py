@@ -8,7 +8,7 @@ from param_features.audit.settings import AuditSettings
 from param_features.audit.subject import Subject, drawn
 from param_features.audit.table import AuditRow
 from param_features.directions import LowRank
-from param_features.intervene import combined, span_coefficients
+from param_features.intervene import deltas_of, span_coefficients
 from param_features.measure.effects import distance, read_effects
 
 
@@ -66,6 +66,6 @@ def _three(subject: Subject, used: Bool[Tensor, " all"], n: int) -> dict[str, Lo
 
 def _cost(subject: Subject, row: int, directions: LowRank) -> float:
     delta = -span_coefficients(directions, subject.engine.subset)
-    change = combined(directions, dict(enumerate(delta.tolist())), subject.engine.subset)
+    change = deltas_of(directions, dict(enumerate(delta.tolist())), subject.engine.subset)
     far = distance(subject.features.divergence)
     return float(read_effects(subject.engine, subject.inputs.rows([row]), [change], far).mean())

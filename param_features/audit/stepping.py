@@ -10,7 +10,7 @@ from param_features.audit.settings import AuditSettings
 from param_features.audit.subject import Subject
 from param_features.audit.table import AuditRow
 from param_features.divergence import CustomDivergence
-from param_features.intervene import combined
+from param_features.intervene import deltas_of
 from param_features.measure.effects import distance, mean_value, read_effects
 from param_features.measure.ranking import auroc
 
@@ -32,7 +32,7 @@ def take_steps(subject: Subject, settings: AuditSettings) -> Steps:
     """Step along every chosen feature and every random direction. Cost: two forward passes for each, at each length."""
     n = subject.directions.n_features
     changes = [
-        combined(subject.directions, {k: sign * step * subject.norm}, subject.engine.subset)
+        deltas_of(subject.directions, {k: sign * step * subject.norm}, subject.engine.subset)
         for step in settings.steps
         for sign in (1, -1)
         for k in range(n)

@@ -1,7 +1,6 @@
 """Several features at once: does a joint step do what the single ones do, and what does the worst combination do?"""
 
 import torch
-from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,7 +11,8 @@ from param_features.audit.table import AuditRow
 from param_features.directions import LowRank
 from param_features.gradients import held_still
 from param_features.inputs import ModelInputs
-from param_features.intervene import combined
+from param_features.intervene import deltas_of
+from param_features.intervene.combine import combined, moved
 from param_features.measure.effects import distance, outputs_of, read_effects
 
 _ROWS = 16
@@ -56,7 +56,7 @@ def _together(subject: Subject, size: int, n_sets: int) -> list[list[int]]:
 def _gaps(subject: Subject, single: Float[Tensor, "direction sample"], sets: list[list[int]], step: float, of=None) -> float:
     """Median over sets; with `of`, against the sums of other sets."""
     delta = step * subject.norm
-    changes = [combined(subject.directions, dict.fromkeys(set(members), delta), subject.engine.subset) for members in sets]
+    changes = [deltas_of(subject.directions, dict.fromkeys(set(members), delta), subject.engine.subset) for members in sets]
     joint = read_effects(subject.engine, subject.inputs, changes, reader(subject))[..., 1].double()
     sums = torch.stack([single[sorted(set(members))].double().sum(0) for members in (of or sets)])
     return float(((joint - sums).norm(dim=1) / joint.norm(dim=1).clamp(min=1e-30)).median())
@@ -125,10 +125,8 @@ def _movement(
     """Mean movement of the rows' outputs, and its gradient in the coefficients."""
     engine, far = subject.engine, distance(subject.features.divergence)
     leaf = delta.detach().requires_grad_(has_slope)
-    changed = {
-        view.name: view.tensor.detach() + view.from_matrix(_sum(leaf, *factors)).to(view.tensor)
-        for view, factors in zip(engine.subset.views, directions.factors.values(), strict=True)
-    }
+    names = dict(zip(directions.factors, engine.subset.names, strict=True))
+    changed = moved(engine.subset, combined(directions.renamed(names), leaf))
     with held_still(engine.adapter.module):
         with torch.no_grad():
             before = outputs_of(engine, rows)
@@ -136,7 +134,3 @@ def _movement(
             value = far(before, outputs_of(engine, rows)).mean()
     slope = torch.autograd.grad(value, leaf)[0] if has_slope else torch.zeros_like(delta)
     return float(value.detach()), slope
-
-
-def _sum(delta: Tensor, left: Tensor, right: Tensor) -> Float[Tensor, "d_out d_in"]:
-    return einsum(delta.to(left.dtype), left, right, "k, k o rank, k i rank -> o i")

@@ -3,13 +3,14 @@
 from typing import final
 
 from param_features.features.intervening import IntervenedFeatures
+from param_features.features.training import TrainableFeatures
 from param_features.features.viewing import ShownFeatures
 
 __all__ = ["ParamFeatures"]
 
 
 @final
-class ParamFeatures(ShownFeatures, IntervenedFeatures):
+class ParamFeatures(ShownFeatures, IntervenedFeatures, TrainableFeatures):
     """Low-rank directions in parameter space, each of which matters for few inputs.
 
     A feature is a local gradient direction: features need not sum to W. Fields are those of `FittedFeatures`.

@@ -19,8 +19,8 @@ from param_features.intervene import (
     by_noise,
     by_weight,
     check_rule,
-    combined,
     copied,
+    deltas_of,
     located,
     outside_span,
     read_coefficients,
@@ -84,7 +84,7 @@ class IntervenedFeatures(MeasuredFeatures):
         chosen = read_coefficients(coefficients, self.check_feature)
         subject = copied(self._own_model() if model is None else model)
         subset = located(subject, self.params)
-        write_for_good(subset, combined(self.v_out, chosen, subset))
+        write_for_good(subset, deltas_of(self.v_out, chosen, subset))
         return subject
 
     def edit(self, model: Any, coefficients: Any) -> Edit:
@@ -108,7 +108,7 @@ class IntervenedFeatures(MeasuredFeatures):
         """
         chosen = read_coefficients(coefficients, self.check_feature)
         subset = self._bound("edit").subset if model is None else located(model, self.params)
-        return Edit(chosen, write_for_good(subset, combined(self.v_out, chosen, subset)))
+        return Edit(chosen, write_for_good(subset, deltas_of(self.v_out, chosen, subset)))
 
     def ablate(
         self,

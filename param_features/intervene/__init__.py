@@ -6,8 +6,8 @@ from param_features.intervene.span import outside_span, span_coefficients, weigh
 from param_features.intervene.steer import (
     Coefficients,
     Steering,
-    combined,
     combined_direction,
+    deltas_of,
     read_coefficients,
     read_where,
     steering,
@@ -21,7 +21,7 @@ __all__ = [
     "by_noise",
     "by_weight",
     "check_rule",
-    "combined",
+    "deltas_of",
     "combined_direction",
     "copied",
     "located",

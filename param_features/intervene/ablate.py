@@ -21,7 +21,7 @@ from param_features.errors import SearchError, SettingError, nearest
 from param_features.gradients import GradientEngine
 from param_features.inputs import ModelInputs
 from param_features.intervene.span import span_coefficients, weight_norm
-from param_features.intervene.steer import combined
+from param_features.intervene.steer import deltas_of
 from param_features.measure import activations
 from param_features.measure.effects import mean_value, read_effects
 from param_features.params import ParamSubset
@@ -120,7 +120,7 @@ class Search:
         return high
 
     def _mean_divergences(self, directions: LowRank, line: Tensor, steps: list[float]) -> list[float]:
-        changes = [combined(directions, dict(enumerate((step * line).tolist())), self.engine.subset) for step in steps]
+        changes = [deltas_of(directions, dict(enumerate((step * line).tolist())), self.engine.subset) for step in steps]
         found = read_effects(
             self.engine,
             self.inputs,

@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from param_features.directions import LowRank
 from param_features.errors import InputError, SettingError
 from param_features.gradients import GradientEngine
+from param_features.intervene.combine import combined
 from param_features.intervene.positions import Where, added_at, check_rules
 from param_features.params import ParamSubset
 
@@ -61,21 +61,18 @@ class Steering(AbstractContextManager):
 def steering(engine: GradientEngine, v_out: LowRank, coefficients: Coefficients, where: Where | None) -> Steering:
     """W + Σ δ_k v_k for the whole batch, or where a mask says so."""
     if where is None:
-        deltas = combined(v_out, coefficients, engine.subset)
+        deltas = deltas_of(v_out, coefficients, engine.subset)
         return Steering(coefficients, lambda: engine.subset.edited(deltas))
     check_rules(engine)
     direction = combined_direction(v_out, coefficients)
     return Steering(coefficients, lambda: added_at(engine, direction, where))
 
 
-def combined(v_out: LowRank, coefficients: Coefficients, subset: ParamSubset) -> dict[str, Float[Tensor, "*shape"]]:
-    """Σ δ_k v_k as tensors of the parameters' shapes, by the names that `v_out` bears. Cost: one |W|."""
+def deltas_of(v_out: LowRank, coefficients: Coefficients, subset: ParamSubset) -> dict[str, Float[Tensor, "*shape"]]:
+    """Σ δ_k v_k as tensors of the parameters' shapes, by the subset's names. Cost: one |W|."""
     rows = v_out.rows(list(coefficients))
-    found = {}
-    for view, (left, right) in zip(subset.views, rows.factors.values(), strict=True):
-        delta = torch.tensor(list(coefficients.values()), dtype=left.dtype, device=left.device)
-        found[view.name] = view.from_matrix(einsum(delta, left, right, "k, k o rank, k i rank -> o i"))
-    return found
+    matrices = combined(rows, torch.tensor(list(coefficients.values()), dtype=torch.float64))
+    return {view.name: view.from_matrix(matrix) for view, matrix in zip(subset.views, matrices.values(), strict=True)}
 
 
 def combined_direction(v_out: LowRank, coefficients: Coefficients) -> LowRank:

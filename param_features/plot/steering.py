@@ -11,7 +11,7 @@ from param_features.divergence import KL
 from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.inputs import ModelInputs, read_inputs
-from param_features.intervene import combined, weight_norm
+from param_features.intervene import deltas_of, weight_norm
 from param_features.measure.effects import read_effects
 from param_features.plot.figures import COLOURS, laid_out, plotly
 
@@ -77,7 +77,7 @@ def mean_outputs(
 ) -> Float[Tensor, "step d_output"]:
     """Means over the rows' last samples, as probabilities for KL."""
     engine = features._bound("steering")
-    changes = [combined(features.v_out, {feature: step}, engine.subset) for step in steps]
+    changes = [deltas_of(features.v_out, {feature: step}, engine.subset) for step in steps]
     parts = [inputs.rows([row]) for row in range(len(inputs))] if engine.per_position else [inputs]
 
     def read(before: Tensor, after: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+"""Features as a LoRA adapter in peft's own files: `W + Σ δ_k v_k` wherever peft runs."""
+
+import json
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from param_features.errors import ExportError, FeatureCountError, MissingExtraError, SettingError
+from param_features.intervene.calls import TWO_ROWS, refuse_other_uses
+from param_features.intervene.folder import check_replaceable, write_folder
+from param_features.intervene.layers import Layer, layers_of
+
+if TYPE_CHECKING:
+    from param_features.features.base import FittedFeatures
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_KNOWN = (CONFIG, WEIGHTS, "README.md")
+
+
+def peft() -> Any:
+    """The peft library.
+
+    Raises:
+        MissingExtraError: It cannot be imported.
+    """
+    try:
+        import peft as library
+    except ImportError as error:
+        raise MissingExtraError(
+            f"LoRA adapters need peft, and the import failed: {error}. peft from 0.17 up is accepted. Run: pip install "
+            '"param_features[hf]".'
+        ) from error
+    return library
+
+
+def write_lora(
+    features: "FittedFeatures",
+    path: str | PathLike,
+    coefficients: Mapping[int, float],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write the adapter of Σ δ_k v_k; the features are bound to the model that peft wraps. See `features.to_lora`."""
+    library = peft()
+    check_coefficients(features, coefficients)
+    folder = Path(path)
+    check_replaceable(folder, _KNOWN)
+    engine = features.engine
+    assert engine is not None, "bound by the caller"
+    layers = layers_of(engine, features.v_out.rows(list(coefficients)), list(coefficients.values()))
+    config = _config(library, engine.adapter.module, layers)
+    refuse_other_uses(engine, layers, features.examples or TWO_ROWS)
+    tensors = {key: tensor.to(dtype) for layer in layers for key, tensor in layer.tensors(has_bias=config.lora_bias).items()}
+    about = {"format": "pt", "param_features": json.dumps({str(k): float(step) for k, step in coefficients.items()})}
+
+    def fill(unfinished: Path) -> None:
+        config.save_pretrained(str(unfinished))
+        save_file({key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}, unfinished / WEIGHTS, about)
+
+    return write_folder(folder, fill)
+
+
+def check_coefficients(features: "FittedFeatures", coefficients: Mapping[int, float]) -> None:
+    """Refuse numbers that no feature has, and steps that are no finite numbers.
+
+    Raises:
+        FeatureCountError: There is no such feature, or none is chosen.
+        SettingError: A step is not finite.
+    """
+    if not coefficients:
+        raise FeatureCountError("No feature is chosen. Give steps by feature, such as {3: 0.5}.")
+    for feature, step in coefficients.items():
+        features.check_feature(feature)
+        is_number = isinstance(step, int | float) or (isinstance(step, Tensor) and step.numel() == 1)
+        if not is_number or not math.isfinite(float(step)):
+            raise SettingError(f"The step of feature {feature} is {step!r}. Steps are finite numbers, such as 0.5.")
+
+
+def _config(library: Any, module: torch.nn.Module, layers: list[Layer]) -> Any:
+    """The description for peft: each layer by its full name, with a rank of its own, and a scaling of 1."""
+    rank = max(layer.rank for layer in layers)
+    others = {f"^{_escaped(layer.name)}": layer.rank for layer in layers if layer.rank != rank}
+    settings = getattr(module, "config", None)
+    return library.LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        target_modules=_targets([layer.name for layer in layers], [name for name, _ in module.named_modules()]),
+        lora_dropout=0.0,
+        lora_bias=_has_bias(layers),
+        fan_in_fan_out=any(layer.kind == "conv1d" for layer in layers),
+        task_type=_task(module),
+        base_model_name_or_path=getattr(settings, "name_or_path", None) or None,
+        inference_mode=True,
+    )
+
+
+def _targets(names: list[str], known: list[str]) -> list[str] | str:
+    """The layers' names, or an expression where peft, which matches ends of names, would find further layers by them."""
+    is_clear = not any(other.endswith(f".{name}") for name in names for other in known)
+    return names if is_clear else "|".join(map(_escaped, names))
+
+
+def _escaped(name: str) -> str:
+    return name.replace(".", r"\.")
+
+
+def _has_bias(layers: list[Layer]) -> bool:
+    """Whether the adapter holds biases, which peft gives to every layer of an adapter or to none.
+
+    Raises:
+        ExportError: There is an embedding among the layers, which has none.
+    """
+    with_bias = [layer.name for layer in layers if layer.bias is not None]
+    tables = [layer.name for layer in layers if layer.kind == "embedding"]
+    if with_bias and tables:
+        raise ExportError(
+            f"The features move the bias of {with_bias[0]!r} and the embedding {tables[0]!r}. peft gives a bias to every "
+            "layer of an adapter or to none, and embeddings take none. Use features of other parameters, or "
+            "features.edit(model, …)."
+        )
+    return bool(with_bias)
+
+
+def _task(module: torch.nn.Module) -> str | None:
+    """The name in peft of what the model does; None where the model does not generate."""
+    can_generate = getattr(module, "can_generate", None)
+    if can_generate is None or not can_generate():
+        return None
+    return "SEQ_2_SEQ_LM" if getattr(getattr(module, "config", None), "is_encoder_decoder", False) else "CAUSAL_LM"

@@ -67,25 +67,17 @@ def places_of(acts: Tensor, feature: int) -> Tensor:
     return best[values[best] * sign > 0][:20]
 
 
-def probabilities(features, feature: int, stories: Tensor, step: float) -> Tensor:
-    """Of every token at every sample, after a step of a share of ‖W‖."""
-    delta = {feature: step * weight_norm(features.engine.subset)}
-    change = deltas_of(features.v_out, delta, features.engine.subset)
-    return read_effects(features.engine, ModelInputs((stories,), {}), [change], lambda _, after: after.softmax(-1))[0]
+def token_row(features, feature: int, stories: Tensor, acts: Tensor, random: Tensor) -> str:
+    """Probability of the token that the model predicts, on the feature's top contexts and on random ones, as δ grows."""
+    norm, top = weight_norm(features.engine.subset), places_of(acts, feature)
+    changes = [deltas_of(features.v_out, {feature: step * norm}, features.engine.subset) for step in (0.0, *STEPS)]
 
+    def read(before: Tensor, after: Tensor) -> Tensor:
+        return after.softmax(-1).gather(1, before.argmax(1, keepdim=True))[:, 0]
 
-def token_row(features, feature: int, others: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], random: Tensor) -> str:
-    """A token's probability on the feature's top contexts and on random ones, as δ grows.
-
-    The token is the one whose probability a short step moves most on the top contexts of other stories. Stories come with
-    their activations.
-    """
-    top = places_of(others[1], feature)
-    low, high = (probabilities(features, feature, others[0], step)[top].mean(0) for step in (-0.01, 0.01))
-    number, top = int((high - low).abs().argmax()), places_of(own[1], feature)
-    found = [probabilities(features, feature, own[0], step)[:, number] for step in (0.0, *STEPS)]
+    found = read_effects(features.engine, ModelInputs((stories,), {}), changes, read)
     cells = [f"{float(each[top].mean()):.3f} / {float(each[random].mean()):.3f}" for each in found]
-    return f"| {feature} | {features.engine.adapter.to_strings([number])[0]!r} | {' | '.join(cells)} |"
+    return f"| {feature} | {acts[..., feature].flatten()[top].mean():+.1f} | {' | '.join(cells)} |"
 
 
 def real(folder: Path, out: Path) -> None:
@@ -101,10 +93,10 @@ def real(folder: Path, out: Path) -> None:
     print(features)
     random = torch.randperm(60 * held_out.shape[1], generator=torch.Generator().manual_seed(1))[:200]
     densest = features.densities(held_out).argsort(descending=True)
-    print(f"| feature | token | before | {' | '.join(f'{step:+g} ‖W‖' for step in STEPS)} |")
-    others, own = ((rows, features.activations(rows)) for rows in (train[:60], held_out[:60]))
+    print(f"| feature | activation | before | {' | '.join(f'{step:+g} ‖W‖' for step in STEPS)} |")
+    acts = features.activations(held_out[:60])
     for feature in densest[[0, 10, 30, 50, 70]].tolist():
-        print(token_row(features, feature, others, own, random))
+        print(token_row(features, feature, held_out[:60], acts, random))
     best = features.top_examples(int(densest[10]), 20, tokens=held_out)
     prompts = [held_out[[example.row], : example.position + 1] for example in best if example.position > 8]
     shortest = min(prompt.shape[1] for prompt in prompts)

@@ -68,7 +68,7 @@ SUITE = (
         {"told": 8, "told_alone": 8},
         quick_changes={"steps": 50},
     ),
-    Case("induction", toys.induction, {"n_rows": 400}, {"auroc": 0.9}, quick_changes={"steps": 50}),
+    Case("induction", toys.induction, {"n_rows": 400}, {"auroc": 0.9, "told_alone": 1}, quick_changes={"steps": 50}),
     Case("modular 31", toys.modular_addition, {}, quick_changes={"steps": 100}),
     Case("circle", toys.circle, {"n_steps": 1500, "n_inputs": 2000}),
 )

@@ -7,7 +7,7 @@ import torch
 
 import param_features as pf
 from param_features.audit import Audit, AuditRow, AuditSettings
-from param_features.audit.refits import untrained
+from param_features.audit.refits import refitted, untrained
 from param_features.audit.stepping import linearity, ranking, ratio, reader, signs, specificity, take_steps
 from param_features.audit.subject import spread_by, subject
 from param_features.audit.together import adversary
@@ -157,8 +157,11 @@ class TestPlantedTruth:
         assert not audit["specificity, auroc"].passed
         assert not audit["sign"].passed
 
-    def test_refits_bring_stability_and_an_untrained_model(self, toy, fitted):
-        audit = fitted.audit(inputs=toy.inputs[:300], refit=toy.inputs, settings=self.SETTINGS)
+    def test_refits_bring_stability_and_an_untrained_model(self, toy):
+        """A reference of the user's own (no output at all) is kept and serves the refits too."""
+        features = toy.decompose(steps=60, n_samples=1500)
+        assert features.reference == "given"
+        audit = features.audit(inputs=toy.inputs[:300], refit=toy.inputs[:2000], settings=self.SETTINGS)
         assert audit["stability"].value > audit["stability"].controls["random"]
         assert "untrained" in audit["specificity, auroc"].controls
         assert "untrained" not in audit["adversary"].controls
@@ -245,3 +248,29 @@ class TestTable:
         assert text.endswith("1 pass, 1 fail, 0 not run; 3 CPU seconds")
         with pytest.raises(KeyError, match="'claim', 'second'"):
             audit["third"]
+
+
+class TestRefits:
+    CALL = {"n_features": 3, "l0": 1, "steps": 4, "progress": False}
+
+    @pytest.mark.parametrize("reference", ["mean", "given"])
+    def test_the_same_settings_with_another_seed(self, tiny_hooked, tiny_tokens, reference):
+        """Outputs of the user's own go through the softmax once, however often features are refitted."""
+        outputs = torch.randn(2, 20, generator=torch.Generator().manual_seed(0))
+        chosen = outputs if reference == "given" else reference
+        features = pf.decompose(tiny_hooked, W_K, tiny_tokens, reference=chosen, seed=4, **self.CALL)
+        again = refitted(features, tiny_tokens, None, seed=4)
+        other = refitted(features, tiny_tokens, None, seed=5)
+        torch.testing.assert_close(again.references, features.references)
+        torch.testing.assert_close(again.v_out.gram(features.v_out).diagonal(), torch.ones(3).to(features.v_out.gram()))
+        assert (other.v_out.gram(features.v_out).diagonal() < 0.999).any()
+        assert other.config["fit"] == features.config["fit"]
+
+    def test_what_is_not_kept_is_refused(self, tiny_hooked, tiny_tokens):
+        def own(output, reference):
+            return (output - reference).abs().sum(-1)
+
+        for given in ({"divergence": own}, {"output": lambda out: out}, {"background": tiny_tokens[:20]}):
+            features = pf.decompose(tiny_hooked, W_K, tiny_tokens, **given, **self.CALL)
+            with pytest.raises(SettingError, match="pass it as second="):
+                features.audit(tiny_tokens, refit=tiny_tokens, settings=SMALL)

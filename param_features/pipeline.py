@@ -1,6 +1,5 @@
 """`pf.decompose`: from a model, parameter names and inputs to features with their controls."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from param_features.adapters import Adapter, adapter_for
 from param_features.background import ReadBackground, read_background
@@ -18,13 +16,12 @@ from param_features.decompose import (
     FitSettings,
     HessianSettings,
     OffTarget,
-    check_l0,
     fit_hessian,
     fit_l3d,
 )
 from param_features.directions import FORMATS
 from param_features.divergence import Divergence, Reference, check_curved, check_reference, read_divergence
-from param_features.errors import FeatureCountError, InputError, RankError, SettingError, nearest
+from param_features.errors import InputError
 from param_features.features import ParamFeatures
 from param_features.gradients import (
     GradientEngine,
@@ -46,9 +43,7 @@ from param_features.params import ParamInfo, ParamSpec, ParamSubset, select
 from param_features.readiness import check_ready, training_notice
 from param_features.record import ParamRecord
 from param_features.references import collect_references
-
-_METHODS = {"l3d": FitSettings, "hessian": HessianSettings}
-"""Each method's settings."""
+from param_features.request import Request, check_request, default_fit
 
 _HELD_OUT_PAIRS = 10
 """Of few pairs a quarter is held out at least, up to so many: a tenth of 40 would be four."""
@@ -161,11 +156,11 @@ def decompose(
     request = Request(method, n_features, rank, format, l0, seed, progress)
     harvest = harvest or HarvestSettings()
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
-    fit = fit or _default_fit(request)
+    fit = fit or default_fit(request)
     fit = fit if steps is None else replace(fit, steps=steps)
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
-    _check_request(request, fit, subset)
+    check_request(request, fit, subset)
     check_ready(adapter)
     subset.check_finite()
     spec = as_pairs(reference)
@@ -188,65 +183,6 @@ def decompose(
         request.say(notice)
     run = Run(adapter, subset, data, found, chosen, request, harvest, fit, measure or MeasureSettings(), pairs, other)
     return run.features(reference)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked of the fit."""
-
-    method: str
-    n_features: int
-    rank: int
-    format: str
-    l0: float
-    seed: int
-    progress: bool
-
-    def say(self, message: str) -> None:
-        """A notice on the error stream, where progress is wanted."""
-        if self.progress:
-            tqdm.write(message, file=sys.stderr)
-
-
-def _default_fit(request: Request) -> FitSettings | HessianSettings:
-    if request.method not in _METHODS:
-        raise SettingError(
-            f"method={request.method!r} is unknown. Accepted: {', '.join(map(repr, _METHODS))}; nearest: "
-            f"{nearest(request.method, _METHODS)}."
-        )
-    return _METHODS[request.method]()
-
-
-def _check_method(request: Request, fit: FitSettings | HessianSettings) -> None:
-    wanted = type(_default_fit(request))
-    if not isinstance(fit, wanted):
-        raise SettingError(
-            f"fit is a {type(fit).__name__}, but method={request.method!r} takes pf.{wanted.__name__}(…). Give that, or "
-            "another method."
-        )
-    if request.method == "hessian" and request.format != "matrix":
-        raise SettingError(
-            f"format={request.format!r} with method='hessian'. Accepted: 'matrix'; the other formats are for method='l3d'."
-        )
-
-
-def _check_request(request: Request, fit: FitSettings | HessianSettings, subset: ParamSubset) -> None:
-    _check_method(request, fit)
-    if request.n_features < 1:
-        raise FeatureCountError(f"n_features={request.n_features} must be at least 1; a few hundred is usual.")
-    check_l0(request.l0, request.n_features)
-    if request.format not in FORMATS:
-        raise SettingError(
-            f"format={request.format!r} is unknown. Accepted: {', '.join(map(repr, FORMATS))}; nearest: "
-            f"{nearest(request.format, FORMATS)}."
-        )
-    largest = max(FORMATS[request.format].largest_rank(view.modes) for view in subset.views)
-    if not 1 <= request.rank <= largest:
-        shapes = ", ".join(f"{view.name} {view.modes}" for view in subset.views[:3])
-        raise RankError(
-            f"rank={request.rank} lies outside 1 to {largest}, the largest that a feature can have in format="
-            f"{request.format!r} of the chosen matrices ({shapes})."
-        )
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ class TrainableFeatures(MeasuredFeatures):
             ExportError: peft cannot hold a parameter: says which and why.
             FingerprintError: `model` does not hold these weights, after folding LayerNorm for example.
             UnknownParameterError: The same, where it has no parameter of that size and name.
-            FeatureCountError: There is no such feature, or none is chosen.
-            SettingError: A step is not finite.
+            FeatureCountError: There is no such feature.
+            SettingError: No coefficients, or one that is no finite number.
             StoreError: Something else lies at `path`.
             NotBoundError: The features were loaded without a model, and none is given.
             MissingExtraError: peft is not installed.

@@ -1,7 +1,6 @@
 """Features as a LoRA adapter in peft's own files: `W + Σ δ_k v_k` wherever peft runs."""
 
 import json
-import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -9,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from param_features.errors import ExportError, FeatureCountError, MissingExtraError, SettingError
+from param_features.errors import ExportError, MissingExtraError
 from param_features.intervene.calls import TWO_ROWS, refuse_other_uses
 from param_features.intervene.folder import check_replaceable, write_folder
 from param_features.intervene.layers import Layer, layers_of
+from param_features.intervene.steer import read_coefficients
 
 if TYPE_CHECKING:
     from param_features.features.base import FittedFeatures
@@ -48,7 +47,7 @@ def write_lora(
 ) -> Path:
     """Write the adapter of Σ δ_k v_k; the features are bound to the model that peft wraps. See `features.to_lora`."""
     library = peft()
-    check_coefficients(features, coefficients)
+    coefficients = read_coefficients(coefficients, features.check_feature)
     folder = Path(path)
     check_replaceable(folder, _KNOWN)
     engine = features.engine
@@ -64,22 +63,6 @@ def write_lora(
         save_file({key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}, unfinished / WEIGHTS, about)
 
     return write_folder(folder, fill)
-
-
-def check_coefficients(features: "FittedFeatures", coefficients: Mapping[int, float]) -> None:
-    """Refuse numbers that no feature has, and steps that are no finite numbers.
-
-    Raises:
-        FeatureCountError: There is no such feature, or none is chosen.
-        SettingError: A step is not finite.
-    """
-    if not coefficients:
-        raise FeatureCountError("No feature is chosen. Give steps by feature, such as {3: 0.5}.")
-    for feature, step in coefficients.items():
-        features.check_feature(feature)
-        is_number = isinstance(step, int | float) or (isinstance(step, Tensor) and step.numel() == 1)
-        if not is_number or not math.isfinite(float(step)):
-            raise SettingError(f"The step of feature {feature} is {step!r}. Steps are finite numbers, such as 0.5.")
 
 
 def _config(library: Any, module: torch.nn.Module, layers: list[Layer]) -> Any:

@@ -307,10 +307,10 @@ def gpt2_features():
 @pytest.mark.parametrize(
     ("steps", "error", "message"),
     [
-        ({}, FeatureCountError, "No feature is chosen"),
+        ({}, SettingError, "Give features with their step lengths"),
         ({4: 1.0}, FeatureCountError, "no feature 4. Features are numbered 0 to 3"),
-        ({0: float("nan")}, SettingError, "step of feature 0 is nan"),
-        ({1: float("inf")}, SettingError, "step of feature 1 is inf. Steps are finite"),
+        ({0: float("nan")}, SettingError, "δ of feature 0 is nan"),
+        ({1: float("inf")}, SettingError, "δ of feature 1 is inf. Give a finite number"),
     ],
 )
 def test_wrong_steps(steps, error, message, gpt2_features, tmp_path):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import param_features as pf
-from param_features.audit.subject import drawn
 from param_features.directions import LowRank
 from param_features.inputs import ModelInputs
 from param_features.intervene import deltas_of, weight_norm
 from param_features.measure import match_directions
+from param_features.measure.controls import random_like
 from param_features.measure.effects import read_effects
 
 N_HELD_OUT, STEPS = 200, (-0.1, -0.03, -0.01, 0.01, 0.03, 0.1)
@@ -50,7 +50,7 @@ def toys(n_seeds: int, out: Path) -> None:
             own = [[i, i] for i in range(n)]
             rows["features"].append(own_shares(toy, features, features.v_out, pairs, ways))
             rows["planted"].append(own_shares(toy, features, toy.truth, own, ways))
-            rows["random"].append(own_shares(toy, features, drawn(features.engine, n, 1, generator), own, ways))
+            rows["random"].append(own_shares(toy, features, random_like(toy.truth, generator), own, ways))
         for who, found in rows.items():
             cells = [f"{median(each):.3f}, {min(each):.3f}" for each in zip(*found, strict=True)]
             print(f"| {name} | {who} | {' | '.join(cells)} |")

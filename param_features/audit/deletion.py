@@ -5,10 +5,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from param_features.audit.settings import AuditSettings
-from param_features.audit.subject import Subject, drawn
+from param_features.audit.subject import Subject
 from param_features.audit.table import AuditRow
 from param_features.directions import LowRank
 from param_features.intervene import deltas_of, span_coefficients
+from param_features.measure.controls import random_like
 from param_features.measure.effects import distance, read_effects
 
 
@@ -51,17 +52,13 @@ def _rows(subject: Subject, n_rows: int) -> list[tuple[int, Bool[Tensor, " all"]
 
 def _three(subject: Subject, used: Bool[Tensor, " all"], n: int) -> dict[str, LowRank]:
     v_out = subject.features.v_out
-    rank = max(left.shape[2] for left, _ in v_out.factors.values())
 
     def some(mask: Bool[Tensor, " all"]) -> list[int]:
         places = mask.nonzero()[:, 0]
         return places[torch.randperm(len(places), generator=subject.generator)[:n]].tolist()
 
-    return {
-        "unused": v_out.rows(some(~used)),
-        "used": v_out.rows(some(used)),
-        "random": drawn(subject.engine, n, rank, subject.generator),
-    }
+    unused = v_out.rows(some(~used))
+    return {"unused": unused, "used": v_out.rows(some(used)), "random": random_like(unused, subject.generator)}
 
 
 def _cost(subject: Subject, row: int, directions: LowRank) -> float:

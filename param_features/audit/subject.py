@@ -9,11 +9,11 @@ from torch import Tensor
 from param_features.audit.settings import AuditSettings
 from param_features.directions import LowRank
 from param_features.features import ParamFeatures
-from param_features.gradients import Dense, GradientEngine, Gradients, at_least_float32
+from param_features.gradients import GradientEngine
 from param_features.inputs import ModelInputs
 from param_features.intervene import weight_norm
 from param_features.measure import activations
-from param_features.measure.controls import random_directions
+from param_features.measure.controls import random_like
 from param_features.measure.examples import shares
 
 
@@ -82,13 +82,12 @@ def subject(features: ParamFeatures, inputs: ModelInputs, settings: AuditSetting
     inputs = inputs.rows(slice(0, settings.n_rows))
     read = features.encoder.reads(features.v_in, features.v_out)
     n = features.n_features
-    rank = max(left.shape[2] for left, _ in features.v_out.factors.values())
     everything = features.v_in.joined(features.v_out).joined(read)
     found = samples_of(engine, inputs, activations(engine, everything, features.divergence, features.references, inputs))
     acts, slopes, overlaps = found.split(n, 1)
     kept = features.encoder.codes(overlaps, features.v_out.gram().cpu(), features.threshold) != 0
     chosen = spread_by(kept.double().mean(0), settings.n_features)
-    random = drawn(engine, len(chosen), rank, generator)
+    random = random_like(features.v_out.rows(chosen), generator)
     random_slopes = activations(engine, random, features.divergence, features.references, inputs)
     slopes = torch.cat([slopes[:, chosen], samples_of(engine, inputs, random_slopes)], 1)
     return Subject(features, inputs, chosen, random, acts[:, chosen], slopes, kept, settings.n_top, generator)
@@ -101,16 +100,6 @@ def samples_of(
     if not engine.per_position:
         return values
     return values.flatten(0, 1) if inputs.mask is None else values[inputs.mask.cpu()]
-
-
-def drawn(engine: GradientEngine, n: int, rank: int, generator: torch.Generator) -> LowRank:
-    """Random unit-norm directions of a rank, in the space of the engine's parameters."""
-    like: Gradients = {
-        view.name: Dense(at_least_float32(view.tensor.new_zeros(1, *view.matrix_shape))) for view in engine.subset.views
-    }
-    found = random_directions(like, n, rank, generator)
-    found.scale_(1 / found.norm())
-    return found
 
 
 def spread_by(density: Float[Tensor, " feature"], n: int) -> list[int]:

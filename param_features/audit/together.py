@@ -6,13 +6,14 @@ from torch import Tensor
 
 from param_features.audit.settings import AuditSettings
 from param_features.audit.stepping import Steps, reader
-from param_features.audit.subject import Subject, drawn
+from param_features.audit.subject import Subject
 from param_features.audit.table import AuditRow
 from param_features.directions import LowRank
 from param_features.gradients import held_still
 from param_features.inputs import ModelInputs
 from param_features.intervene import deltas_of
 from param_features.intervene.combine import combined, moved
+from param_features.measure.controls import random_like
 from param_features.measure.effects import distance, outputs_of, read_effects
 
 _ROWS = 16
@@ -69,11 +70,10 @@ def adversary(subject: Subject, settings: AuditSettings) -> AuditRow:
     density = subject.kept[:n_samples].double().mean(0)
     n = min(settings.n_deleted, len(density) // 2)
     order, v_out = density.argsort(), subject.features.v_out
-    rank = max(left.shape[2] for left, _ in v_out.factors.values())
     sets = {
         "unused": v_out.rows(order[:n].tolist()),
         "used": v_out.rows(order[-n:].tolist()),
-        "random": drawn(subject.engine, n, rank, subject.generator),
+        "random": random_like(v_out.rows(order[:n].tolist()), subject.generator),
     }
     worst = {name: _worst(subject, rows, each, settings, n_climbs=settings.n_climbs) for name, each in sets.items()}
     blind = _worst(subject, rows, sets["unused"], settings, n_climbs=0)

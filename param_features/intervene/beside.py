@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
+
 from param_features.directions import LowRank
 from param_features.errors import SettingError
 from param_features.gradients import GradientEngine
 from param_features.intervene.objective import Objective
 from param_features.intervene.optimise import Budget, Reading, Trained, off_target_at, take_steps
-from param_features.intervene.trainables import coefficients_of, own_lora, peft_fits, peft_lora, random_rows
+from param_features.intervene.trainables import coefficients_of, own_lora, peft_fits, peft_lora
+from param_features.measure.controls import random_like
 
 LORA_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RANDOM_FACTORS = (1 / 3, 1.0, 3.0, 10.0)
@@ -133,7 +136,7 @@ class Rivals:
         lora, whose = (peft_lora, "peft") if peft_fits(engine) else (own_lora, "own factors")
         found: list = [(f"LoRA rank {rank} ({whose})", lambda: lora(engine, rank, seed), lrs)]
         for number in range(n_random):
-            drawn = random_rows(engine, self.rows, seed * 1000 + number)
+            drawn = random_like(self.rows, torch.Generator().manual_seed(seed * 1000 + number))
             found.append((f"random directions {number}", lambda rows=drawn: coefficients_of(engine, rows), random_lrs))
         return found
 

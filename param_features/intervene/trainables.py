@@ -76,14 +76,6 @@ def peft_lora(engine: GradientEngine, rank: int, seed: int) -> Trained:
     return Trained(factors, lambda inputs: adapter.run(*inputs.args, **inputs.kwargs))
 
 
-def random_rows(engine: GradientEngine, like: LowRank, seed: int) -> LowRank:
-    """As many unit-norm directions of the same rank as `like`, drawn at random."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = like.map(lambda tensor: torch.randn(tensor.shape, generator=generator).to(tensor))
-    drawn.scale_(1 / drawn.norm())
-    return drawn
-
-
 def first_order(engine: GradientEngine, task: Task, rows: LowRank, batch_size: int) -> Float[Tensor, " feature"]:
     """∂loss/∂δ_k at δ = 0 for each direction. Cost: a forward and a backward pass over the data."""
     subset, adapter = engine.subset, engine.adapter

@@ -154,6 +154,13 @@ def random_directions(like: Gradients, n_features: int, rank: int, generator: to
     return LowRank(factors)
 
 
+def random_like(like: LowRank, generator: torch.Generator) -> LowRank:
+    """Unit-norm directions with Gaussian factors: as many as given ones, of their shapes and ranks, on their device."""
+    drawn = like.map(lambda tensor: torch.randn(tensor.shape, generator=generator).to(tensor))
+    drawn.scale_(1 / drawn.norm())
+    return drawn
+
+
 def singular_directions(subset: ParamSubset, n_features: int) -> LowRank:
     """u_i ⊗ v_i of every parameter, strongest first; then, where W has fewer, the pairs u_i ⊗ v_j by s_i · s_j."""
     candidates: list[tuple[bool, float, str, Tensor, Tensor]] = []

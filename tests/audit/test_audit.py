@@ -13,6 +13,7 @@ from param_features.audit.subject import spread_by, subject
 from param_features.audit.together import adversary
 from param_features.errors import FeatureMismatchError, NotBoundError, SettingError
 from param_features.inputs import read_inputs
+from param_features.measure.controls import random_like
 from param_features.params import all_parameters
 from tests.adapters.zoo import assert_same, snapshot
 
@@ -148,9 +149,7 @@ class TestPlantedTruth:
         assert audit["stability"].passed is None
 
     def test_random_directions_called_features_fail(self, toy, fitted):
-        from param_features.audit.subject import drawn
-
-        directions = drawn(fitted.engine, fitted.n_features, 1, torch.Generator().manual_seed(5))
+        directions = random_like(fitted.v_out, torch.Generator().manual_seed(5))
         mixed = fitted.v_out  # labels of the fit, directions at random: what its examples say is then untrue
         posing = replace(fitted, v_in=mixed, v_out=directions, _cache={})
         audit = posing.audit(inputs=toy.inputs[:1000], settings=self.SETTINGS)

@@ -19,7 +19,8 @@ from param_features.errors import (
 from param_features.inputs import ModelInputs
 from param_features.intervene import optimise
 from param_features.intervene.optimise import Reading, off_target_at
-from param_features.intervene.trainables import own_lora, peft_lora, random_rows
+from param_features.intervene.trainables import own_lora, peft_lora
+from param_features.measure.controls import random_like
 from tests.adapters.zoo import D_VOCAB, assert_same, hf_gpt2, hf_llama, hooked, snapshot, tokenizer
 from tests.exits import EXITS, leave, leaving_by
 from tests.models import normal
@@ -324,7 +325,7 @@ class TestBesideLora:
 
     def test_random_directions_have_the_features_norm_and_rank(self, features):
         rows = features.v_out.rows([0, 2])
-        one, other = (random_rows(features.engine, rows, seed) for seed in (0, 1))
+        one, other = (random_like(rows, torch.Generator().manual_seed(seed)) for seed in (0, 1))
         assert [tensor.shape for tensor in one.tensors] == [tensor.shape for tensor in rows.tensors]
         torch.testing.assert_close(one.norm(), torch.ones(2).to(one.norm()))
         assert one.gram(other).abs().max() < 0.5

@@ -136,12 +136,44 @@ class SparseAutoencoder:
             parts = [self.sae.decode(self.sae.encode(chunk)) for chunk in self._chunks(acts)]
         return torch.cat(parts).reshape(acts.shape).to(acts)
 
+    @property
+    def decoder(self) -> Float[Tensor, "feature d_in"]:
+        """What one unit of each feature adds to the activations."""
+        return self.sae.W_dec.detach()
+
+    def read(self, acts: Float[Tensor, "sample ... d"]) -> tuple[Float[Tensor, "sample ... feature"], Tensor]:
+        """Activations of all features and what the SAE makes of them, with gradients to `acts`; heads are joined.
+
+        Raises:
+            FeatureMismatchError: The SAE reads samples of another length.
+            AdapterError: What it makes of them is not codes · decoder + bias, as where it rescales its input.
+        """
+        flat = acts if acts.shape[-1] == self.d_in else acts.flatten(-2)
+        if flat.shape[-1] != self.d_in:
+            self._refuse(acts.shape[1:])
+        with _reading_flat(self.sae):
+            codes = self.sae.encode(flat)
+            codes = codes.to_dense() if codes.is_sparse else codes
+            bias = self.sae.b_dec.detach().to(codes)
+            rebuilt = codes @ self.decoder.to(codes) + bias
+            with torch.no_grad():
+                own = self.sae.decode(codes.detach())
+        if not torch.allclose(own, rebuilt.detach().to(own), rtol=1e-3, atol=1e-4 * float(own.abs().max())):
+            raise AdapterError(
+                f"The {self.description} does not rebuild activations as codes · W_dec + b_dec (it rescales them, say), so "
+                "its features are no parts that add up. Fold the scaling into its weights, or leave it out."
+            )
+        return codes, rebuilt.reshape(acts.shape).to(acts.dtype)
+
+    def _refuse(self, shape: torch.Size) -> None:
+        raise FeatureMismatchError(
+            f"The {self.description} reads {self.d_in} numbers, and a sample's activation has shape {tuple(shape)}. Say "
+            "hook_name= where the SAE was trained, of this model."
+        )
+
     def _chunks(self, acts: Tensor) -> tuple[Tensor, ...]:
         if prod(acts.shape[1:]) != self.d_in:
-            raise FeatureMismatchError(
-                f"The {self.description} reads {self.d_in} numbers, and a sample's activation has shape "
-                f"{tuple(acts.shape[1:])}. Say hook_name= where the SAE was trained, of this model."
-            )
+            self._refuse(acts.shape[1:])
         return acts.flatten(1).to(self.sae.device).split(max(1, _CHUNK_NUMBERS // self.n_features))
 
 

@@ -61,16 +61,23 @@ def check_rules(engine: GradientEngine) -> None:
 
 def _hooked(tap: Tap, factors: tuple[Tensor, Tensor], where: Where) -> Iterator[RemovableHandle]:
     """Add the direction's part to the tapped output, computed from the tapped input of the same pass."""
-    seen: list[Tensor] = []
 
-    def add(module: nn.Module, args: tuple, output: object) -> Tensor | None:
-        if not isinstance(output, Tensor) or not seen:
-            return None
-        change = _change(tap, seen[-1], output, factors, len(where))
+    def act(source: Tensor, output: Tensor) -> Tensor:
+        change = _change(tap, source, output, factors, len(where))
         return output + (change * _spread(where, output)).to(output.dtype)
 
+    return acting_at(tap, act)
+
+
+def acting_at(tap: Tap, act: Callable[[Tensor, Tensor], Tensor]) -> Iterator[RemovableHandle]:
+    """Hook a tap so that each call of its layer passes on what `act` makes of (tapped input, tapped output)."""
+    seen: list[Tensor] = []
+
+    def change(module: nn.Module, args: tuple, output: object) -> Tensor | None:
+        return act(seen[-1], output) if isinstance(output, Tensor) and seen else None
+
     # The user's hooks see the output with its change, as they would with a changed weight.
-    yield tap.output.module.register_forward_hook(add, prepend=True)
+    yield tap.output.module.register_forward_hook(change, prepend=True)
     yield from _watched(tap, lambda tensor: seen.__setitem__(slice(None), [tensor]))
 
 

@@ -16,12 +16,17 @@ def span_coefficients(directions: LowRank, subset: ParamSubset) -> Float[Tensor,
 
     Cost: an eigendecomposition of the Gram matrix; n_features³.
     """
+    return torch.linalg.pinv(directions.gram().double(), hermitian=True, rtol=1e-6) @ weight_overlaps(directions, subset)
+
+
+@torch.no_grad()
+def weight_overlaps(directions: LowRank, subset: ParamSubset) -> Float[Tensor, " feature"]:
+    """⟨v_k, W⟩, in float64."""
     weights: Gradients = {
         name: Dense(at_least_float32(view.to_matrix(view.tensor.detach())).unsqueeze(0))
         for name, view in zip(directions.factors, subset.views, strict=True)
     }
-    overlaps = directions.inner(weights)[0].double()
-    return torch.linalg.pinv(directions.gram().double(), hermitian=True, rtol=1e-6) @ overlaps
+    return directions.inner(weights)[0].double()
 
 
 @torch.no_grad()

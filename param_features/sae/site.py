@@ -71,9 +71,9 @@ def run_replaced(
     seen: list[Tensor] = []
 
     def watch(module: nn.Module, args: tuple, output: Any) -> Any:
-        first = _first_tensor(output, hook_name)
+        first = first_tensor(output, hook_name)
         seen.append(first.detach())
-        return None if replace is None else _with_first(output, replace(first))
+        return None if replace is None else with_first(output, replace(first))
 
     with held_still(adapter.module), _hooked(find_place(adapter, hook_name), watch):
         output = adapter.run(*inputs.args, **inputs.kwargs)
@@ -124,7 +124,12 @@ def _samples(adapter: Adapter, rows: ModelInputs, hook_name: str, per_position: 
     return (acts.flatten(0, 1) if rows.mask is None else acts[rows.mask]).cpu()
 
 
-def _first_tensor(output: Any, hook_name: str) -> Tensor:
+def first_tensor(output: Any, hook_name: str) -> Tensor:
+    """What a place gives, or the first tensor of a tuple.
+
+    Raises:
+        InputError: It gives no tensor.
+    """
     first = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(first, Tensor):
         raise InputError(
@@ -134,7 +139,8 @@ def _first_tensor(output: Any, hook_name: str) -> Tensor:
     return first
 
 
-def _with_first(output: Any, first: Tensor) -> Any:
+def with_first(output: Any, first: Tensor) -> Any:
+    """The same with another first tensor."""
     if isinstance(output, Tensor):
         return first
     make = getattr(output, "_make", type(output))  # a named tuple takes its fields one by one

@@ -1,0 +1,306 @@
+"""The model on prompts, with its nodes at hand: run without some, and differentiated by how much of each there is.
+
+Every node k has an amount α_k, 0 in the model as it is: its place gives Σ_k α_k (n_k(x) − b_k) more, with n_k what one unit
+of the node gives and b_k the same under the baseline. A node of which the model holds h_k is ablated at α_k = −h_k, so that
+h_k ∂m/∂α_k is its attribution.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from param_features.adapters import Adapter
+from param_features.circuits.baselines import ABLATIONS, Baseline, Mean, Resample, Zero, other_rows
+from param_features.circuits.groups import Group
+from param_features.circuits.metric import Metric, checked
+from param_features.circuits.places import Place, acting, mean_parts
+from param_features.errors import AdapterError, InputError, SettingError, nearest
+from param_features.gradients import held_still
+from param_features.inputs import ModelInputs
+
+Amounts = Mapping[str, Float[Tensor, "row node"]]
+"""α by group; groups that are left out stay as they are."""
+
+Key = tuple[Place, int]
+"""A place, and which of its calls."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a place saw in one call.
+
+    Attributes:
+        source: What its nodes' parts are computed from.
+        output: What it gave.
+    """
+
+    source: Any
+    output: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """The metric and its derivatives.
+
+    Attributes:
+        values: Of each prompt.
+        by_node: ∂m/∂α of every group, [row node].
+        cotangents: ∂m by what each place gave.
+        seen: What each place saw.
+    """
+
+    values: Float[Tensor, " row"]
+    by_node: dict[str, Float[Tensor, "row node"]]
+    cotangents: dict[Key, Tensor]
+    seen: dict[Key, Seen]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model on prompts, taken apart into groups of nodes.
+
+    Attributes:
+        adapter: Runs the model.
+        groups: Of nodes, in the order of the forward pass.
+        inputs: The prompts.
+        metric: What is explained.
+        baseline: What an ablated node is replaced by.
+    """
+
+    adapter: Adapter
+    groups: tuple[Group, ...]
+    inputs: ModelInputs
+    metric: Metric
+    baseline: Baseline = field(default_factory=Zero)
+
+    @property
+    def places(self) -> dict[Place, Group]:
+        """Every place with its group."""
+        return {place: group for group in self.groups for place in group.places}
+
+    @property
+    def names(self) -> list[str]:
+        """Every node's name, group by group."""
+        return [name for group in self.groups for name in group.names]
+
+    @property
+    def is_real(self) -> Bool[Tensor, "row pos"] | None:
+        """False at padding; None in a model without tokens."""
+        return real_positions(self.inputs)
+
+    @property
+    def is_error(self) -> Bool[Tensor, " node"]:
+        """Which nodes are errors, in the order of `names`."""
+        marks = [torch.arange(group.n_nodes) == group.n_features for group in self.groups]
+        return torch.cat(marks)
+
+    @property
+    def holds(self) -> Float[Tensor, " node"]:
+        """How much of each node the model has."""
+        return torch.cat([group.holds for group in self.groups])
+
+    def kept(self, nodes: Bool[Tensor, " node"]) -> dict[str, Float[Tensor, "row node"]]:
+        """The amounts by which only the marked nodes remain."""
+        return self._for_rows({group.name: group.kept(part) for group, part in self._by_group(nodes)})
+
+    def removed(self, nodes: Bool[Tensor, " node"]) -> dict[str, Float[Tensor, "row node"]]:
+        """The amounts by which the marked nodes are gone."""
+        return self._for_rows({group.name: group.removed(part) for group, part in self._by_group(nodes)})
+
+    def missing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+        """How much of each node is missing where only the marked ones remain."""
+        return torch.cat([group.missing(part) for group, part in self._by_group(nodes)])
+
+    def _by_group(self, nodes: Bool[Tensor, " node"]) -> list[tuple[Group, Bool[Tensor, " node"]]]:
+        return list(zip(self.groups, nodes.split([group.n_nodes for group in self.groups]), strict=True))
+
+    def _for_rows(self, amounts: Mapping[str, Float[Tensor, " node"]]) -> dict[str, Float[Tensor, "row node"]]:
+        """The same for every prompt; groups that stay as they are left out."""
+        return {name: part.expand(len(self.inputs), -1) for name, part in amounts.items() if bool(part.any())}
+
+    @torch.no_grad()
+    def values(self, amounts: Amounts | None = None) -> Float[Tensor, " row"]:
+        """The metric of every prompt with these amounts, in float64 on the CPU. Cost: a forward pass."""
+        with held_still(self.adapter.module), torch.no_grad(), self.with_amounts(amounts or {}):
+            return self.measured().detach().double().cpu()
+
+    def slopes(self, amounts: Amounts | None = None) -> Slopes:
+        """The metric's derivative by every node's amount, at some amounts. Cost: a forward and a backward pass."""
+        seen: dict[Key, Seen] = {}
+        probes: dict[Key, Tensor] = {}
+        with held_still(self.adapter.module), self._probing(amounts or {}, seen, probes):
+            values = self.measured()
+        if not probes:
+            raise AdapterError("None of the nodes' places is passed in this model's forward pass.")
+        found = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True, materialize_grads=True)
+        cotangents = dict(zip(probes, found, strict=True))
+        with torch.no_grad():
+            by_node = self.read(seen, cotangents)
+        return Slopes(values.detach(), by_node, cotangents, seen)
+
+    def read(self, seen: Mapping[Key, Seen], cotangents: Mapping[Key, Tensor]) -> dict[str, Float[Tensor, "row node"]]:
+        """⟨cotangent, n_k − b_k⟩ over all places of each group."""
+        n_rows, places, found = len(self.inputs), self.places, {}
+        for key, cotangent in cotangents.items():
+            place, call = key
+            part = place.inner(seen[key].source, cotangent, n_rows) - self.baseline.inner(place, call, cotangent, n_rows)
+            name = places[place].name
+            found[name] = part if name not in found else found[name] + part
+        return {group.name: found[group.name] for group in self.groups if group.name in found}
+
+    def part(self, key: Key, seen: Seen, amounts: Float[Tensor, "row node"]) -> Tensor:
+        """Σ_k α_k (n_k − b_k) at a place, with its graph to the source."""
+        place, call = key
+        wide = torch.promote_types(seen.output.dtype, torch.float32)
+        amounts = amounts.to(seen.output.device, wide)
+        return place.written(seen.source, amounts, seen.output) - self.baseline.written(place, call, amounts, seen.output)
+
+    @contextmanager
+    def with_amounts(self, amounts: Amounts) -> Iterator[None]:
+        """Run a block in which every call of the model has these amounts."""
+        places = {place: group.name for place, group in self.places.items() if group.name in amounts}
+        with counted(self.adapter) as number:
+
+            def act(place: Place, source: Any, output: Tensor) -> Tensor:
+                seen = Seen(place.held(source), output.detach())
+                change = self.part((place, number(place)), seen, amounts[places[place]]).detach()
+                return output + change.to(output.dtype)
+
+            with acting(places, act):
+                yield
+
+    @contextmanager
+    def _probing(self, amounts: Amounts, seen: dict[Key, Seen], probes: dict[Key, Tensor]) -> Iterator[None]:
+        places = self.places
+        with counted(self.adapter) as number:
+
+            def act(place: Place, source: Any, output: Tensor) -> Tensor:
+                key, name = (place, number(place)), places[place].name
+                seen[key] = Seen(place.held(source), output.detach())
+                if name in amounts:
+                    output = output + self.part(key, Seen(source, output), amounts[name]).to(output.dtype)
+                probes[key] = torch.zeros_like(output, requires_grad=True)
+                return output + probes[key]
+
+            with acting(places, act):
+                yield
+
+    def measured(self) -> Float[Tensor, " row"]:
+        """Run the model on the prompts and measure; with its graph."""
+        measure = self.metric.on(self.adapter, self.inputs)
+        output = self.adapter.run(*self.inputs.args, **self.inputs.kwargs)
+        return checked(measure(output), len(self.inputs), self.metric.name)
+
+    @torch.no_grad()
+    def sources(self, inputs: ModelInputs) -> dict[Key, Seen]:
+        """What every place sees on other inputs, in the order in which they are passed. Cost: a forward pass."""
+        seen: dict[Key, Seen] = {}
+        with held_still(self.adapter.module), torch.no_grad(), self._probing({}, seen, {}):
+            self.adapter.run(*inputs.args, **inputs.kwargs)
+        return {key: Seen(found.source, found.output) for key, found in seen.items()}
+
+
+@contextmanager
+def counted(adapter: Adapter) -> Iterator[Callable[[Place], int]]:
+    """Run a block with a function that numbers each place's calls within one forward pass."""
+    last: dict[Place, int] = {}
+
+    def number(place: Place) -> int:
+        last[place] = last.get(place, -1) + 1
+        return last[place]
+
+    handle = adapter.module.register_forward_pre_hook(lambda *_: last.clear())
+    try:
+        yield number
+    finally:
+        handle.remove()
+
+
+def real_positions(inputs: ModelInputs) -> Bool[Tensor, "row pos"] | None:
+    """False at padding; None in a model without tokens."""
+    if inputs.tokens is None:
+        return None
+    return torch.ones(inputs.tokens.shape, dtype=torch.bool) if inputs.mask is None else inputs.mask
+
+
+def in_order(subject: Subject) -> Subject:
+    """The same with its groups in the order in which the forward pass comes to them."""
+    first = subject.sources(subject.inputs.rows(slice(0, 1)))
+    places, order = subject.places, []
+    for place, _ in first:
+        if places[place].name not in order:
+            order.append(places[place].name)
+    missing = [group.name for group in subject.groups if group.name not in order]
+    if missing:
+        raise AdapterError(f"{missing[0]!r} is not passed in this model's forward pass, so nothing can act there.")
+    return replace(subject, groups=tuple(sorted(subject.groups, key=lambda group: order.index(group.name))))
+
+
+def with_ablation(
+    subject: Subject, ablation: str, *, background: ModelInputs | None, counterparts: ModelInputs | None, seed: int
+) -> Subject:
+    """The same with ablated nodes replaced as named.
+
+    Args:
+        subject: Of whose nodes.
+        ablation: `"mean"`, `"zero"` or `"resample"`.
+        background: Where means are taken; the prompts themselves by default.
+        counterparts: For `"resample"`, each prompt's other prompt, of the same shape; by default prompts of equal length
+            change places, drawn with `seed`.
+        seed: Of that draw.
+
+    Raises:
+        SettingError: The name is unknown.
+        InputError: No other prompt can stand in for one.
+    """
+    check_ablation(ablation)
+    if ablation == "zero":
+        return replace(subject, baseline=Zero())
+    if ablation == "mean":
+        return replace(subject, baseline=_means(subject, background or subject.inputs))
+    others = counterparts or _exchanged(subject.inputs, seed)
+    if [t.shape for t in others.tensors] != [t.shape for t in subject.inputs.tensors]:
+        raise InputError("counterparts= must hold one prompt for each prompt, of the same lengths.")
+    return replace(subject, baseline=Resample({key: seen.source for key, seen in subject.sources(others).items()}))
+
+
+def check_ablation(ablation: str) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        SettingError: Lists the known ones.
+    """
+    if ablation not in ABLATIONS:
+        known = ", ".join(map(repr, ABLATIONS))
+        raise SettingError(
+            f"ablation={ablation!r} is unknown. Accepted: {known}; nearest: {nearest(str(ablation), ABLATIONS)}."
+        )
+
+
+def _means(subject: Subject, background: ModelInputs) -> Mean:
+    seen, is_real = subject.sources(background), real_positions(background)
+    means = {}
+    for place, group in subject.places.items():
+        calls: Sequence[tuple[Any, Tensor]] = [
+            (found.source, found.output) for (one, _), found in seen.items() if one is place
+        ]
+        means[place] = mean_parts(place, calls, group.n_nodes, len(background), is_real)
+    return Mean(means, subject.is_real)
+
+
+def _exchanged(inputs: ModelInputs, seed: int) -> ModelInputs:
+    is_real = real_positions(inputs)
+    lengths = torch.ones(len(inputs), dtype=torch.long) if is_real is None else is_real.cpu().sum(1)
+    order = other_rows(len(inputs), torch.Generator().manual_seed(seed), lengths)
+    alone = (order == torch.arange(len(inputs))).nonzero().flatten().tolist()
+    if alone:
+        raise InputError(
+            f"Prompt {alone[0]} has {int(lengths[alone[0]])} tokens and no other prompt has as many, so none can stand in "
+            "for it. Give counterparts=, or ablation='mean'."
+        )
+    return inputs.rows(order)

@@ -1,0 +1,182 @@
+"""Places in the forward pass where nodes add up to what passes there: outputs of weights, activations under an SAE.
+
+A node k adds n_k(x), and all nodes of a place, the error among them, add up to what the weight gives (W x without its bias)
+or what the SAE reads (less its decoder's bias). An ablation takes n_k away, or puts a baseline in its stead.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from param_features.adapters.sae_lens import SparseAutoencoder
+from param_features.gradients import at_least_float32
+from param_features.gradients.engine import by_row
+from param_features.gradients.rules import required_rule
+from param_features.gradients.types import Gradient
+from param_features.intervene.positions import acting_at
+from param_features.params import Tap
+from param_features.sae.site import first_tensor, with_first
+
+Factors = tuple[Tensor, Tensor]
+"""(left [node d_out rank], right [node d_in rank])."""
+
+Act = Callable[["Place", Any, Tensor], Tensor]
+"""(place, source, output) -> the output that is passed on."""
+
+
+class Place(ABC):
+    """One place of one group of nodes. A `source` is whatever the nodes' parts are computed from."""
+
+    @abstractmethod
+    def hooks(self, act: Act) -> Iterator[Any]:
+        """Register hooks that call `act` at each call of the place, and give their handles."""
+
+    @abstractmethod
+    def inner(self, source: Any, delta: Tensor, n_rows: int) -> Float[Tensor, "row node"]:
+        """⟨δ, n_k⟩ summed over each row's positions, for every node; linear in δ."""
+
+    @abstractmethod
+    def held(self, source: Any) -> Any:
+        """The source without its graph."""
+
+    def written(self, source: Any, amounts: Float[Tensor, "row node"], like: Tensor) -> Tensor:
+        """Σ_k α_k n_k as a tensor like the output, with its graph to the source: the transpose of `inner`."""
+        with torch.enable_grad():
+            probe = torch.zeros(like.shape, dtype=amounts.dtype, device=like.device, requires_grad=True)
+            value = (self.inner(source, probe, len(amounts)) * amounts).sum()
+            return torch.autograd.grad(value, probe, create_graph=True)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightPlace(Place):
+    """One use of a parameter: its features, scaled to what each takes of the weight, and the rest of the weight.
+
+    Attributes:
+        tap: Where the use shows.
+        parts: Nodes of equal rank: those of the features, then, alone, that of the rest, where it is one.
+    """
+
+    tap: Tap
+    parts: tuple[Factors, ...]
+
+    def hooks(self, act: Act) -> Iterator[Any]:
+        """See `Place`."""
+        return acting_at(self.tap, lambda source, output: act(self, source, output))
+
+    def inner(self, source: Tensor, delta: Tensor, n_rows: int) -> Float[Tensor, "row node"]:
+        """By the layer's rule."""
+        source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
+        gradient: Gradient = required_rule(self.tap.rule, self.tap.attribute)(
+            self.tap.layer, source, by_row(at_least_float32(delta), n_rows)
+        )
+        gradient = gradient if self.tap.rows is None else gradient.rows(self.tap.rows.to(delta.device))
+        wide = torch.promote_types(delta.dtype, torch.float32)
+        return torch.cat([gradient.inner(*(factor.to(delta.device, wide) for factor in part)) for part in self.parts], 1)
+
+    def held(self, source: Tensor) -> Tensor:
+        """See `Place`."""
+        return source.detach()
+
+
+@dataclass(frozen=True, eq=False)
+class SaePlace(Place):
+    """Activations that an SAE reads: its features, each along its decoder's row, and its error.
+
+    Attributes:
+        module: What passes the activations.
+        hook_name: Its name.
+        sae: The SAE.
+    """
+
+    module: nn.Module
+    hook_name: str
+    sae: SparseAutoencoder
+
+    def hooks(self, act: Act) -> Iterator[Any]:
+        """See `Place`; the source is (codes, error)."""
+
+        def change(module: nn.Module, args: tuple, output: Any) -> Any:
+            first = first_tensor(output, self.hook_name)
+            return with_first(output, act(self, self._read(first), first))
+
+        yield self.module.register_forward_hook(change)
+
+    def _read(self, acts: Tensor) -> tuple[Tensor, Tensor]:
+        codes, rebuilt = self.sae.read(acts)
+        return codes, acts - rebuilt
+
+    def inner(self, source: tuple[Tensor, Tensor], delta: Tensor, n_rows: int) -> Float[Tensor, "row node"]:
+        """Codes times δ along the decoder's rows."""
+        codes, error = source
+        flat = delta.reshape(len(delta), -1, self.sae.d_in)
+        along = flat @ self.sae.decoder.to(delta).mT
+        features = (codes.reshape(along.shape) * along).sum(1)
+        return torch.cat([features, (error.reshape(flat.shape) * flat).sum((1, 2)).unsqueeze(1)], 1)
+
+    def held(self, source: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """See `Place`."""
+        return source[0].detach(), source[1].detach()
+
+
+@contextmanager
+def acting(places: Iterable[Place], act: Act) -> Iterator[None]:
+    """Run a block in which every place passes on what `act` makes of its output."""
+    with ExitStack() as hooks:
+        for place in places:
+            for handle in place.hooks(act):
+                hooks.callback(handle.remove)
+        yield
+
+
+def is_positional(rows: Tensor, is_real: Tensor | None) -> bool:
+    """Whether a place's tensor has an axis for the tokens' positions after that of the rows, and another after it."""
+    return is_real is not None and rows.dim() > 2 and rows.shape[:2] == is_real.shape
+
+
+def mean_parts(
+    place: Place, sources: Sequence[tuple[Any, Tensor]], n_nodes: int, n_rows: int, is_real: Tensor | None
+) -> Float[Tensor, "node unit"]:
+    """Each node's mean part: over real positions where the place has them, else over rows. Cost: a product for each node.
+
+    Args:
+        place: Whose nodes.
+        sources: Of each call, with the output there.
+        n_nodes: How many nodes it has.
+        n_rows: Rows of the batch.
+        is_real: False at padding, [row pos]; None in a model without tokens.
+    """
+    found = []
+    for node in torch.eye(n_nodes, dtype=torch.promote_types(sources[0][1].dtype, torch.float32)):
+        amounts = node.to(sources[0][1].device).expand(n_rows, -1)
+        parts = [by_row(place.written(source, amounts, like).detach(), n_rows) for source, like in sources]
+        found.append(torch.cat([_units(part, is_real) for part in parts]).mean(0))
+    return torch.stack(found)
+
+
+def _units(rows: Tensor, is_real: Tensor | None) -> Float[Tensor, "sample unit"]:
+    if is_real is None or not is_positional(rows, is_real):
+        return rows.flatten(1)
+    return rows[is_real.to(rows.device)].flatten(1)
+
+
+def mean_inner(delta: Tensor, means: Float[Tensor, "node unit"], n_rows: int, is_real: Tensor | None) -> Tensor:
+    """⟨δ, mean_k⟩ summed over each row's positions, [row node]."""
+    rows = by_row(delta, n_rows)
+    summed = rows.flatten(2).sum(1) if is_positional(rows, is_real) else rows.flatten(1)
+    return summed.to(means.dtype) @ means.mT
+
+
+def mean_written(
+    amounts: Float[Tensor, "row node"], means: Float[Tensor, "node unit"], like: Tensor, is_real: Tensor | None
+) -> Tensor:
+    """Σ_k α_k mean_k at every position of a tensor like the output."""
+    summed, rows = amounts.to(means.dtype) @ means, by_row(like, len(amounts))
+    if not is_positional(rows, is_real):
+        return summed.reshape(like.shape)
+    return summed.reshape(len(rows), 1, *rows.shape[2:]).expand(rows.shape).reshape(like.shape)

@@ -1,0 +1,106 @@
+"""Forward mode through nodes: how one node's amount moves what the others read, and the slopes of the metric by them.
+
+One forward-mode pass for each node on top of what the clean passes left; no Hessian is ever built.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from param_features.circuits.passes import Amounts, Key, Seen, Slopes, Subject, counted
+from param_features.circuits.places import Place, acting
+from param_features.gradients.state import copied_buffers, held_still, plain_kernels
+
+Flow = tuple[dict[str, Float[Tensor, "row node"]], Float[Tensor, " row"]]
+"""What flows from one node into every other, by group, and straight into the metric."""
+
+
+@torch.no_grad()
+def direct_flow(subject: Subject, clean: Slopes, amounts: Amounts) -> Flow:
+    """Where a step of some nodes goes on its way to the metric: into which nodes first, and straight to the output.
+
+    The step moves what a later node reads; through that node it moves the metric by ⟨g, n(ẋ)⟩, where g is the metric's
+    derivative by the place's output. Ways that lead through any other place of the subject are cut there, so that every part
+    of the step's first-order effect is counted where it arrives first.
+    Cost: a forward-mode pass.
+
+    Args:
+        subject: Whose nodes.
+        clean: `subject.slopes()`.
+        amounts: The step.
+    """
+    n_rows, places = len(subject.inputs), subject.places
+    flows = {group.name: torch.zeros(n_rows, group.n_nodes, dtype=torch.float64) for group in subject.groups}
+
+    def act(key: Key, source: Any, output: Tensor) -> Tensor:
+        place, name = key[0], places[key[0]].name
+        moved = tangent_of(place.inner(source, clean.cotangents[key], n_rows))
+        if moved is not None:
+            flows[name] += moved.double().cpu()
+        bare = forward_ad.unpack_dual(output).primal
+        if name not in amounts:
+            return bare
+        change = subject.part(key, clean.seen[key], amounts[name]).detach()
+        return forward_ad.make_dual(bare, change.to(bare.dtype))
+
+    with held_still(subject.adapter.module), torch.no_grad(), _dual(subject, act):
+        straight = tangent_of(subject.measured())
+        straight = torch.zeros(n_rows) if straight is None else straight
+    return flows, straight.double().cpu()
+
+
+def slope_changes(subject: Subject, amounts: Amounts) -> dict[str, Float[Tensor, "row node"]]:
+    """The derivative of every node's slope ∂m/∂α along a step of some nodes: Hessian times step, for each prompt.
+
+    Cost: a forward and a backward pass, both in forward mode.
+    """
+    seen: dict[Key, Seen] = {}
+    probes: dict[Key, Tensor] = {}
+    places = subject.places
+
+    def act(key: Key, source: Any, output: Tensor) -> Tensor:
+        name = places[key[0]].name
+        seen[key] = Seen(source, output)
+        if name in amounts:
+            part = subject.part(key, seen[key], amounts[name]).to(output.dtype)
+            along = forward_ad.make_dual(part.new_zeros(()), part.new_ones(()))
+            output = output + along * part
+        probes[key] = torch.zeros_like(forward_ad.unpack_dual(output).primal, requires_grad=True)
+        return output + probes[key]
+
+    with held_still(subject.adapter.module), _dual(subject, act):
+        values = subject.measured()
+        found = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True, materialize_grads=True)
+        read = subject.read(seen, dict(zip(probes, found, strict=True)))
+        changes = {name: tangent_of(part) for name, part in read.items()}
+    return {
+        name: (torch.zeros_like(read[name]) if change is None else change).detach().double().cpu()
+        for name, change in changes.items()
+    }
+
+
+def tangent_of(tensor: Tensor) -> Tensor | None:
+    """The tangent that a tensor carries; None without one."""
+    return forward_ad.unpack_dual(tensor).tangent
+
+
+@contextmanager
+def _dual(subject: Subject, act: Any) -> Iterator[None]:
+    """Run a block in forward mode with an `act` that knows each place's call."""
+    with (
+        forward_ad.dual_level(),
+        plain_kernels(),
+        copied_buffers(subject.adapter.module),
+        counted(subject.adapter) as number,
+    ):
+
+        def numbered(place: Place, source: Any, output: Tensor) -> Tensor:
+            return act((place, number(place)), source, output)
+
+        with acting(subject.places, numbered):
+            yield

@@ -3,6 +3,16 @@
 from param_features import adapters, bench, demo, errors, plot, toys
 from param_features.audit import Audit, AuditSettings
 from param_features.background import Background
+from param_features.circuits import (
+    Circuit,
+    IndirectEffects,
+    Interactions,
+    LogitDifference,
+    LogProbability,
+    circuit,
+    indirect_effects,
+    interactions,
+)
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
@@ -19,10 +29,15 @@ __all__ = [
     "Audit",
     "AuditSettings",
     "Background",
+    "Circuit",
     "Comparison",
     "FitSettings",
     "HarvestSettings",
     "HessianSettings",
+    "IndirectEffects",
+    "Interactions",
+    "LogProbability",
+    "LogitDifference",
     "Match",
     "MeasureSettings",
     "Metrics",
@@ -31,11 +46,14 @@ __all__ = [
     "ParamFeaturesError",
     "adapters",
     "bench",
+    "circuit",
     "compare",
     "decompose",
     "demo",
     "describe",
     "errors",
+    "indirect_effects",
+    "interactions",
     "list_params",
     "load",
     "match",

@@ -142,14 +142,16 @@ def read_subject(features: Any, prompts: Any, inputs: Any, metric: Any, saes: An
 
 def ablating(subject: Subject, ablation: str, *, background: Any, counterparts: Any, seed: int) -> Subject:
     """The same with baselines, from what the user gave."""
+    own, others = read_background(subject, background), read_background(subject, counterparts)
+    return with_ablation(subject, ablation, background=own, counterparts=others, seed=seed)
+
+
+def read_background(subject: Subject, given: Any) -> ModelInputs | None:
+    """Other data of the kind that the prompts are; None where none are given."""
+    if given is None or isinstance(given, ModelInputs):
+        return given
     has_tokens = subject.inputs.tokens is not None
-
-    def read(given: Any) -> ModelInputs | None:
-        if given is None or isinstance(given, ModelInputs):
-            return given
-        return read_inputs(subject.adapter, given if has_tokens else None, None if has_tokens else given)
-
-    return with_ablation(subject, ablation, background=read(background), counterparts=read(counterparts), seed=seed)
+    return read_inputs(subject.adapter, given if has_tokens else None, None if has_tokens else given)
 
 
 def effects_of(subject: Subject, method: str, *, ablation: str, n_steps: int, n_check: int) -> IndirectEffects:
@@ -168,7 +170,7 @@ def effects_of(subject: Subject, method: str, *, ablation: str, n_steps: int, n_
 
 def attribution(subject: Subject) -> Float[Tensor, "prompt node"]:
     """h_k ∂m/∂α_k: the effect to first order, for all nodes. Cost: a forward and a backward pass."""
-    return _joined(subject, subject.slopes().by_node) * subject.holds
+    return subject.joined(subject.slopes().by_node) * subject.holds
 
 
 def integrated(subject: Subject, n_steps: int) -> Float[Tensor, "prompt node"]:
@@ -202,7 +204,3 @@ def check_method(method: str, n_steps: int) -> None:
         raise SettingError(f"method={method!r} is unknown. Accepted: {known}; nearest: {nearest(str(method), METHODS)}.")
     if n_steps < 1:
         raise SettingError(f"n_steps={n_steps} must be 1 or more; 10 is usual.")
-
-
-def _joined(subject: Subject, by_group: dict[str, Tensor]) -> Float[Tensor, "prompt node"]:
-    return torch.cat([by_group[group.name].double().cpu() for group in subject.groups], 1)

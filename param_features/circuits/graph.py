@@ -1,8 +1,14 @@
 """What a circuit consists of: nodes, edges between them, and how well they explain a metric."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from param_features.errors import NotBoundError
+
+if TYPE_CHECKING:
+    from param_features.circuits.shift import Shift
 
 Kind = Literal["parameter", "sae", "error", "output"]
 
@@ -79,6 +85,7 @@ class Circuit:
         metric: What it explains.
         record: How it was found: ablation, method, thresholds, and the correlation of the effects with exact ones.
         scores: How well it explains the metric, beside random circuits; empty until measured. Flat, by name.
+        subject: The model with its nodes at hand, where the circuit was found; None for one that was loaded.
     """
 
     nodes: tuple[Node, ...]
@@ -87,7 +94,56 @@ class Circuit:
     metric: str
     record: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
+    subject: Any = field(default=None, repr=False)
 
     def __getitem__(self, name: str) -> Node:
         """The node of that name."""
         return next(node for node in self.nodes if node.name == name)
+
+    def without(self, nodes: Sequence[str]) -> AbstractContextManager[None]:
+        """Run the user's own model without some nodes, on any inputs, in a `with` block; no weight is touched.
+
+        Nodes are ablated as the circuit's were: their part is replaced by its mean, or taken away.
+
+        Args:
+            nodes: Their names.
+
+        Raises:
+            NotBoundError: The circuit was loaded and has no model.
+            SettingError: There is no such node, or the circuit was found by resampling.
+        """
+        from param_features.circuits.shift import without  # a circuit without a model needs no torch
+
+        return without(self._bound("without"), nodes)
+
+    def shift(
+        self, nodes: Sequence[str], *, others: Any = None, metric: Any = "loss", n_random: int = 10, seed: int = 0
+    ) -> "Shift":
+        """Ablate nodes that were judged spurious, and measure the target and the side effects, beside random features.
+
+        Cost: a few forward passes for each of `n_random` sets of as many random features of the same groups.
+
+        Args:
+            nodes: Their names.
+            others: Data that should not change, as tokens or inputs; None measures the target alone.
+            metric: What is measured on these; KL between outputs is measured besides.
+            n_random: Sets of random features.
+            seed: Of their draws.
+
+        Raises:
+            NotBoundError: The circuit was loaded and has no model.
+            SettingError: There is no such node, or the circuit was found by resampling and `others` are given.
+            InputError: Data that the model cannot take.
+
+        Source: SHIFT (Marks et al., 2403.19647, section 5), with nodes that are steps in the weights.
+        """
+        from param_features.circuits.shift import measure_shift
+
+        return measure_shift(self._bound("shift"), nodes, others, metric, n_random=n_random, seed=seed)
+
+    def _bound(self, call: str) -> Any:
+        if self.subject is None:
+            raise NotBoundError(
+                f"{call}() needs the model, and this circuit was loaded without one. Find it again with pf.circuit(…)."
+            )
+        return self.subject

@@ -6,13 +6,14 @@ h_k ∂m/∂α_k is its attribution.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from param_features.adapters import Adapter
 from param_features.circuits.baselines import ABLATIONS, Baseline, Mean, Resample, Zero, other_rows
@@ -153,6 +154,10 @@ class Subject:
             found[name] = part if name not in found else found[name] + part
         return {group.name: found[group.name] for group in self.groups if group.name in found}
 
+    def joined(self, by_group: Mapping[str, Float[Tensor, "row node"]]) -> Float[Tensor, "row node"]:
+        """The same in the order of `names`, in float64 on the CPU."""
+        return torch.cat([by_group[group.name].double().cpu() for group in self.groups], 1)
+
     def part(self, key: Key, seen: Seen, amounts: Float[Tensor, "row node"]) -> Tensor:
         """Σ_k α_k (n_k − b_k) at a place, with its graph to the source."""
         place, call = key
@@ -161,18 +166,28 @@ class Subject:
         return place.written(seen.source, amounts, seen.output) - self.baseline.written(place, call, amounts, seen.output)
 
     @contextmanager
-    def with_amounts(self, amounts: Amounts) -> Iterator[None]:
-        """Run a block in which every call of the model has these amounts."""
+    def with_amounts(self, amounts: Amounts, *, of_any_batch: bool = False) -> Iterator[None]:
+        """Run a block in which every call of the model has these amounts.
+
+        Args:
+            amounts: By group.
+            of_any_batch: Whether the model is run on other inputs, all rows of which have the first row's amounts.
+        """
         places = {place: group.name for place, group in self.places.items() if group.name in amounts}
-        with counted(self.adapter) as number:
+        batch: list[Subject] = [self]
+        with ExitStack() as stack:
+            number = stack.enter_context(counted(self.adapter))
 
             def act(place: Place, source: Any, output: Tensor) -> Tensor:
-                seen = Seen(place.held(source), output.detach())
-                change = self.part((place, number(place)), seen, amounts[places[place]]).detach()
-                return output + change.to(output.dtype)
+                seen, now = Seen(place.held(source), output.detach()), batch[-1]
+                own = amounts[places[place]]
+                own = own[:1].expand(len(now.inputs), -1) if of_any_batch else own
+                return output + now.part((place, number(place)), seen, own).detach().to(output.dtype)
 
-            with acting(places, act):
-                yield
+            if of_any_batch:
+                stack.callback(_seeing_batches(self, batch).remove)
+            stack.enter_context(acting(places, act))
+            yield
 
     @contextmanager
     def _probing(self, amounts: Amounts, seen: dict[Key, Seen], probes: dict[Key, Tensor]) -> Iterator[None]:
@@ -203,6 +218,19 @@ class Subject:
         with held_still(self.adapter.module), torch.no_grad(), self._probing({}, seen, {}):
             self.adapter.run(*inputs.args, **inputs.kwargs)
         return {key: Seen(found.source, found.output) for key, found in seen.items()}
+
+
+def _seeing_batches(subject: Subject, batch: list[Subject]) -> RemovableHandle:
+    """Before each call of the model, put the subject on that call's inputs into `batch`."""
+
+    def see(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        inputs = ModelInputs(args, kwargs)
+        moved = replace(subject, inputs=inputs)
+        if isinstance(subject.baseline, Mean):
+            moved = replace(moved, baseline=Mean(subject.baseline.means, moved.is_real))
+        batch[:] = [moved]
+
+    return subject.adapter.module.register_forward_pre_hook(see, with_kwargs=True, prepend=True)
 
 
 @contextmanager

@@ -1,0 +1,163 @@
+"""Editing with a circuit: nodes that were judged spurious are ablated, and it is measured what else changes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from param_features.circuits.baselines import Mean, Resample, Zero
+from param_features.circuits.effects import read_background
+from param_features.circuits.metric import Metric, read_metric
+from param_features.circuits.passes import Subject
+from param_features.divergence import KL
+from param_features.errors import InputError, SettingError, nearest
+from param_features.gradients import held_still
+from param_features.inputs import ModelInputs
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What an ablation of nodes does to the metric, and to everything else; random ablations of as many features beside.
+
+    Attributes:
+        nodes: What was ablated.
+        metric: Name of the metric.
+        before: Its mean over the circuit's prompts.
+        after: The same without the nodes.
+        after_random: The same without as many random features of the same groups, mean over draws.
+        side: Name of the metric that is to stay; empty where none was given.
+        side_before: Its mean over the other data.
+        side_after: The same without the nodes.
+        side_after_random: The same without random features.
+        kl: Mean KL(before ‖ after) over the other data's outputs, in nats; NaN for outputs that are no logits.
+        kl_random: The same for random features.
+    """
+
+    nodes: tuple[str, ...]
+    metric: str
+    before: float
+    after: float
+    after_random: float
+    side: str = ""
+    side_before: float = float("nan")
+    side_after: float = float("nan")
+    side_after_random: float = float("nan")
+    kl: float = float("nan")
+    kl_random: float = float("nan")
+
+    def __repr__(self) -> str:
+        """The changes, with those of random features in brackets."""
+        lines = [f"Without {len(self.nodes)} nodes (random features in brackets):"]
+        lines.append(f"  {self.metric}: {self.before:.4g} → {self.after:.4g} ({self.after_random:.4g})")
+        if self.side:
+            changes = f"{self.side_before:.4g} → {self.side_after:.4g} ({self.side_after_random:.4g})"
+            lines.append(f"  on other data, {self.side}: {changes}")
+            lines.append(f"  on other data, KL in nats: {self.kl:.4g} ({self.kl_random:.4g})")
+        return "\n".join(lines)
+
+
+def measure_shift(subject: Subject, names: Sequence[str], others: Any, side: Any, *, n_random: int, seed: int) -> Shift:
+    """See `Circuit.shift`."""
+    marked = marked_nodes(subject, names)
+    generator = torch.Generator().manual_seed(seed)
+    rivals = [_random_like(subject, marked, generator) for _ in range(n_random)]
+
+    def read(of: Callable[[Bool[Tensor, " node"]], float]) -> tuple[float, float]:
+        return of(marked), _mean([of(rival) for rival in rivals])
+
+    none = torch.zeros_like(marked)
+    after, after_random = read(lambda nodes: float(subject.values(subject.removed(nodes)).mean()))
+    found = Shift(tuple(names), subject.metric.name, float(subject.values().mean()), after, after_random)
+    if others is None:
+        return found
+    elsewhere = _on_other_data(subject, others, read_metric(side))
+    outputs = _outputs(elsewhere, none)
+    side_after, side_random = read(lambda nodes: float(elsewhere.values(elsewhere.removed(nodes)).mean()))
+    kl, kl_random = read(lambda nodes: _kl(outputs, _outputs(elsewhere, nodes)))
+    before = float(elsewhere.values().mean())
+    return replace(
+        found,
+        side=elsewhere.metric.name,
+        side_before=before,
+        side_after=side_after,
+        side_after_random=side_random,
+        kl=kl,
+        kl_random=kl_random,
+    )
+
+
+@contextmanager
+def without(subject: Subject, names: Sequence[str]) -> Iterator[None]:
+    """Run a block in which the user's model lacks some nodes, whatever it is run on; see `Circuit.without`."""
+    marked = marked_nodes(subject, names)
+    if isinstance(subject.baseline, Resample):
+        raise SettingError(
+            "This circuit was found by resample ablation, and outside its prompts there is nothing to resample from. Find "
+            "it with ablation='mean' or 'zero'."
+        )
+    amounts = {name: part[:1] for name, part in subject.removed(marked).items()}
+    with subject.with_amounts(amounts, of_any_batch=True):
+        yield
+
+
+def marked_nodes(subject: Subject, names: Sequence[str]) -> Bool[Tensor, " node"]:
+    """Which nodes are meant.
+
+    Raises:
+        SettingError: None are, or there is no such node.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    known = subject.names
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        said = f"No node {unknown[0]!r}. Nearest: {nearest(unknown[0], known)}." if unknown else "No node is given."
+        raise SettingError(f"{said} Nodes are named as in circuit.nodes.")
+    return torch.tensor([name in set(names) for name in known])
+
+
+def _random_like(subject: Subject, marked: Bool[Tensor, " node"], generator: torch.Generator) -> Bool[Tensor, " node"]:
+    """As many features of the same groups, drawn at random among the others where there are enough."""
+    found = torch.zeros_like(marked)
+    start = 0
+    for group in subject.groups:
+        own = marked[start : start + group.n_features]
+        free = (~own).nonzero().flatten()
+        pool = free if len(free) >= int(own.sum()) else torch.arange(group.n_features)
+        found[start + pool[torch.randperm(len(pool), generator=generator)[: int(own.sum())]]] = True
+        start += group.n_nodes
+    return found
+
+
+def _on_other_data(subject: Subject, others: Any, side: Metric) -> Subject:
+    """The same nodes and baselines on other data."""
+    if isinstance(subject.baseline, Resample):
+        raise SettingError("Side effects need ablation='mean' or 'zero': resampling is defined on the prompts alone.")
+    inputs = read_background(subject, others)
+    if inputs is None:
+        raise InputError("No other data are given.")
+    moved = replace(subject, inputs=inputs, metric=side, baseline=Zero())
+    if isinstance(subject.baseline, Mean):
+        moved = replace(moved, baseline=Mean(subject.baseline.means, moved.is_real))
+    return moved
+
+
+@torch.no_grad()
+def _outputs(subject: Subject, nodes: Bool[Tensor, " node"]) -> Float[Tensor, "sample d_output"]:
+    inputs: ModelInputs = subject.inputs
+    with held_still(subject.adapter.module), torch.no_grad(), subject.with_amounts(subject.removed(nodes)):
+        output = subject.adapter.run(*inputs.args, **inputs.kwargs).double()
+    real = subject.is_real
+    return output.flatten(1) if real is None or output.dim() < 3 else output[real.to(output.device)]
+
+
+def _kl(before: Tensor, after: Tensor) -> float:
+    divergence = KL()
+    return float(divergence.value(after, divergence.to_reference(before)).mean())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

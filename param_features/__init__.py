@@ -1,8 +1,9 @@
 """Parameter features: low-rank directions in a model's weights, each of which matters for few inputs."""
 
-from param_features import adapters, bench, demo, errors, plot, toys
+from param_features import adapters, bench, circuits, demo, errors, plot, toys
 from param_features.audit import Audit, AuditSettings
 from param_features.background import Background
+from param_features.circuits import QueryKey, query_key
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
@@ -29,8 +30,10 @@ __all__ = [
     "Pairs",
     "ParamFeatures",
     "ParamFeaturesError",
+    "QueryKey",
     "adapters",
     "bench",
+    "circuits",
     "compare",
     "decompose",
     "demo",
@@ -40,6 +43,7 @@ __all__ = [
     "load",
     "match",
     "plot",
+    "query_key",
     "sae_metrics",
     "toys",
     "train_sae",

@@ -158,6 +158,9 @@ def query_key(
 ) -> QueryKey:
     """What query features and key features of one attention layer add to its scores together, from the weights alone.
 
+    Sizes mean something beside the control's. They may lie below it: in each head, gradients of W_K point where queries lie,
+    and those of W_Q where keys differ.
+
     Cost: n_query · n_key · n_heads · d_head · rank² multiplications for each distance, twice with the control; memory four
     tensors of the table's shape, and rank² times one distance's.
 

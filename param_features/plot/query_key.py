@@ -12,37 +12,44 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-def query_key(table: QueryKey, *, head: int | None = None, distance: int | None = None) -> "go.Figure":
-    """Scores of all pairs in one head at one distance; the same of random directions beside it, in the same colours.
+def query_key(table: QueryKey, *, head: int | None = None, distance: int | None = None, least: float = 0.05) -> "go.Figure":
+    """Scores of pairs in one head at one distance; those of random directions beside them, in the same colours.
 
-    Features are in order of the share of their weight that lies in that head, most at the top and left: pairs that live
-    elsewhere are pale because they have little there.
+    Features are in order of the share of their weight that lies in that head, most at the top and left.
 
     Args:
         table: What `pf.query_key` returned.
         head: A query head; that of the strongest pair by default.
         distance: Positions by which the query comes after the key; that of the strongest pair by default.
+        least: Features are drawn whose share in the head is at least this part of the largest share there; 0 draws all.
 
     Raises:
         SettingError: There is no such head, or the distance is not in the table.
         MissingExtraError: plotly is not installed.
     """
     go, best = plotly(), table.top(1, head=head, distance=distance)[0]
-    distance, place = best.distance if distance is None else distance, table.distance_place(best.distance)
-    queries = table.query_heads[:, best.head].argsort(descending=True).tolist()
-    keys = table.key_heads[:, best.head // table.attention.n_sharing].argsort(descending=True).tolist()
+    place = table.distance_place(best.distance)
+    queries = _in_order(table.query_heads[:, best.head], least)
+    keys = _in_order(table.key_heads[:, best.head // table.attention.n_sharing], least)
     shown = [("features", table)] + ([("random directions", table.control)] if table.control is not None else [])
     figure = plotly("subplots").make_subplots(
         rows=1, cols=len(shown), subplot_titles=[name for name, _ in shown], horizontal_spacing=0.08
     )
-    place_name = "any distance" if table.attention.rotary is None else f"distance {distance}"
-    title = f"Query × key of {table.layer}, head {best.head}, {place_name}"
-    laid_out(figure, title, "key feature", "query feature")
-    bound = float(table.score[..., best.head, place].abs().max()) or 1.0
-    for column, (_, one) in enumerate(shown, 1):
-        cells = _cells(one.score[queries][:, keys, best.head, place], queries, keys)
+    where = "at any distance" if table.attention.rotary is None else f"at distance {best.distance}"
+    of = f"{len(queries)} query × {len(keys)} key features"
+    laid_out(figure, f"{of} of {table.layer} in head {best.head}, {where}", "key feature", "query feature")
+    tables = [one.score[queries][:, keys, best.head, place] for _, one in shown]
+    bound = max(float(scores.abs().max()) for scores in tables) or 1.0
+    for column, scores in enumerate(tables, 1):
+        cells = _cells(scores, queries, keys)
         figure.add_trace(go.Heatmap(cells, zmin=-bound, zmax=bound, showscale=column == 1), row=1, col=column)
-    return figure.update_yaxes(autorange="reversed").update_layout(width=1150 if len(shown) > 1 else 640, height=600)
+    figure.update_xaxes(type="category").update_yaxes(type="category", autorange="reversed")
+    return figure.update_layout(width=1150 if len(shown) > 1 else 640, height=600)
+
+
+def _in_order(shares: Float[Tensor, " feature"], least: float) -> list[int]:
+    order = shares.argsort(descending=True)
+    return order[shares[order] >= least * shares.max()].tolist()
 
 
 def _cells(scores: Float[Tensor, "query key"], queries: list[int], keys: list[int]) -> dict:

@@ -275,20 +275,24 @@ def test_query_key_draws_one_head_beside_random_directions():
     call = {"n_features": 4, "l0": 1, "fit": fit, "n_samples": 64, "progress": False}
     features = pf.decompose(model, "blocks.0.attn.W_[QK]", tokens, **call)
     table = pf.query_key(features, distances=(0, 3))
-    figure = pf.plot.query_key(table, head=1, distance=3)
+    figure = pf.plot.query_key(table, head=1, distance=3, least=0)
     assert_named(figure)
-    assert "blocks.0.attn, head 1, distance 3" in figure.layout.title.text
+    assert figure.layout.title.text == "4 query × 4 key features of blocks.0.attn in head 1, at distance 3"
     for trace, one in zip(figure.data, (table, table.control), strict=True):
         assert sorted(trace.x) == sorted(trace.y) == ["0", "1", "2", "3"]
         queries, keys = ([int(name) for name in names] for names in (trace.y, trace.x))
         assert numbers(table.query_heads[queries, 1]).diff().max() <= 0
         assert numbers(table.key_heads[keys, 1]).diff().max() <= 0
         torch.testing.assert_close(rows(trace.z), one.score[queries][:, keys, 1, 1].double())
-        assert trace.zmax == -trace.zmin == pytest.approx(float(table.score[..., 1, 1].abs().max()))
+        bound = max(float(side.score[..., 1, 1].abs().max()) for side in (table, table.control))
+        assert trace.zmax == -trace.zmin == pytest.approx(bound)
+    few = pf.plot.query_key(table, head=1, distance=3, least=0.9).data[0]
+    shares = table.query_heads[:, 1]
+    assert {int(name) for name in few.y} == {k for k in range(4) if shares[k] >= 0.9 * shares.max()}
     (best,) = table.top(1)
-    assert f"head {best.head}, distance {best.distance}" in pf.plot.query_key(table).layout.title.text
+    assert f"in head {best.head}, at distance {best.distance}" in pf.plot.query_key(table).layout.title.text
     assert len(pf.plot.query_key(table.control).data) == 1
     with pytest.raises(SettingError, match="distance=1 is not in the table"):
         pf.plot.query_key(table, distance=1)
     unturned = pf.query_key(pf.decompose(hooked_transformer(), "blocks.0.attn.W_[QK]", tokens, **call))
-    assert "head 0, any distance" in pf.plot.query_key(unturned, head=0, distance=7).layout.title.text
+    assert "in head 0, at any distance" in pf.plot.query_key(unturned, head=0, distance=7).layout.title.text

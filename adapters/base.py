@@ -10,6 +10,7 @@ from param_features.adapters.text import ids_of, strings_of
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from param_features.attention import Attention
 from param_features.errors import AdapterError, ModelStateError, OutputError
 from param_features.params import ParamView, Tap
 
@@ -138,6 +139,10 @@ class Adapter(ABC):
             for key in owner._parameters
         }
         return {name: real for name, real in names.items() if real is not None and name not in views}
+
+    def attentions(self) -> dict[str, Attention]:
+        """How the attention layers make their scores, by the layer's name; those alone of which it is known."""
+        return {}
 
     def hook_points(self) -> dict[str, nn.Module]:
         """Modules whose output can be read or replaced, by the names that the library's users say."""

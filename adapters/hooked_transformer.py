@@ -1,8 +1,13 @@
 """Adapter for TransformerLens' `HookedTransformer`."""
 
+from typing import Any
+
+import torch
+from param_features.adapters.attention import rotary_of_table
 from param_features.adapters.lens import LensAdapter
 from torch import nn
 
+from param_features.attention import Attention
 from param_features.params import ParamView, Site, Tap, default_fold
 
 # Attribute of the parameter: einops pattern to [d_out, d_in]. TransformerLens multiplies from the left: W is [in, out].
@@ -30,6 +35,26 @@ class HookedTransformerAdapter(LensAdapter):
         """`attn.W_K` for grouped-query attention's `attn._W_K`, likewise V and the biases."""
         spoken = {name.replace("attn._", "attn."): name for name in self.views() if "attn._" in name}
         return super().aliases() | spoken
+
+    def attentions(self) -> dict[str, Attention]:
+        """Every block's, unless it norms or clips queries and keys."""
+        layers = {
+            f"blocks.{number}.attn": block.attn for number, block in enumerate(self.model.blocks) if hasattr(block, "attn")
+        }
+        return {name: self._attention(name, layer) for name, layer in layers.items() if self._is_bilinear(layer)}
+
+    def _is_bilinear(self, layer: nn.Module) -> bool:
+        return getattr(layer, "q_norm", None) is None and getattr(self.model.cfg, "clip_qkv", None) is None
+
+    def _attention(self, name: str, layer: Any) -> Attention:
+        cfg, key = self.model.cfg, "_W_K" if "_W_K" in layer._parameters else "W_K"
+        rotary = None
+        if cfg.positional_embedding_type == "rotary":
+            # TransformerLens' own table in double precision: it knows about stretched frequencies.
+            call = {"base": layer._rotary_base(), "dtype": torch.float64}
+            sine, cosine = layer.calculate_sin_cos_rotary(cfg.rotary_dim, 2, **call)
+            rotary = rotary_of_table(cosine[1], sine[1], is_adjacent=cfg.rotary_adjacent_pairs)
+        return Attention(f"{name}.W_Q", f"{name}.{key}", cfg.n_heads, float(layer.attn_scale), cfg.n_key_value_heads, rotary)
 
     def taps(self, view: ParamView) -> tuple[Tap, ...]:
         """The hook points around the parameter's use."""

@@ -1,11 +1,15 @@
 """Adapter for any plain `nn.Module`."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Int
+from param_features.adapters.attention import attention_of
 from param_features.adapters.base import Adapter
 from param_features.adapters.fused import splits
 from torch import Tensor, nn
 
+from param_features.attention import Attention
 from param_features.params import ParamView, Site, Tap, default_fold, unfold_matrix
 
 _LOGIT_LAYERS = ("lm_head", "unembed", "logits", "classifier")
@@ -33,6 +37,16 @@ class ModuleAdapter(Adapter):
             for part, layout in split.layouts(view.stored.dim(), out_axis).items():
                 of_part = ParamView(f"{name}[{part}]", view.owner, view.attribute, view.fold, view.also_at, layout)
                 found[of_part.name] = of_part
+        return found
+
+    def attentions(self) -> dict[str, Attention]:
+        """Layers of a known class."""
+        found = {}
+        for prefix, layer in self.module.named_modules():
+            known = attention_of(layer, self.module)
+            if known is not None:
+                path = f"{prefix}." if prefix else ""
+                found[prefix] = replace(known, query=path + known.query, key=path + known.key)
         return found
 
     @property

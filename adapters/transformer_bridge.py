@@ -5,12 +5,15 @@ view of the Parameter that the wrapped layer holds.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
+from param_features.adapters.attention import attention_of
 from param_features.adapters.lens import LensAdapter
 from param_features.adapters.module import has_rows_in, layer_fold, layer_taps
 from torch import nn
 
+from param_features.attention import Attention
 from param_features.layout import Layout
 from param_features.params import ParamView, Site, Tap
 
@@ -74,6 +77,17 @@ class TransformerBridgeAdapter(LensAdapter):
         own = {name.replace(f"{_WRAPPED}.", ""): of_stored.get(id(p)) for name, p in self.model.named_parameters()}
         found |= {name: real for name, real in own.items() if real is not None}
         return {name: real for name, real in found.items() if name not in views}
+
+    def attentions(self) -> dict[str, Attention]:
+        """Those of a known class; the bridge's own configuration leaves scale and rotation open."""
+        views, found = self.views(), {}
+        for number, block in enumerate(getattr(self.model, "blocks", ())):
+            layer, name = _wrapped(block, "attn"), f"blocks.{number}.attn"
+            known = None if layer is None else attention_of(layer, self.model.original_model)
+            key = next((key for key in (f"{name}.W_K", f"{name}._W_K") if key in views), None)
+            if known is not None and key is not None and f"{name}.W_Q" in views:
+                found[name] = replace(known, query=f"{name}.W_Q", key=key)
+        return found
 
     @property
     def processing(self) -> str:

@@ -1,6 +1,6 @@
 """Parameter features: low-rank directions in a model's weights, each of which matters for few inputs."""
 
-from param_features import adapters, bench, demo, errors, plot, toys
+from param_features import adapters, bench, circuits, demo, errors, plot, toys
 from param_features.audit import Audit, AuditSettings
 from param_features.background import Background
 from param_features.circuits import (
@@ -9,9 +9,11 @@ from param_features.circuits import (
     Interactions,
     LogitDifference,
     LogProbability,
+    QueryKey,
     circuit,
     indirect_effects,
     interactions,
+    query_key,
 )
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
@@ -44,9 +46,11 @@ __all__ = [
     "Pairs",
     "ParamFeatures",
     "ParamFeaturesError",
+    "QueryKey",
     "adapters",
     "bench",
     "circuit",
+    "circuits",
     "compare",
     "decompose",
     "demo",
@@ -58,6 +62,7 @@ __all__ = [
     "load",
     "match",
     "plot",
+    "query_key",
     "sae_metrics",
     "toys",
     "train_sae",

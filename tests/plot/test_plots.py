@@ -11,6 +11,7 @@ from param_features.errors import FeatureCountError, InputError, MissingExtraErr
 from param_features.measure.weight import weight_by_head
 from param_features.plot.feature import _blocks
 from tests.browser import executable
+from tests.models import hooked_transformer
 from tests.saes import random_sae
 
 pytest.importorskip("plotly")
@@ -265,3 +266,33 @@ def test_steering_of_inputs_draws_outputs_and_heeds_padding(tiny_features, tiny_
     padded = {"input_ids": tiny_tokens[:2], "attention_mask": mask}
     short, long = (pf.plot.steering(tiny_features, 0, given).data[0] for given in (tiny_tokens[:2, :7], padded))
     torch.testing.assert_close(torch.tensor(short.y), torch.tensor(long.y))
+
+
+def test_query_key_draws_one_head_beside_random_directions():
+    model = hooked_transformer(positional_embedding_type="rotary", rotary_dim=8)
+    tokens = torch.randint(20, (20, 8), generator=torch.Generator().manual_seed(1))
+    fit = pf.FitSettings(steps=2, selection="l1")
+    call = {"n_features": 4, "l0": 1, "fit": fit, "n_samples": 64, "progress": False}
+    features = pf.decompose(model, "blocks.0.attn.W_[QK]", tokens, **call)
+    table = pf.query_key(features, distances=(0, 3))
+    figure = pf.plot.query_key(table, head=1, distance=3, least=0)
+    assert_named(figure)
+    assert figure.layout.title.text == "4 query × 4 key features of blocks.0.attn in head 1, at distance 3"
+    for trace, one in zip(figure.data, (table, table.control), strict=True):
+        assert sorted(trace.x) == sorted(trace.y) == ["0", "1", "2", "3"]
+        queries, keys = ([int(name) for name in names] for names in (trace.y, trace.x))
+        assert numbers(table.query_heads[queries, 1]).diff().max() <= 0
+        assert numbers(table.key_heads[keys, 1]).diff().max() <= 0
+        torch.testing.assert_close(rows(trace.z), one.score[queries][:, keys, 1, 1].double())
+        bound = max(float(side.score[..., 1, 1].abs().max()) for side in (table, table.control))
+        assert trace.zmax == -trace.zmin == pytest.approx(bound)
+    few = pf.plot.query_key(table, head=1, distance=3, least=0.9).data[0]
+    shares = table.query_heads[:, 1]
+    assert {int(name) for name in few.y} == {k for k in range(4) if shares[k] >= 0.9 * shares.max()}
+    (best,) = table.top(1)
+    assert f"in head {best.head}, at distance {best.distance}" in pf.plot.query_key(table).layout.title.text
+    assert len(pf.plot.query_key(table.control).data) == 1
+    with pytest.raises(SettingError, match="distance=1 is not in the table"):
+        pf.plot.query_key(table, distance=1)
+    unturned = pf.query_key(pf.decompose(hooked_transformer(), "blocks.0.attn.W_[QK]", tokens, **call))
+    assert "in head 0, at any distance" in pf.plot.query_key(unturned, head=0, distance=7).layout.title.text

@@ -24,8 +24,11 @@ from param_features.errors import AdapterError, InputError, SettingError, neares
 from param_features.gradients import held_still
 from param_features.inputs import ModelInputs
 
-Amounts = Mapping[str, Float[Tensor, "row node"]]
-"""α by group; groups that are left out stay as they are."""
+ByGroup = dict[str, Tensor]
+"""[row node] by group, each with nodes of its own."""
+
+Amounts = Mapping[str, Tensor]
+"""α by group, [row node]; groups that are left out stay as they are."""
 
 Key = tuple[Place, int]
 """A place, and which of its calls."""
@@ -56,7 +59,7 @@ class Slopes:
     """
 
     values: Float[Tensor, " row"]
-    by_node: dict[str, Float[Tensor, "row node"]]
+    by_node: ByGroup
     cotangents: dict[Key, Tensor]
     seen: dict[Key, Seen]
 
@@ -105,11 +108,11 @@ class Subject:
         """How much of each node the model has."""
         return torch.cat([group.holds for group in self.groups])
 
-    def kept(self, nodes: Bool[Tensor, " node"]) -> dict[str, Float[Tensor, "row node"]]:
+    def kept(self, nodes: Bool[Tensor, " node"]) -> ByGroup:
         """The amounts by which only the marked nodes remain."""
         return self._for_rows({group.name: group.kept(part) for group, part in self._by_group(nodes)})
 
-    def removed(self, nodes: Bool[Tensor, " node"]) -> dict[str, Float[Tensor, "row node"]]:
+    def removed(self, nodes: Bool[Tensor, " node"]) -> ByGroup:
         """The amounts by which the marked nodes are gone."""
         return self._for_rows({group.name: group.removed(part) for group, part in self._by_group(nodes)})
 
@@ -117,10 +120,10 @@ class Subject:
         """How much of each node is missing where only the marked ones remain."""
         return torch.cat([group.missing(part) for group, part in self._by_group(nodes)])
 
-    def _by_group(self, nodes: Bool[Tensor, " node"]) -> list[tuple[Group, Bool[Tensor, " node"]]]:
+    def _by_group(self, nodes: Bool[Tensor, " node"]) -> list[tuple[Group, Tensor]]:
         return list(zip(self.groups, nodes.split([group.n_nodes for group in self.groups]), strict=True))
 
-    def _for_rows(self, amounts: Mapping[str, Float[Tensor, " node"]]) -> dict[str, Float[Tensor, "row node"]]:
+    def _for_rows(self, amounts: Mapping[str, Tensor]) -> ByGroup:
         """The same for every prompt; groups that stay as they are left out."""
         return {name: part.expand(len(self.inputs), -1) for name, part in amounts.items() if bool(part.any())}
 
@@ -144,7 +147,7 @@ class Subject:
             by_node = self.read(seen, cotangents)
         return Slopes(values.detach(), by_node, cotangents, seen)
 
-    def read(self, seen: Mapping[Key, Seen], cotangents: Mapping[Key, Tensor]) -> dict[str, Float[Tensor, "row node"]]:
+    def read(self, seen: Mapping[Key, Seen], cotangents: Mapping[Key, Tensor]) -> ByGroup:
         """⟨cotangent, n_k − b_k⟩ over all places of each group."""
         n_rows, places, found = len(self.inputs), self.places, {}
         for key, cotangent in cotangents.items():
@@ -154,7 +157,7 @@ class Subject:
             found[name] = part if name not in found else found[name] + part
         return {group.name: found[group.name] for group in self.groups if group.name in found}
 
-    def joined(self, by_group: Mapping[str, Float[Tensor, "row node"]]) -> Float[Tensor, "row node"]:
+    def joined(self, by_group: Mapping[str, Tensor]) -> Float[Tensor, "row node"]:
         """The same in the order of `names`, in float64 on the CPU."""
         return torch.cat([by_group[group.name].double().cpu() for group in self.groups], 1)
 

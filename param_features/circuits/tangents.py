@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from param_features.circuits.passes import Amounts, Key, Seen, Slopes, Subject, counted
+from param_features.circuits.passes import Amounts, ByGroup, Key, Seen, Slopes, Subject, counted
 from param_features.circuits.places import Place, acting
 from param_features.gradients.state import copied_buffers, held_still, plain_kernels
 
-Flow = tuple[dict[str, Float[Tensor, "row node"]], Float[Tensor, " row"]]
+Flow = tuple[ByGroup, Float[Tensor, " row"]]
 """What flows from one node into every other, by group, and straight into the metric."""
 
 
@@ -54,7 +54,7 @@ def direct_flow(subject: Subject, clean: Slopes, amounts: Amounts) -> Flow:
     return flows, straight.double().cpu()
 
 
-def slope_changes(subject: Subject, amounts: Amounts) -> dict[str, Float[Tensor, "row node"]]:
+def slope_changes(subject: Subject, amounts: Amounts) -> ByGroup:
     """The derivative of every node's slope ∂m/∂α along a step of some nodes: Hessian times step, for each prompt.
 
     Cost: a forward and a backward pass, both in forward mode.

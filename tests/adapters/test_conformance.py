@@ -10,6 +10,8 @@ import torch
 from param_features.adapters import adapter_for
 
 import param_features as pf
+from param_features.circuits.effects import attribution, exact_effects, read_subject
+from param_features.circuits.tangents import direct_flow
 from param_features.errors import AdapterError, FingerprintError, NoGradientError, UnknownParameterError
 from param_features.params import all_parameters, select
 from tests.adapters.zoo import ZOO, assert_same, booted, fresh, hf_gpt2, lens_major, shared, snapshot, tokenizer
@@ -370,6 +372,62 @@ class TestSteering:
         with torch.no_grad():
             found = copied.run(*ZOO[name].data(3).values())
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class TestCircuits:
+    @staticmethod
+    def metric(output):
+        return output.flatten(1).square().sum(1)
+
+    def subject(self, name):
+        return read_subject(features_of(name), *data_of(name), self.metric, None)
+
+    def test_parameters_without_a_rule_are_refused(self, name):
+        if features_of(name).engine.routes.dense:
+            with pytest.raises(AdapterError, match="Circuits need a layer rule"):
+                self.subject(name)
+
+    def test_an_exact_effect_is_an_ablation(self, name):
+        features = features_of(name)
+        if features.engine.routes.dense:
+            pytest.skip("no layer rule")
+        subject = self.subject(name)
+        found = subject.values() - exact_effects(subject, [1], subject.values())[:, 0]
+        with features.ablate([1], rule="weight"):
+            expected = self.metric(output_of(name))
+        torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=1e-4)
+
+    def test_an_attribution_is_the_gradient_along_the_feature(self, name):
+        features = features_of(name)
+        if features.engine.routes.dense:
+            pytest.skip("no layer rule")
+        subject, view = self.subject(name), features.engine.subset.views[0]
+        leaf = view.tensor.detach().clone().requires_grad_()
+        with features.engine.subset.replaced({view.name: leaf}):
+            value = self.metric(adapter_of(name).run(*ZOO[name].data(3).values())).sum()
+        gradient = torch.autograd.grad(value, leaf)[0]
+        along = sum((features.direction(2)[view.name].to(gradient) * gradient).flatten())
+        found = attribution(subject)[:, 2].sum() / subject.holds[2]
+        torch.testing.assert_close(found, along.double(), rtol=1e-3, atol=1e-4)
+
+    def test_what_flows_from_a_node_is_its_attribution(self, name):
+        """Forward mode through every library's layers; all of it goes straight to the output where nothing lies above."""
+        features = features_of(name)
+        if features.engine.routes.dense:
+            pytest.skip("no layer rule")
+        subject = self.subject(name)
+        clean, group = subject.slopes(), subject.groups[0]
+        step = torch.eye(group.n_nodes, dtype=torch.float64)[0].expand(3, -1)
+        flows, straight = direct_flow(subject, clean, {group.name: step})
+        whole = -group.kept(torch.zeros(group.n_nodes, dtype=torch.bool))
+        arrived = straight + (flows[group.name] * whole).sum(1)
+        torch.testing.assert_close(arrived, clean.by_node[group.name][:, 0].double(), rtol=1e-3, atol=1e-4)
+
+
+def data_of(name):
+    """Prompts and inputs as the calls take them."""
+    given = ZOO[name].data(3)
+    return given.get("tokens"), given.get("inputs")
 
 
 @pytest.mark.parametrize("wrapped", NNSIGHT)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from param_features.circuits.export_check import check, problems
@@ -55,13 +56,13 @@ def load_circuit(path: str | PathLike) -> Circuit:
     if found.get("sha256") != _checksum(body):
         raise StoreError(f"{path} does not match its own checksum: it was edited. Copy it again from where it was saved.")
     try:
-        circuit = _circuit(body)
-        problem = next(problems(circuit), None)
-    except (TypeError, ValueError, AttributeError) as error:
+        read = _circuit(body)
+    except (TypeError, ValueError) as error:
         raise StoreError(f"{path} is no circuit: {error}. Save the circuit again with circuit.save.") from error
+    problem = next(problems(read), None)
     if problem is not None:
         raise StoreError(f"{path} holds a circuit that does not hold together: {problem}. Save it again with circuit.save.")
-    return circuit
+    return _built(read)
 
 
 def write_json(path: str | PathLike, content: Mapping[str, Any]) -> Path:
@@ -86,23 +87,36 @@ def _read(path: Path) -> Any:
         raise StoreError(f"{path} is not JSON ({error}): it was cut short or is another file. Copy it again.") from error
 
 
-def _circuit(body: Mapping[str, Any]) -> Circuit:
+def _circuit(body: Mapping[str, Any]) -> SimpleNamespace:
+    """The circuit's fields as they were read: lists are tuples, and nothing else is known of them."""
     parts = _of(Circuit, body, "the circuit")
     nodes = [_node(node, f"node {number}") for number, node in enumerate(_list(parts, "nodes"))]
-    edges = [Edge(**_of(Edge, edge, f"edge {number}")) for number, edge in enumerate(_list(parts, "edges"))]
-    prompts = tuple(tuple(_checked(prompt, list, "a prompt")) for prompt in _list(parts, "prompts"))
-    record, scores = (_checked(parts[name], dict, name) for name in ("record", "scores"))
-    return Circuit(tuple(nodes), tuple(edges), prompts, parts["metric"], record, scores)
+    edges = [_of(Edge, edge, f"edge {number}") for number, edge in enumerate(_list(parts, "edges"))]
+    parts["prompts"] = tuple(tuple(_checked(prompt, list, "a prompt")) for prompt in _list(parts, "prompts"))
+    for name in ("record", "scores"):
+        _checked(parts[name], dict, name)
+    parts |= {"nodes": nodes, "edges": [SimpleNamespace(**edge) for edge in edges]}
+    return SimpleNamespace(**parts)
 
 
-def _node(body: Any, name: str) -> Node:
+def _node(body: Any, name: str) -> SimpleNamespace:
     parts = _of(Node, body, name)
     examples = []
     for number, example in enumerate(_list(parts, "examples")):
         found = _of(NodeExample, example, f"example {number} of {name}")
-        examples.append(NodeExample(tuple(_list(found, "tokens")), tuple(_list(found, "strengths")), found["position"]))
+        lists = {key: tuple(_list(found, key)) for key in ("tokens", "strengths")}
+        examples.append(SimpleNamespace(**found | lists))
     parts |= {"effects": tuple(_list(parts, "effects")), "examples": tuple(examples)}
-    return Node(**parts)
+    return SimpleNamespace(**parts)
+
+
+def _built(read: SimpleNamespace) -> Circuit:
+    """The circuit, of parts that have been checked."""
+    nodes = []
+    for node in read.nodes:
+        examples = tuple(NodeExample(**vars(example)) for example in node.examples)
+        nodes.append(Node(**vars(node) | {"examples": examples}))
+    return Circuit(**vars(read) | {"nodes": tuple(nodes), "edges": tuple(Edge(**vars(edge)) for edge in read.edges)})
 
 
 def _of(kind: type, body: Any, name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from param_features.circuits.graph import Circuit, Edge, Kind, Node, NodeExample
+from param_features.circuits.graph import Circuit, Kind
 from param_features.errors import ExportError, nearest
 
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -22,8 +22,12 @@ def check(circuit: Circuit) -> None:
         raise ExportError(f"This circuit does not hold together: {problem}. Mend it with dataclasses.replace.")
 
 
-def problems(circuit: Circuit) -> Iterator[str]:
-    """Everything that does not fit, each in words; nothing where all does."""
+def problems(circuit: Any) -> Iterator[str]:
+    """Everything that does not fit, each in words; nothing where all does.
+
+    Args:
+        circuit: A circuit, or whatever has its fields and came from a file: nothing is taken for granted.
+    """
     if not isinstance(circuit.metric, str):
         yield f"its metric is {_shown(circuit.metric)}, which is no text"
     for number, prompt in enumerate(circuit.prompts):
@@ -40,7 +44,7 @@ def problems(circuit: Circuit) -> Iterator[str]:
     yield from _edge_problems(circuit)
 
 
-def _score_problems(circuit: Circuit) -> Iterator[str]:
+def _score_problems(circuit: Any) -> Iterator[str]:
     for name, value in circuit.scores.items():
         if not isinstance(name, str):
             yield f"a score is called {_shown(name)}, which is no text"
@@ -48,7 +52,7 @@ def _score_problems(circuit: Circuit) -> Iterator[str]:
             yield f"score {_shown(name)} is {_shown(value)}, not a finite number"
 
 
-def _node_problems(node: Node, n_prompts: int) -> Iterator[str]:
+def _node_problems(node: Any, n_prompts: int) -> Iterator[str]:
     if not isinstance(node.name, str) or not node.name:
         yield "has no name"
     if not isinstance(node.group, str) or not isinstance(node.label, str):
@@ -67,7 +71,7 @@ def _node_problems(node: Node, n_prompts: int) -> Iterator[str]:
         yield from (f"has an example, number {number}, with {problem}" for problem in _example_problems(example))
 
 
-def _example_problems(example: NodeExample) -> Iterator[str]:
+def _example_problems(example: Any) -> Iterator[str]:
     if not all(isinstance(token, str) for token in example.tokens):
         yield "tokens that are no text"
     if len(example.strengths) != len(example.tokens):
@@ -78,7 +82,7 @@ def _example_problems(example: NodeExample) -> Iterator[str]:
         yield f"position {_shown(example.position)} among {len(example.tokens)} tokens"
 
 
-def _edge_problems(circuit: Circuit) -> Iterator[str]:
+def _edge_problems(circuit: Any) -> Iterator[str]:
     depths = {node.name: node.depth for node in circuit.nodes if isinstance(node.name, str)}
     for (source, target), n in Counter((str(edge.source), str(edge.target)) for edge in circuit.edges).items():
         if n > 1:
@@ -87,8 +91,8 @@ def _edge_problems(circuit: Circuit) -> Iterator[str]:
         yield from (f"the edge from {_shown(edge.source)} to {_shown(edge.target)} {it}" for it in _ends(edge, depths))
 
 
-def _ends(edge: Edge, depths: dict[str, int]) -> Iterator[str]:
-    unknown = [end for end in (edge.source, edge.target) if end not in depths]
+def _ends(edge: Any, depths: dict[str, int]) -> Iterator[str]:
+    unknown = [end for end in (edge.source, edge.target) if not isinstance(end, str) or end not in depths]
     for end in unknown:
         yield f"ends at {_shown(end)}, which is no node; nearest: {nearest(str(end), depths)}"
     if not unknown and (edge.source == edge.target or depths[edge.source] > depths[edge.target]):

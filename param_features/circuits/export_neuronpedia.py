@@ -53,7 +53,8 @@ def neuronpedia_graph(circuit: Circuit, *, slug: str, scan: str, prompt: int = 0
     layers, tokens = _layers(circuit.nodes), circuit.prompts[prompt]
     influences = _influences(circuit)
     nodes = {
-        node.name: _node(node, number, layers[node.name], len(tokens) - 1) | {"influence": influences.get(node.name)}
+        node.name: _node(node, number, layers[node.name], len(tokens) - 1)
+        | {"clerp": _text(node, circuit.metric), "influence": influences.get(node.name)}
         for number, node in enumerate(circuit.nodes)
     }
     ids = {name: entry["node_id"] for name, entry in nodes.items()}
@@ -82,12 +83,8 @@ def _metadata(circuit: Circuit, tokens: Sequence[str], slug: str, scan: str) -> 
 
 
 def _node(node: Node, number: int, layer: int, position: int) -> dict[str, Any]:
-    """One entry. Its number is its place in the circuit: two groups of one layer may both have a feature 3.
-
-    The site reads a probability in the text of every output, and fails without one.
-    """
+    """One entry. Its number is its place in the circuit: two groups of one layer may both have a feature 3."""
     is_output = node.kind == "output"
-    text = f'Output "{node.name.replace(chr(34), chr(39))}" (p=1.000)' if is_output else _text(node)
     return {
         "node_id": f"{layer}_{number}_{position}",
         "feature": (layer + number) * (layer + number + 1) // 2 + number,  # Cantor's pairing
@@ -99,7 +96,6 @@ def _node(node: Node, number: int, layer: int, position: int) -> dict[str, Any]:
         "run_idx": 0,
         "reverse_ctx_idx": 0,
         "jsNodeId": f"{'L' if is_output else layer}_{number}-0",
-        "clerp": text,
         "activation": None,
         "name": node.name,
         "group": node.group,
@@ -107,7 +103,10 @@ def _node(node: Node, number: int, layer: int, position: int) -> dict[str, Any]:
     }
 
 
-def _text(node: Node) -> str:
+def _text(node: Node, metric: str) -> str:
+    """The site reads an output's token between quotes, and its probability after `(p=`, without which it fails."""
+    if node.kind == "output":
+        return f'Output "{metric.replace(chr(34), chr(39)).replace("(p=", "(p =")}" (p=1.000)'
     return f"{node.name}: {node.label}" if node.label else node.name
 
 

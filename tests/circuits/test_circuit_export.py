@@ -55,7 +55,7 @@ def test_a_file_is_plain_data_with_its_format_and_version(tmp_path):
 
 
 HOSTILE = (
-    (lambda c: c["edges"][0].update(source="blocks.0.attn.W_K/4"), r"ends at 'blocks.0.attn.W_K/4', which is no node; nearest: 'bl"),
+    (lambda c: c["edges"][0].update(source="metrik"), "ends at 'metrik', which is no node; nearest: 'metric'"),
     (lambda c: c["edges"][0].update(source=["a"]), r"ends at \['a'\], which is no node"),
     (lambda c: c["edges"][0].update(source=c["edges"][0]["target"]), "does not lead forward"),
     (lambda c: c["edges"].append(c["edges"][0]), "2 edges lead from"),

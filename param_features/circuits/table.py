@@ -8,7 +8,7 @@ from param_features.circuits.graph import Circuit, Node
 from param_features.views.terminal import visible
 
 _BEFORE, _AFTER = 6, 3
-_SIDES = {"parameter": "parameter", "sae": "SAE", "error": "error", "output": "output"}
+KINDS = {"parameter": "parameter", "sae": "SAE", "error": "error", "output": "output"}
 _TOP = 8
 
 
@@ -46,7 +46,7 @@ def ranked(circuit: Circuit) -> list[Node]:
 def summary(circuit: Circuit) -> str:
     """What a circuit prints: the metric, counts, scores, groups, and its strongest nodes."""
     counts = Counter(node.kind for node in circuit.nodes)
-    kinds = ", ".join(f"{counts[kind]} {word}" for kind, word in _SIDES.items() if counts[kind])
+    kinds = ", ".join(f"{counts[kind]} {word}" for kind, word in KINDS.items() if counts[kind])
     lines = [
         f"Circuit of {visible(circuit.metric)} on {len(circuit.prompts)} prompts",
         f"{len(circuit.nodes)} nodes ({kinds}), {len(circuit.edges)} edges",
@@ -81,7 +81,7 @@ def _rows(nodes: list[Node]) -> list[str]:
 
 def _cells(node: Node) -> tuple[str, ...]:
     effects = f"{node.effect:+.4g}", f"{spread(node):.2g}"
-    return visible(node.name), _SIDES.get(node.kind, node.kind), *effects, visible(node.label), _example(node)
+    return visible(node.name), KINDS.get(node.kind, node.kind), *effects, visible(node.label), _example(node)
 
 
 def _padded(cell: str, width: int, is_right: bool) -> str:

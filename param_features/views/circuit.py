@@ -4,7 +4,7 @@ import html
 from dataclasses import dataclass
 
 from param_features.circuits.graph import Circuit, Node, NodeExample
-from param_features.circuits.table import ranked, score_line, score_rows, spread
+from param_features.circuits.table import KINDS, ranked, score_line, score_rows, spread
 from param_features.views.circuitsvis_page import check_finite
 from param_features.views.page import Page
 from param_features.views.terminal import visible
@@ -42,7 +42,7 @@ class NodeRows:
         node = self.node
         cells = (
             html.escape(visible(node.name)),
-            node.kind,
+            KINDS[node.kind],
             f"{node.effect:+.4g} ± {spread(node):.2g}",
             html.escape(visible(node.label)),
         )

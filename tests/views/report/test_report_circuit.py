@@ -165,8 +165,8 @@ def test_no_label_covers_another_and_the_page_stays_in_its_width(circuit, width,
     page.wait_for_timeout(200)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     measure = "all => all.map(e => e.getBoundingClientRect()).map(r => [r.left, r.top, r.right, r.bottom])"
-    boxes = page.locator("#circuit-picture text").evaluate_all(measure)
-    assert len(boxes) >= len(circuit.nodes)
+    boxes = page.locator("#circuit-picture text, #circuit-picture .node > :not(text, title)").evaluate_all(measure)
+    assert len(boxes) >= 2 * len(circuit.nodes)
     for number, (left, top, right, bottom) in enumerate(boxes):
         for other in boxes[:number]:
             assert min(right, other[2]) - max(left, other[0]) <= 0 or min(bottom, other[3]) - max(top, other[1]) <= 0

@@ -1,5 +1,5 @@
 const SVG = "http://www.w3.org/2000/svg";
-const COLUMN = 158, ROW = 62, EDGE = 22, LETTERS = 22;
+const COLUMN = 158, ROW = 66, EDGE = 22, LETTERS = 22;
 const KINDS = { parameter: "parameter feature", sae: "SAE feature", error: "what is left out", output: "the metric" };
 
 function svg(tag, attributes = {}, ...children) {
@@ -67,7 +67,7 @@ function circuitNodes(nodes, at) {
       class: `node ${node.kind === "output" ? "output" : sign(node.effect ?? 0)}`, transform: `translate(${at[index].join(",")})`, tabindex: 0, role: "button", "data-node": index,
     });
     const texts = [node.short, node.label].filter(Boolean).map(cut);
-    group.append(svg("title", {}, nodeTitle(node)), shapeOf(node.kind, r), lines(texts, 0, 26, "label"));
+    group.append(svg("title", {}, nodeTitle(node)), shapeOf(node.kind, r), lines(texts, 0, 30, "label"));
     group.onclick = () => chooseNode(index);
     group.onkeydown = (event) => event.key === "Enter" && chooseNode(index);
     group.onmouseenter = group.onfocus = () => lightUp(index);

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def circuit(
         "method": method,
         "ablation": ablation,
         "chosen_by": "growth" if threshold is None else f"threshold {threshold:g}",
-        "correlation": effects.correlation,
+        "correlation": effects.correlation if isfinite(effects.correlation) else None,
         "n_checked": len(effects.checked),
         "edge_threshold": edge_threshold,
         "unit": subject.metric.unit,

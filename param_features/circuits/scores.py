@@ -1,6 +1,7 @@
 """What a circuit is worth: faithfulness, completeness and minimality, beside random circuits and random directions."""
 
 from dataclasses import replace
+from math import isfinite
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,7 +29,7 @@ def score(
     groups and are as frequent, `…_best` the best of either. `faithfulness_low` and `_high` are the 5th and 95th percentile
     over prompts drawn with replacement. `gap` is m(M) − m(∅), and `gap_random` the same where as many random directions of
     the same rank are taken away: where the two are alike, the ratios say nothing. `faithfulness_no_errors` leaves the
-    errors out of C and ∅.
+    errors out of C and ∅. Ratios of a gap of nothing are left out.
     Cost: two forward passes for each random circuit and one for each of the circuit's features.
 
     Args:
@@ -72,7 +73,7 @@ def score(
             f"faithfulness_{name}_best": max(faithful),
             f"completeness_{name}": sum(complete) / len(complete),
         }
-    return found
+    return {name: value for name, value in found.items() if isfinite(value)}
 
 
 def with_random_directions(subject: Subject, generator: torch.Generator) -> Subject:

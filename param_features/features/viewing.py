@@ -16,6 +16,7 @@ from param_features.views import NeuronView, Page, choice_view, feature_view, ne
 from param_features.views.report import contents, write_report
 
 if TYPE_CHECKING:
+    from param_features.circuits.graph import Circuit
     from param_features.features import ParamFeatures
 
 
@@ -90,6 +91,7 @@ class ShownFeatures(MeasuredFeatures):
         sae: Any = None,
         hook_name: str | None = None,
         audit: Audit | None = None,
+        circuit: "Circuit | None" = None,
         n_examples: int = 10,
         n_rows: int = 200,
     ) -> Path:
@@ -106,6 +108,7 @@ class ShownFeatures(MeasuredFeatures):
                 `pf.compare`.
             hook_name: Where the SAE reads; what its metadata say by default.
             audit: What `features.audit()` returned, for a section of its own.
+            circuit: A circuit, for a section of its own; nodes whose group names this fit's parameters link to its features.
             n_examples: Examples shown for each feature, each from another row.
             n_rows: Of what is given, the first so many are used.
 
@@ -116,6 +119,7 @@ class ShownFeatures(MeasuredFeatures):
             NotBoundError: The features were loaded without a model.
             MissingExtraError: plotly, or with an SAE sae-lens, is not installed.
             InputError: Inputs that the model cannot take.
+            ExportError: The circuit's parts do not fit together.
             SettingError: `n_examples` or `n_rows` is below 1.
         """
         from param_features.sae.compare import compare_on  # the comparison is made of two sets of features: it comes later
@@ -128,6 +132,5 @@ class ShownFeatures(MeasuredFeatures):
         title = f"{self.n_features} features of {', '.join(self.params)}"
         comparison = None if sae is None else compare_on(whole, sae, found, hook_name=hook_name)
         curve = self.errors_by_l0(tokens, inputs=inputs, n_samples=4096)
-        return write_report(
-            path, title, contents(whole, found, curve, n_examples=n_examples, comparison=comparison, audit=audit)
-        )
+        beside = {"comparison": comparison, "audit": audit, "circuit": circuit}
+        return write_report(path, title, contents(whole, found, curve, n_examples=n_examples, **beside))

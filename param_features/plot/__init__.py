@@ -3,6 +3,7 @@
 plotly is imported when a plot is drawn: `pip install "param_features[plots]"`.
 """
 
+from param_features.plot.circuit import circuit
 from param_features.plot.compare import compare
 from param_features.plot.feature import activations, direction
 from param_features.plot.fit import density, pareto
@@ -10,4 +11,4 @@ from param_features.plot.query_key import query_key
 from param_features.plot.save import save
 from param_features.plot.steering import steering
 
-__all__ = ["activations", "compare", "density", "direction", "pareto", "query_key", "save", "steering"]
+__all__ = ["activations", "circuit", "compare", "density", "direction", "pareto", "query_key", "save", "steering"]

@@ -14,11 +14,13 @@ from param_features.gradients import held_still
 from param_features.inputs import ModelInputs, real_first
 from param_features.measure import Example, L0Curve, activations, top_examples, top_logits
 from param_features.measure.weight import weight_by_head
+from param_features.views.report.circuits import circuit_section
 from param_features.views.report.counterparts import Beside, Texts
 from param_features.views.report.labels import label_of, output_label, windows_with
 from param_features.views.report.samples import Vocabulary, digits, input_example, kind_of, text_example
 
 if TYPE_CHECKING:
+    from param_features.circuits.graph import Circuit
     from param_features.features import ParamFeatures
     from param_features.sae import Comparison
 
@@ -64,6 +66,7 @@ def contents(
     n_examples: int,
     comparison: "Comparison | None" = None,
     audit: Audit | None = None,
+    circuit: "Circuit | None" = None,
 ) -> dict[str, Any]:
     """The page's data: an overview, and for each feature its examples, histogram, tokens, logits, weight and neighbours.
 
@@ -76,6 +79,7 @@ def contents(
         n_examples: Examples shown for each feature.
         comparison: With an SAE, on the same inputs.
         audit: Claims about the features beside controls.
+        circuit: A graph in which these features may be nodes.
     """
     found = {"overview": overview(features, inputs) | {"curve": _lines(curve)}}
     writer = _Writer(features, inputs, read(features, inputs), n_examples)
@@ -85,6 +89,8 @@ def contents(
         found["sae"] = beside.section()
     if audit is not None:
         found["audit"] = audit_section(audit)
+    if circuit is not None:
+        found["circuit"] = circuit_section(circuit, writer.vocabulary, features.params, features.n_features)
     return found | {
         "kind": writer.kind,
         "features": rows,

@@ -11,7 +11,7 @@ from typing import Any
 
 from param_features.errors import MissingExtraError
 
-_SCRIPTS = ("text.js", "plots.js", "table.js", "sae.js", "audit.js", "feature.js", "main.js")
+_SCRIPTS = ("text.js", "plots.js", "table.js", "sae.js", "audit.js", "circuit.js", "feature.js", "main.js")
 
 
 def write_report(path: str | PathLike, title: str, contents: dict[str, Any]) -> Path:

@@ -44,3 +44,4 @@ onHash();
 showOverview();
 showAudit();
 showSae();
+showCircuit();

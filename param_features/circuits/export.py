@@ -1,0 +1,143 @@
+"""Circuits as JSON files: data only, written whole or not at all, checked on reading."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from param_features.circuits.export_check import check, problems
+from param_features.circuits.graph import Circuit, Edge, Node, NodeExample
+from param_features.errors import StoreError
+from param_features.store import library_version
+
+FORMAT, FORMAT_VERSION = "param_features circuit", 1
+_HEAD = ("format", "format_version", "library_version", "sha256")
+
+
+def save_circuit(circuit: Circuit, path: str | PathLike) -> Path:
+    """Write a circuit under another name first, so that an interrupted write leaves what was there.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ExportError: The circuit does not hold together, or its record cannot be written as JSON.
+    """
+    check(circuit)
+    body = {field.name: getattr(circuit, field.name) for field in dataclasses.fields(circuit)}
+    body |= {"nodes": [dataclasses.asdict(node) for node in circuit.nodes], "record": dict(circuit.record)}
+    body |= {"edges": [dataclasses.asdict(edge) for edge in circuit.edges], "scores": dict(circuit.scores)}
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "library_version": library_version()}
+    return write_json(path, head | {"sha256": _checksum(body)} | body)
+
+
+def load_circuit(path: str | PathLike) -> Circuit:
+    """Read a circuit and check every part of it. Tuples in its record come back as lists.
+
+    Raises:
+        StoreError: There is no such file, or it is no circuit, cut short, edited, of another version, or does not hold
+            together; the message names the part.
+    """
+    path = Path(path)
+    found = _read(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise StoreError(f"{path} holds no circuit: its 'format' is not {FORMAT!r}. Give a file that circuit.save wrote.")
+    if found.get("format_version") != FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has format version {found.get('format_version')!r}; this library reads version {FORMAT_VERSION}. "
+            f"It was written by param_features {found.get('library_version')}: install that version."
+        )
+    body = {key: value for key, value in found.items() if key not in _HEAD}
+    if found.get("sha256") != _checksum(body):
+        raise StoreError(f"{path} does not match its own checksum: it was edited. Copy it again from where it was saved.")
+    try:
+        read = _circuit(body)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"{path} is no circuit: {error}. Save the circuit again with circuit.save.") from error
+    problem = next(problems(read), None)
+    if problem is not None:
+        raise StoreError(f"{path} holds a circuit that does not hold together: {problem}. Save it again with circuit.save.")
+    return _built(read)
+
+
+def write_json(path: str | PathLike, content: Mapping[str, Any]) -> Path:
+    """Write JSON whole or not at all; missing folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def _read(path: Path) -> Any:
+    def refuse(constant: str) -> NoReturn:
+        raise StoreError(f"{path} holds {constant}, which is no finite number. Save the circuit again with circuit.save.")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}). Give a file that circuit.save wrote.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise StoreError(f"{path} is not JSON ({error}): it was cut short or is another file. Copy it again.") from error
+
+
+def _circuit(body: Mapping[str, Any]) -> SimpleNamespace:
+    """The circuit's fields as they were read: lists are tuples, and nothing else is known of them."""
+    parts = _of(Circuit, body, "the circuit")
+    nodes = [_node(node, f"node {number}") for number, node in enumerate(_list(parts, "nodes"))]
+    edges = [_of(Edge, edge, f"edge {number}") for number, edge in enumerate(_list(parts, "edges"))]
+    parts["prompts"] = tuple(tuple(_checked(prompt, list, "a prompt")) for prompt in _list(parts, "prompts"))
+    for name in ("record", "scores"):
+        _checked(parts[name], dict, name)
+    parts |= {"nodes": nodes, "edges": [SimpleNamespace(**edge) for edge in edges]}
+    return SimpleNamespace(**parts)
+
+
+def _node(body: Any, name: str) -> SimpleNamespace:
+    parts = _of(Node, body, name)
+    examples = []
+    for number, example in enumerate(_list(parts, "examples")):
+        found = _of(NodeExample, example, f"example {number} of {name}")
+        lists = {key: tuple(_list(found, key)) for key in ("tokens", "strengths")}
+        examples.append(SimpleNamespace(**found | lists))
+    parts |= {"effects": tuple(_list(parts, "effects")), "examples": tuple(examples)}
+    return SimpleNamespace(**parts)
+
+
+def _built(read: SimpleNamespace) -> Circuit:
+    """The circuit, of parts that have been checked."""
+    nodes = []
+    for node in read.nodes:
+        examples = tuple(NodeExample(**vars(example)) for example in node.examples)
+        nodes.append(Node(**vars(node) | {"examples": examples}))
+    return Circuit(**vars(read) | {"nodes": tuple(nodes), "edges": tuple(Edge(**vars(edge)) for edge in read.edges)})
+
+
+def _of(kind: type, body: Any, name: str) -> dict[str, Any]:
+    """The fields of one part, none missing and none unknown."""
+    wanted = {field.name for field in dataclasses.fields(kind)}
+    found = set(_checked(body, dict, name))
+    if found != wanted:
+        missing, unknown = sorted(wanted - found), sorted(found - wanted)
+        raise ValueError(f"{name} lacks {missing or 'nothing'} and has the unknown {unknown or 'nothing'}")
+    return dict(body)
+
+
+def _list(parts: Mapping[str, Any], name: str) -> list:
+    return _checked(parts[name], list, name)
+
+
+def _checked(value: Any, kind: type, name: str) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    return value
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()

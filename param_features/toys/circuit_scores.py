@@ -67,7 +67,7 @@ class CircuitScores:
 
 
 def read_circuit(circuit: Circuit) -> tuple[Nodes, Edges]:
-    """Nodes of parameter features as (group, feature), and the edges between them; errors and the output are left out."""
+    """Nodes of parameter features as (group, feature), and the edges between them; other kinds are left out."""
     features = ((node.name, node.group, node.feature) for node in circuit.nodes if node.kind == "parameter")
     known = {name: (group, feature) for name, group, feature in features if feature is not None}
     pairs = ((known.get(edge.source), known.get(edge.target)) for edge in circuit.edges)

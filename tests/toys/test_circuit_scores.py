@@ -92,11 +92,12 @@ def test_controls_follow_the_seed_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_graph_is_read_without_its_errors_and_its_output():
+def test_a_graph_is_read_without_errors_other_kinds_and_the_output():
     nodes = (
         Node("one/0", "one", "parameter", 0, (1.0,), feature=0),
         Node("one/error", "one", "error", 0, (1.0,)),
         Node("two/2", "two", "parameter", 1, (1.0,), feature=2),
+        Node("an SAE/2", "an SAE", "sae", 1, (1.0,), feature=2),
         Node("output", "output", "output", 2, (1.0,)),
     )
     edges = (Edge("one/0", "two/2", 1.0), Edge("one/error", "two/2", 1.0), Edge("two/2", "output", 1.0))

@@ -1,6 +1,7 @@
 """Models whose features are known, and the score of a fit against them: a method is believed where truth can be checked."""
 
 from param_features.toys.circle import CircleScores, CircleToy, circle
+from param_features.toys.circuit_scores import CircuitScores
 from param_features.toys.digits import DigitScores, DigitsToy, digits
 from param_features.toys.groups import GroupsToy, groups
 from param_features.toys.induction import induction
@@ -9,6 +10,8 @@ from param_features.toys.linear_map import LinearMapToy, linear_map, recovered_m
 from param_features.toys.modular_addition import FourierScores, ModularToy, modular_addition
 from param_features.toys.planted import planted_circuits
 from param_features.toys.planted_toy import PlantedToy, Scores
+from param_features.toys.relay import RelayToy, relay
+from param_features.toys.saturated import SaturatedToy, saturated
 from param_features.toys.squares import SquaresToy, squares
 from param_features.toys.stories import stories
 from param_features.toys.tms import superposition
@@ -18,6 +21,7 @@ from param_features.toys.xor import XorToy, xor
 __all__ = [
     "CircleScores",
     "CircleToy",
+    "CircuitScores",
     "DigitScores",
     "DigitsToy",
     "FourierScores",
@@ -27,6 +31,8 @@ __all__ = [
     "LinearMapToy",
     "ModularToy",
     "PlantedToy",
+    "RelayToy",
+    "SaturatedToy",
     "Scores",
     "SquaresToy",
     "Toy",
@@ -38,6 +44,8 @@ __all__ = [
     "linear_map",
     "modular_addition",
     "recovered_map",
+    "relay",
+    "saturated",
     "stories",
     "planted_circuits",
     "recovered_map",

@@ -14,7 +14,6 @@ from param_features.gradients import held_still
 from param_features.inputs import ModelInputs, real_first
 from param_features.measure import Example, L0Curve, activations, top_examples, top_logits
 from param_features.measure.weight import weight_by_head
-from param_features.views.report.circuits import circuit_section
 from param_features.views.report.counterparts import Beside, Texts
 from param_features.views.report.labels import label_of, output_label, windows_with
 from param_features.views.report.samples import Vocabulary, digits, input_example, kind_of, text_example
@@ -90,6 +89,8 @@ def contents(
     if audit is not None:
         found["audit"] = audit_section(audit)
     if circuit is not None:
+        from param_features.views.report.circuits import circuit_section  # circuits are made of features: they come later
+
         found["circuit"] = circuit_section(circuit, writer.vocabulary, features.params, features.n_features)
     return found | {
         "kind": writer.kind,

@@ -188,8 +188,7 @@ def exact_effects(
     subject: Subject, nodes: Sequence[int] | range, base: Float[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt node"]:
     """Each node's effect by ablating it. Cost: a forward pass for each."""
-    number = torch.arange(len(subject.names))
-    columns = [base - subject.values(subject.removed(number == node)) for node in nodes]
+    columns = [base - subject.values(subject.alone(node)) for node in nodes]
     return torch.stack(columns, 1) if columns else base.new_zeros(len(base), 0)
 
 

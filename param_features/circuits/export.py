@@ -29,11 +29,15 @@ def save_circuit(circuit: Circuit, path: str | PathLike) -> Path:
         ExportError: The circuit does not hold together, or its record cannot be written as JSON.
     """
     check(circuit)
-    body = {field.name: getattr(circuit, field.name) for field in dataclasses.fields(circuit)}
+    body = {name: getattr(circuit, name) for name in _SAVED}
     body |= {"nodes": [dataclasses.asdict(node) for node in circuit.nodes], "record": dict(circuit.record)}
     body |= {"edges": [dataclasses.asdict(edge) for edge in circuit.edges], "scores": dict(circuit.scores)}
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "library_version": library_version()}
     return write_json(path, head | {"sha256": _checksum(body)} | body)
+
+
+_SAVED = tuple(field.name for field in dataclasses.fields(Circuit) if field.name != "subject")
+"""The model itself is not saved."""
 
 
 def load_circuit(path: str | PathLike) -> Circuit:
@@ -121,7 +125,7 @@ def _built(read: SimpleNamespace) -> Circuit:
 
 def _of(kind: type, body: Any, name: str) -> dict[str, Any]:
     """The fields of one part, none missing and none unknown."""
-    wanted = {field.name for field in dataclasses.fields(kind)}
+    wanted = set(_SAVED) if kind is Circuit else {field.name for field in dataclasses.fields(kind)}
     found = set(_checked(body, dict, name))
     if found != wanted:
         missing, unknown = sorted(wanted - found), sorted(found - wanted)

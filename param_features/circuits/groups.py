@@ -18,6 +18,9 @@ from param_features.gradients import GradientEngine
 from param_features.intervene.span import outside_span, weight_overlaps
 from param_features.sae.site import find_place
 
+_RIDGE = 0.1
+"""λ beside unit norms."""
+
 
 @dataclass(frozen=True, eq=False)
 class Group(ABC):
@@ -69,9 +72,9 @@ class Group(ABC):
 class WeightGroup(Group):
     """Features as unit steps in the weights, and the rest W − P W, with P the projection onto the features' span.
 
-    Directions overlap, so what a node holds depends on which others stand beside it. A circuit keeps the weights' projection
-    onto the span of its features (and the rest): what these features can hold of W. An ablation takes the projection onto
-    the span of the ablated ones out of W, as `features.ablate(rule="weight")` does.
+    Directions overlap, so what a node holds of W depends on which others stand beside it. Alone, a feature is ablated by
+    what it holds beside all others. A circuit keeps the weights' projection onto the span of its features (and the rest):
+    what these can hold of W. Several are ablated by the projection onto their span, as by `features.ablate`'s rule `weight`.
 
     Attributes:
         features: The features.
@@ -86,8 +89,14 @@ class WeightGroup(Group):
 
     @property
     def holds(self) -> Float[Tensor, " node"]:
-        """⟨W, v_k⟩ of a feature; all of the rest."""
-        return self._with_rest(self.overlaps, 1.0)
+        """(1 + λ)(Gram + λ)⁻¹ ⟨W, v⟩ of the features, a ridge regression of W on them; all of the rest.
+
+        The ridge lets directions that are nearly parallel share what they hold; without it, they would hold large parts of
+        opposite sign. A direction that lies between others, and says nothing that they do not, holds next to nothing. The
+        factor 1 + λ takes back what the ridge takes from directions without overlap.
+        """
+        eye = torch.eye(self.n_features, dtype=self.gram.dtype)
+        return self._with_rest((1 + _RIDGE) * torch.linalg.solve(self.gram + _RIDGE * eye, self.overlaps), 1.0)
 
     def kept(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """See `Group`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -116,11 +116,17 @@ class Subject:
         """The amounts by which the marked nodes are gone."""
         return self._for_rows({group.name: group.removed(part) for group, part in self._by_group(nodes)})
 
+    def alone(self, node: int) -> dict[str, Tensor]:
+        """The amounts by which one node lacks what it holds."""
+        marks = torch.zeros(len(self.names), dtype=torch.float64)
+        marks[node] = -self.holds[node]
+        return self._for_rows({group.name: part for group, part in self._by_group(marks)})
+
     def missing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """How much of each node is missing where only the marked ones remain."""
         return torch.cat([group.missing(part) for group, part in self._by_group(nodes)])
 
-    def _by_group(self, nodes: Bool[Tensor, " node"]) -> list[tuple[Group, Tensor]]:
+    def _by_group(self, nodes: Shaped[Tensor, " node"]) -> list[tuple[Group, Tensor]]:
         return list(zip(self.groups, nodes.split([group.n_nodes for group in self.groups]), strict=True))
 
     def _for_rows(self, amounts: Mapping[str, Tensor]) -> ByGroup:

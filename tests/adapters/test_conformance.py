@@ -387,13 +387,13 @@ class TestCircuits:
             with pytest.raises(AdapterError, match="Circuits need a layer rule"):
                 self.subject(name)
 
-    def test_an_exact_effect_is_an_ablation(self, name):
+    def test_an_exact_effect_is_a_step_in_the_weights(self, name):
         features = features_of(name)
         if features.engine.routes.dense:
             pytest.skip("no layer rule")
         subject = self.subject(name)
         found = subject.values() - exact_effects(subject, [1], subject.values())[:, 0]
-        with features.ablate([1], rule="weight"):
+        with features.steer({1: -float(subject.holds[1])}):
             expected = self.metric(output_of(name))
         torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=1e-4)
 

@@ -50,14 +50,29 @@ def of_model(model, prompts):
         return last_log_probability(model(prompts))
 
 
-def test_an_exact_effect_is_what_the_ablation_by_weight_takes(sets, prompts, tiny_hooked):
+def test_an_exact_effect_is_a_step_back_by_what_the_feature_holds(sets, prompts, tiny_hooked):
     subject = subject_of(sets, prompts)
     for place, features in enumerate(sets):
-        with features.ablate([2]):
-            expected = of_model(tiny_hooked, prompts)
         node = subject.names.index(f"{PARAMS[place]}/2")
+        with features.steer({2: -float(subject.holds[node])}):
+            expected = of_model(tiny_hooked, prompts)
         found = exact_effects(subject, [node], subject.values())[:, 0]
         torch.testing.assert_close(subject.values() - found, expected, rtol=0, atol=1e-10)
+
+
+def test_what_features_hold_is_a_ridge_regression_of_the_weights(sets, prompts):
+    """Nearly that of `weight_coefficients` where directions hardly overlap; parallel ones share it evenly."""
+    from dataclasses import replace
+
+    subject, features = subject_of(sets[0], prompts), sets[0]
+    flat = torch.stack([features.direction(k)[PARAMS[0]].double().flatten() for k in range(4)])
+    weight = features.engine.subset.views[0].tensor.detach().double().flatten()
+    padded = torch.cat([flat.T, 0.1**0.5 * torch.eye(4, dtype=torch.float64)])
+    expected = torch.linalg.lstsq(padded, torch.cat([weight, weight.new_zeros(4)])).solution
+    torch.testing.assert_close(subject.holds[:4], 1.1 * expected, rtol=1e-5, atol=1e-8)
+    twin = replace(features, v_out=features.v_out.rows([0, 0, 1]), v_in=features.v_in.rows([0, 0, 1]))
+    held = subject_of(twin, prompts).holds
+    assert held[0] == pytest.approx(float(held[1]))
 
 
 def test_removing_several_features_is_ablating_them_together(sets, prompts, tiny_hooked):
@@ -108,7 +123,7 @@ def test_a_mean_part_is_the_mean_over_real_positions_of_the_background(sets, pro
     """The model run with the feature's part of every key replaced by hand."""
     subject = subject_of(sets[:1], prompts, "mean", background=tiny_tokens[5:20])
     direction = sets[0].direction(1)[PARAMS[0]].to(torch.float64)
-    amount = float((direction * tiny_hooked.blocks[0].attn.W_V.detach()).sum())
+    amount = float(subject.holds[subject.names.index(f"{PARAMS[0]}/1")])
     seen = []
     hook = ("blocks.0.ln1.hook_normalized", lambda act, hook: seen.append(act))
     with torch.no_grad():

@@ -162,7 +162,7 @@ def checked(values: Tensor, n_rows: int, name: str) -> Float[Tensor, " row"]:
     return values
 
 
-def last_logits(output: Float[Tensor, "row pos vocab"], inputs: ModelInputs) -> Float[Tensor, "row vocab"]:
+def last_logits(output: Tensor, inputs: ModelInputs) -> Float[Tensor, "row vocab"]:
     """Each prompt's logits at its last real position."""
     if output.dim() != 3:
         raise InputError(

@@ -124,8 +124,8 @@ def test_a_mean_part_is_the_mean_over_real_positions_of_the_background(sets, pro
     subject = subject_of(sets[:1], prompts, "mean", background=tiny_tokens[5:20])
     direction = sets[0].direction(1)[PARAMS[0]].to(torch.float64)
     amount = float(subject.holds[subject.names.index(f"{PARAMS[0]}/1")])
-    seen = []
-    hook = ("blocks.0.ln1.hook_normalized", lambda act, hook: seen.append(act))
+    seen, norm = [], tiny_hooked.blocks[0].ln1
+    hook = ("blocks.0.ln1.hook_normalized", lambda act, hook: seen.append(act * norm.w + norm.b))
     with torch.no_grad():
         tiny_hooked.run_with_hooks(tiny_tokens[5:20], fwd_hooks=[hook])
         part = amount * torch.einsum("bpd,hde->bphe", seen[0], direction)

@@ -29,6 +29,7 @@ from param_features.gradients import (
     Harvester,
     HarvestSettings,
     OutputInfo,
+    SampleGradients,
     SamplePlan,
     check_influence,
     inspect_output,
@@ -220,7 +221,7 @@ class Run:
             self.request.say(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
         return self._result(engine, found, metrics, drawn, pool, plan, record)
 
-    def _metrics(self, found: Fit, train: GradientStore, held_out: GradientStore) -> Metrics:
+    def _metrics(self, found: Fit, train: SampleGradients, held_out: SampleGradients) -> Metrics:
         return held_out_metrics(
             found.v_in,
             found.v_out,
@@ -260,7 +261,7 @@ class Run:
         self,
         engine: GradientEngine,
         plan: SamplePlan,
-        store: GradientStore,
+        store: SampleGradients,
         n_features: int | None = None,
         off_target: OffTarget | None = None,
     ) -> Fit:
@@ -279,7 +280,7 @@ class Run:
         """A generator for each stage, so that one stage's draws never shift another's."""
         return torch.Generator().manual_seed(self.request.seed * 16 + stage)
 
-    def _harvest(self, harvester: Harvester) -> tuple[SamplePlan, GradientStore, GradientStore]:
+    def _harvest(self, harvester: Harvester) -> tuple[SamplePlan, SampleGradients, SampleGradients]:
         settings, is_paired = limited(self.harvest, harvester, self.data), self.pairs is not None
         plan = plan_samples(
             self.data,

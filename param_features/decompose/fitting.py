@@ -25,7 +25,7 @@ from param_features.decompose.reconstruction import square_errors
 from param_features.decompose.restarts import replacements, usefulness
 from param_features.decompose.settings import FitSettings
 from param_features.directions import Directions, LowRank
-from param_features.gradients import Gradients, GradientStore
+from param_features.gradients import Gradients, SampleGradients
 from param_features.params import Modes
 
 _RESTART_BATCHES = 4
@@ -33,7 +33,7 @@ _RESTART_BATCHES = 4
 
 
 def fit_l3d(
-    store: GradientStore,
+    store: SampleGradients,
     *,
     n_features: int,
     rank: int,
@@ -72,7 +72,7 @@ class Trainer:
 
     def __init__(
         self,
-        store: GradientStore,
+        store: SampleGradients,
         n_features: int,
         rank: int,
         l0: float,

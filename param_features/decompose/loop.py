@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.directions import Directions, LowRank
-from param_features.gradients import Gradients, GradientStore
+from param_features.gradients import Gradients, SampleGradients
 from param_features.params import Modes
 
 Format = TypeVar("Format", bound=Directions)
@@ -71,7 +71,7 @@ def lr_factor(n_done: int, n_steps: int) -> float:
     return min(1.0, (done + 1 / n_steps) / 0.02, max(0.0, 2 * (1 - done)))
 
 
-def strong_samples(store: GradientStore, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+def strong_samples(store: SampleGradients, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
     """Samples drawn at random, preferring those with large gradients; some twice where too few have any."""
     square_norm = store.square_norm()
     weights = square_norm.sqrt().cpu()
@@ -81,7 +81,7 @@ def strong_samples(store: GradientStore, n: int, generator: torch.Generator) -> 
 
 def leading_directions(
     format: type[Format],
-    store: GradientStore,
+    store: SampleGradients,
     index: Int[Tensor, " feature"],
     modes: Mapping[str, Modes],
     rank: int,
@@ -91,7 +91,7 @@ def leading_directions(
 
 
 @torch.no_grad()
-def ranked_fit(store: GradientStore, v_in: LowRank, v_out: LowRank, l0: float, n_steps: int, encoder: Encoder) -> Fit:
+def ranked_fit(store: SampleGradients, v_in: LowRank, v_out: LowRank, l0: float, n_steps: int, encoder: Encoder) -> Fit:
     """The directions, those with the largest coordinates first, and the threshold that keeps `l0` per sample."""
     read = encoder.reads(v_in, v_out)
     overlaps = torch.cat([read.inner(chunk) for chunk in store.chunks()])

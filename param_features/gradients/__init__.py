@@ -8,7 +8,7 @@ from param_features.gradients.plan import OutputInfo, check_influence, inspect_o
 from param_features.gradients.rules import LayerRule, register_rule
 from param_features.gradients.sparse import sparse_product
 from param_features.gradients.state import copied_buffers, held_still, plain_kernels
-from param_features.gradients.store import GradientStore, flatten, square_norm
+from param_features.gradients.store import GradientStore, SampleGradients, flatten, square_norm
 from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed, Kept
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "OutputInfo",
     "OwnReferences",
     "Routes",
+    "SampleGradients",
     "SamplePlan",
     "at_least_float32",
     "check_finite_output",

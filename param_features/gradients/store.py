@@ -1,6 +1,7 @@
-"""Harvested gradients in memory: one block per parameter, the samples first."""
+"""Harvested gradients: what is read of them wherever they lie, and those in memory, one block per parameter."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -11,8 +12,31 @@ from param_features.errors import MemoryEstimateError, NoGradientError, NonFinit
 from param_features.gradients.types import Gradients, compact
 
 
-class GradientStore:
-    """A fixed number of samples' gradients, filled part by part and read by rows.
+class SampleGradients(ABC):
+    """A fixed number of samples' gradients, read by rows, in memory or on disk.
+
+    Attributes:
+        n_samples: How many.
+    """
+
+    n_samples: int
+
+    @abstractmethod
+    def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
+        """The gradients of some samples, in the order of the index."""
+
+    def chunks(self, size: int = 2048) -> Iterator[Gradients]:
+        """All samples in order, `size` at a time."""
+        for start in range(0, self.n_samples, size):
+            yield self.rows(slice(start, start + size))
+
+    def square_norm(self) -> Float[Tensor, " sample"]:
+        """‖∇‖² of each sample over all parameters."""
+        return torch.cat([square_norm(chunk) for chunk in self.chunks()])
+
+
+class GradientStore(SampleGradients):
+    """A fixed number of samples' gradients in memory, filled part by part.
 
     Each parameter is kept factored or dense, whichever is smaller. Memory: `n_samples` times `bytes_per_sample`.
     """
@@ -53,15 +77,6 @@ class GradientStore:
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
         """The gradients of some samples; copies for an index, views for a slice."""
         return {name: gradient.map(lambda tensor: tensor[index]) for name, gradient in self._gradients.items()}
-
-    def chunks(self, size: int = 2048) -> Iterator[Gradients]:
-        """All samples in order, `size` at a time."""
-        for start in range(0, self.n_samples, size):
-            yield self.rows(slice(start, start + size))
-
-    def square_norm(self) -> Float[Tensor, " sample"]:
-        """‖∇‖² of each sample over all parameters."""
-        return torch.cat([square_norm(chunk) for chunk in self.chunks()])
 
     def check_gradients(self) -> None:
         """Refuse a parameter that no sample's output depends on.

@@ -7,7 +7,7 @@ import torch
 from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.decompose.reconstruction import reconstruction_error, square_errors
 from param_features.directions import LowRank
-from param_features.gradients import GradientStore
+from param_features.gradients import SampleGradients
 from param_features.measure.controls import control_errors
 from param_features.params import ParamSubset
 from param_features.typed import typed
@@ -82,8 +82,8 @@ def held_out_metrics(
     v_out: LowRank,
     threshold: float,
     *,
-    train: GradientStore,
-    held_out: GradientStore,
+    train: SampleGradients,
+    held_out: SampleGradients,
     subset: ParamSubset,
     rank: int,
     l0: float,
@@ -117,7 +117,7 @@ def held_out_metrics(
 
 
 @torch.no_grad()
-def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float, encoder: Encoder = LINEAR) -> float:
+def fit_error(v_in: LowRank, v_out: LowRank, store: SampleGradients, l0: float, encoder: Encoder = LINEAR) -> float:
     """Reconstruction error with l0 coordinates per sample kept on average over the whole store."""
     overlaps, square_norm, gram = _overlaps(v_out, store), store.square_norm(), v_out.gram()
     read = encoder.reads(v_in, v_out)
@@ -125,5 +125,5 @@ def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float, en
     return reconstruction_error(square_errors(coords, overlaps, gram, square_norm), square_norm)
 
 
-def _overlaps(directions: LowRank, store: GradientStore) -> torch.Tensor:
+def _overlaps(directions: LowRank, store: SampleGradients) -> torch.Tensor:
     return torch.cat([directions.inner(chunk) for chunk in store.chunks()])

@@ -6,6 +6,7 @@ from param_features.background import Background
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
+from param_features.factors import FactorStore, harvest
 from param_features.features import ParamFeatures
 from param_features.gradients import HarvestSettings
 from param_features.loading import load
@@ -20,6 +21,7 @@ __all__ = [
     "AuditSettings",
     "Background",
     "Comparison",
+    "FactorStore",
     "FitSettings",
     "HarvestSettings",
     "HessianSettings",
@@ -36,6 +38,7 @@ __all__ = [
     "demo",
     "describe",
     "errors",
+    "harvest",
     "list_params",
     "load",
     "match",

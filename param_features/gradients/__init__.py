@@ -3,6 +3,7 @@
 from param_features.gradients.changes import OutputGraph, n_together, output_changes
 from param_features.gradients.engine import GradientEngine, Routes, at_least_float32, check_finite_output
 from param_features.gradients.harvest import Harvester, HarvestSettings, OwnReferences, SamplePlan, limited, plan_samples
+from param_features.gradients.on_disk import DiskGradients
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
 from param_features.gradients.rules import LayerRule, register_rule
@@ -13,6 +14,7 @@ from param_features.gradients.types import Dense, Factored, Gradient, Gradients,
 
 __all__ = [
     "Dense",
+    "DiskGradients",
     "Factored",
     "Gradient",
     "GradientEngine",

@@ -11,6 +11,8 @@ from torch import Tensor
 from param_features.errors import MemoryEstimateError, NoGradientError, NonFiniteError
 from param_features.gradients.types import Gradients, compact
 
+_CHUNK_BYTES = 2**26
+
 
 class SampleGradients(ABC):
     """A fixed number of samples' gradients, read by rows, in memory or on disk.
@@ -25,8 +27,14 @@ class SampleGradients(ABC):
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
         """The gradients of some samples, in the order of the index."""
 
+    @property
+    @abstractmethod
+    def sample_bytes(self) -> int:
+        """Bytes that a sample takes once it is read."""
+
     def chunks(self, size: int = 2048) -> Iterator[Gradients]:
-        """All samples in order, `size` at a time."""
+        """All samples in order, `size` at a time, or as many as take 64 MiB where those are fewer."""
+        size = max(1, min(size, _CHUNK_BYTES // self.sample_bytes))
         for start in range(0, self.n_samples, size):
             yield self.rows(slice(start, start + size))
 
@@ -62,17 +70,16 @@ class GradientStore(SampleGradients):
             NonFiniteError: A gradient holds NaN or infinity; names the parameter.
         """
         n_new = 0
-        for name, gradient in gradients.items():
-            stored = compact(gradient).tensors
-            n_new = len(stored[0])
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in stored):
-                raise NonFiniteError(
-                    f"A gradient of {name!r} holds NaN or infinity, though the outputs are finite. Try float32 or "
-                    "float64 weights, or leave this parameter out."
-                )
-            for room, new in zip(self._gradients[name].tensors, stored, strict=True):
+        for name, gradient in storable(gradients).items():
+            n_new = gradient.n_samples
+            for room, new in zip(self._gradients[name].tensors, gradient.tensors, strict=True):
                 room[self._n_filled : self._n_filled + n_new] = new
         self._n_filled += n_new
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes that a sample takes."""
+        return bytes_per_sample(self._gradients)
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
         """The gradients of some samples; copies for an index, views for a slice."""
@@ -89,10 +96,35 @@ class GradientStore(SampleGradients):
                 bool(gradient.map(lambda t, at=start: t[at : at + 2048]).square_norm().any())
                 for start in range(0, self.n_samples, 2048)
             ):
-                raise NoGradientError(
-                    f"{name!r} has a zero gradient for every sample: the output does not depend on it here. Leave it out of "
-                    "params=, or check that the inputs reach it."
-                )
+                refuse_zero(name)
+
+
+def refuse_zero(name: str) -> None:
+    """Refuse a parameter whose gradient was found to be zero for every sample.
+
+    Raises:
+        NoGradientError: Always.
+    """
+    raise NoGradientError(
+        f"{name!r} has a zero gradient for every sample: the output does not depend on it here. Leave it out of params=, or "
+        "check that the inputs reach it."
+    )
+
+
+def storable(gradients: Gradients) -> Gradients:
+    """Each parameter's gradients in the form in which they are kept: factored or dense, whichever is smaller.
+
+    Raises:
+        NonFiniteError: A gradient holds NaN or infinity; names the parameter.
+    """
+    found = {name: compact(gradient) for name, gradient in gradients.items()}
+    for name, gradient in found.items():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors):
+            raise NonFiniteError(
+                f"A gradient of {name!r} holds NaN or infinity, though the outputs are finite. Try float32 or float64 "
+                "weights, or leave this parameter out."
+            )
+    return found
 
 
 def square_norm(gradients: Gradients) -> Float[Tensor, " sample"]:
@@ -106,8 +138,8 @@ def flatten(gradients: Gradients) -> Float[Tensor, "sample n_params"]:
 
 
 def bytes_per_sample(gradients: Gradients) -> int:
-    """What a store keeps for each sample."""
-    stored = [tensor for gradient in gradients.values() for tensor in compact(gradient).tensors]
+    """What gradients take for each sample as they are."""
+    stored = [tensor for gradient in gradients.values() for tensor in gradient.tensors]
     return sum(tensor.shape[1:].numel() * tensor.element_size() for tensor in stored)
 
 

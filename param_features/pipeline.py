@@ -121,9 +121,9 @@ def decompose(
         divergence: `"kl"`, `"se"`, `"sum"`, your own function of (output, reference) to one scalar per sample, or `"auto"`:
             KL for logits and squared error otherwise.
         reference: What outputs are compared with: `"sample"`, the default, `"mean"`, `"uniform"`, `"label"`, or your own
-            outputs, [d_output] or [n_references, d_output]. Or pairs of prompts, which replace `tokens`: a list of (clean, corrupted)
-            texts or ids, or `pf.Pairs(clean, corrupted)`. Every clean prompt's last position is then compared with that of
-            its own corrupted partner; `activations` average over partners' outputs.
+            outputs, [d_output] or [n_references, d_output]. Or pairs of prompts, which replace `tokens`: a list of (clean,
+            corrupted) texts or ids, or `pf.Pairs(clean, corrupted)`. Every clean prompt's last position is then compared
+            with that of its own corrupted partner; `activations` average over partners' outputs.
         background: Samples that the features are to leave alone: any tokens (or inputs), or `pf.Background(data, …)` with
             settings. The first half of the features then rebuilds the target's gradients under a penalty on what they do on
             the background, the second half keeps the background's reconstruction; `features.on_target` tells them apart.

@@ -42,6 +42,29 @@ class SampleGradients(ABC):
         """‖∇‖² of each sample over all parameters."""
         return torch.cat([square_norm(chunk) for chunk in self.chunks()])
 
+    def spread(self, n_most: int) -> "SampleGradients":
+        """At most so many of the samples, spread evenly; all of them where they are no more."""
+        if self.n_samples <= n_most:
+            return self
+        return SomeGradients(self, torch.linspace(0, self.n_samples - 1, n_most, dtype=torch.float64).long())
+
+
+class SomeGradients(SampleGradients):
+    """Some of the samples of others, read from there."""
+
+    def __init__(self, whole: SampleGradients, chosen: Int[Tensor, " sample"]) -> None:
+        """Take which of them, in order."""
+        self._whole, self._chosen, self.n_samples = whole, chosen, len(chosen)
+
+    @property
+    def sample_bytes(self) -> int:
+        """As of the others."""
+        return self._whole.sample_bytes
+
+    def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
+        """The gradients of some of the chosen samples."""
+        return self._whole.rows(self._chosen[index if isinstance(index, slice) else index.cpu()])
+
 
 class GradientStore(SampleGradients):
     """A fixed number of samples' gradients in memory, filled part by part.
@@ -138,8 +161,8 @@ def flatten(gradients: Gradients) -> Float[Tensor, "sample n_params"]:
 
 
 def bytes_per_sample(gradients: Gradients) -> int:
-    """What gradients take for each sample as they are."""
-    stored = [tensor for gradient in gradients.values() for tensor in gradient.tensors]
+    """What a store keeps for each sample."""
+    stored = [tensor for gradient in gradients.values() for tensor in compact(gradient).tensors]
     return sum(tensor.shape[1:].numel() * tensor.element_size() for tensor in stored)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.decompose.encoder import Encoder
+from param_features.decompose.loop import MOST_OVERLAPS
 from param_features.decompose.pursuit import rounds_for
 from param_features.decompose.reconstruction import reconstruction_error, square_errors
 from param_features.decompose.selection import batch_top_k
@@ -90,8 +91,10 @@ def control_dictionaries(
 def dictionary_error(dictionary: Dictionary, store: SampleGradients, l0: float, *, is_pursued: bool = False) -> float:
     """The lowest error of two or three encoders: the overlaps themselves, least squares over all directions, or pursuit.
 
-    They agree for orthogonal directions; a control must not lose for want of an encoder.
+    They agree for orthogonal directions; a control must not lose for want of an encoder. Of many samples it takes those that
+    a fit of as many features is measured on.
     """
+    store = store.spread(MOST_OVERLAPS // len(dictionary.gram))
     overlaps = torch.cat([dictionary.overlaps(chunk) for chunk in store.chunks(_chunk_size(store))])
     square_norm = store.square_norm()
     inverse = torch.linalg.pinv(dictionary.gram.double(), hermitian=True, rtol=1e-6).to(overlaps)

@@ -109,8 +109,8 @@ def leading_part(format: type[Format], gradients: Gradients, modes: Mapping[str,
     """The leading part of each gradient; of large matrices of low rank from their factors, in the matrix format."""
     if format is LowRank and all(_is_low_rank(gradient) for gradient in gradients.values()):
         factors = {name: _leading_factors(gradient, rank) for name, gradient in gradients.items()}
-        return LowRank(factors)  # pyright: ignore[reportReturnType]
-    return format.leading(matrices(gradients), modes, rank)
+        return LowRank(factors)  # type: ignore[return-value]
+    return format.leading(matrices(gradients), modes, rank)  # type: ignore[return-value]
 
 
 def leading_left_over(

@@ -249,17 +249,17 @@ class _Harvest:
         Raises:
             DiskFullError: As said.
         """
-        needed = "The data alone do not fit" if manifest is None else f"{_gib(_bytes_left(manifest))} are still needed"
+        needed = "The data alone do not fit" if manifest is None else f"{_size(_bytes_left(manifest))} are still needed"
         n_whole, free = 0 if manifest is None else len(manifest.whole), shutil.disk_usage(self.folder).free
         raise DiskFullError(
-            f"{self.folder}: {error.strerror}. {needed}, {_gib(free)} are free. The {n_whole} whole shards "
-            " stay: make room and call pf.harvest again with the same arguments, or take fewer samples "
+            f"{self.folder}: {error.strerror}. {needed}, {_size(free)} are free. The {n_whole} whole shards "
+            "stay: make room and call pf.harvest again with the same arguments, or take fewer samples "
             "(n_samples=) into another directory=."
         ) from error
 
 
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.3g} GiB"
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"
 
 
 def _bytes_left(manifest: Manifest) -> int:

@@ -116,15 +116,19 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, columns: Mapping[str, Column], n_samples: int) -> None:
-        """Open the unfinished file and write its header."""
+        """Open the unfinished file."""
         self.path, self.n_samples, self.n_done = path, n_samples, 0
         self._columns, self._unfinished = columns, path.with_name(path.name + ".unfinished")
-        self._starts, header = _header(columns, n_samples)
+        self._starts, self._header = _header(columns, n_samples)
         self._file = os.open(self._unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        _write(self._file, header, 0)
 
     def __enter__(self) -> "ShardWriter":
-        """Itself."""
+        """Itself, the header written."""
+        try:
+            _write(self._file, self._header, 0)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:

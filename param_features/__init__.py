@@ -18,6 +18,7 @@ from param_features.circuits import (
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
+from param_features.factors import FactorStore, harvest
 from param_features.features import ParamFeatures
 from param_features.gradients import HarvestSettings
 from param_features.loading import load
@@ -33,6 +34,7 @@ __all__ = [
     "Background",
     "Circuit",
     "Comparison",
+    "FactorStore",
     "FitSettings",
     "HarvestSettings",
     "HessianSettings",
@@ -56,6 +58,7 @@ __all__ = [
     "demo",
     "describe",
     "errors",
+    "harvest",
     "indirect_effects",
     "interactions",
     "list_params",

@@ -11,10 +11,10 @@ from param_features.divergence import Divergence, Reference
 from param_features.errors import FeatureCountError, InputError, SettingError
 from param_features.gradients import (
     GradientEngine,
-    GradientStore,
     Harvester,
     HarvestSettings,
     OutputInfo,
+    SampleGradients,
     inspect_output,
     limited,
     plan_samples,
@@ -89,7 +89,7 @@ class ReadBackground:
         n_features: int,
         generator: torch.Generator,
         progress: bool,
-    ) -> tuple[GradientStore, GradientStore]:
+    ) -> tuple[SampleGradients, SampleGradients]:
         """Training and held-out gradients at random positions.
 
         Args:
@@ -117,7 +117,7 @@ class ReadBackground:
             generator=generator,
         )
 
-        def store(rows: Tensor, title: str) -> GradientStore:
+        def store(rows: Tensor, title: str) -> SampleGradients:
             return harvester.store(self.data.rows(rows), plan.n_slots, generator, progress=progress, title=title)
 
         return store(plan.train, "background"), store(plan.held_out, "held out")

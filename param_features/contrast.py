@@ -6,10 +6,10 @@ import torch
 
 from param_features.background import Background
 from param_features.decompose import Fit, OffTarget, joined_fits
-from param_features.gradients import GradientStore
+from param_features.gradients import SampleGradients
 from param_features.measure import background_metrics, on_target
 
-Stores = tuple[GradientStore, GradientStore]
+Stores = tuple[SampleGradients, SampleGradients]
 """Training and held-out gradients."""
 
 
@@ -17,7 +17,7 @@ Stores = tuple[GradientStore, GradientStore]
 class FitCall(Protocol):
     """Fits features to gradients, from the same draws at each call."""
 
-    def __call__(self, store: GradientStore, n_features: int | None = None, off_target: OffTarget | None = None) -> Fit:
+    def __call__(self, store: SampleGradients, n_features: int | None = None, off_target: OffTarget | None = None) -> Fit:
         """A fit with the user's settings."""
         ...
 

@@ -76,8 +76,12 @@ class SourceError(ParamFeaturesError, OSError):
     """A model or a data set that a command names cannot be read."""
 
 
+class DiskFullError(ParamFeaturesError, OSError):
+    """A disk has too little room for what is to be written."""
+
+
 class StoreError(ParamFeaturesError, ValueError):
-    """Saved features are unfinished, tampered with or of an unknown format."""
+    """Saved features or gradients are unfinished, damaged, of an unknown format, or not those asked for."""
 
 
 class FingerprintError(ParamFeaturesError, ValueError):

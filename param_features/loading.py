@@ -19,7 +19,7 @@ from param_features.matching import matching_views
 from param_features.measure import Metrics
 from param_features.params import ParamSubset
 from param_features.readiness import check_ready
-from param_features.record import ParamRecord
+from param_features.record import ParamRecord, inputs_from
 from param_features.store import read_bundle
 
 
@@ -65,7 +65,7 @@ def load(
         references=tensors["references"],
         metrics=Metrics(record["metrics"]),
         config=record["config"],
-        examples=_examples(tensors),
+        examples=inputs_from(tensors, "examples"),
     )
     return features if model is None else bind(features, model, output=output, tokenizer=tokenizer)
 
@@ -118,11 +118,3 @@ def _divergence(name: str, given: Callable | None) -> Divergence:
             f"The features were found with your own divergence {name!r}, which is code and was not saved. Pass it: "
             f"pf.load(dir, model=…, divergence={name})."
         ) from error
-
-
-def _examples(tensors: Mapping[str, Tensor]) -> ModelInputs | None:
-    args = sorted((name for name in tensors if name.startswith("examples/args/")), key=lambda name: int(name.split("/")[-1]))
-    kwargs = {name.split("/", 2)[2]: tensors[name] for name in tensors if name.startswith("examples/kwargs/")}
-    if not args and not kwargs:
-        return None
-    return ModelInputs(tuple(tensors[name] for name in args), kwargs, tensors.get("examples/mask"))

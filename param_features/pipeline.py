@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from param_features.adapters import Adapter, adapter_for
+from param_features.adapters import adapter_for
 from param_features.background import ReadBackground, read_background
 from param_features.contrast import FitCall, Stores, fit_beside
 from param_features.decompose import (
@@ -20,33 +21,36 @@ from param_features.decompose import (
     fit_l3d,
 )
 from param_features.directions import FORMATS
-from param_features.divergence import Divergence, Reference, check_curved, check_reference, read_divergence
-from param_features.errors import InputError
+from param_features.divergence import Reference, check_curved
+from param_features.factors import FactorStore
 from param_features.features import ParamFeatures
 from param_features.gradients import (
     GradientEngine,
     GradientStore,
     Harvester,
     HarvestSettings,
-    OutputInfo,
+    SampleGradients,
     SamplePlan,
-    check_influence,
-    inspect_output,
     limited,
-    plan_engine,
-    plan_samples,
 )
-from param_features.inputs import ModelInputs, read_inputs
 from param_features.measure import MeasureSettings, Metrics, held_out_metrics
-from param_features.pairs import PairInputs, as_pairs, check_pairs, read_pairs
-from param_features.params import ParamInfo, ParamSpec, ParamSubset, select
-from param_features.readiness import check_ready, training_notice
+from param_features.params import ParamInfo, ParamSpec, select
+from param_features.readiness import check_ready
 from param_features.record import ParamRecord
-from param_features.references import collect_references
 from param_features.request import Request, check_request, default_fit
-
-_HELD_OUT_PAIRS = 10
-"""Of few pairs a quarter is held out at least, up to so many: a tenth of 40 would be four."""
+from param_features.source import (
+    BACKGROUND,
+    BESIDE,
+    FIT,
+    HARVEST,
+    MEASURE,
+    PLAN,
+    REFERENCES,
+    Source,
+    read_source,
+    say_notices,
+    stage_generator,
+)
 
 
 def list_params(model: Any) -> list[ParamInfo]:
@@ -63,16 +67,17 @@ def list_params(model: Any) -> list[ParamInfo]:
 
 def decompose(
     model: Any,
-    params: ParamSpec,
+    params: ParamSpec | None = None,
     tokens: Any = None,
     *,
     inputs: Any = None,
+    store: str | PathLike | FactorStore | None = None,
     n_features: int = 100,
     rank: int = 1,
     format: str = "matrix",
     l0: float | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
-    reference: Any = "sample",
+    reference: Any = None,
     background: Any = None,
     output: Callable[[Any], Tensor] | None = None,
     tokenizer: Any = None,
@@ -104,6 +109,9 @@ def decompose(
             `attention_mask` is heeded: padding is never a sample.
         inputs: Instead of tokens: a tensor, or a tuple or dict of arguments, with the batch first. An `attention_mask`
             among them marks padding.
+        store: Gradients that `pf.harvest` took before, or their directory, instead of a harvest. The parameters, the data,
+            the divergence, the reference and the samples are then the store's, and may be left out; what is given must be
+            the same. The result is that of a harvest in memory with the store's seed.
         n_features: Number of features.
         rank: Factors per feature and parameter; a bias has one at most.
         format: How a feature is held during the fit: `"matrix"` (`rank` outer products of d_out with d_in), `"cp"` (`rank`
@@ -112,10 +120,10 @@ def decompose(
         l0: Mean number of features kept per sample; n_features / 20, at least 1, by default.
         divergence: `"kl"`, `"se"`, `"sum"`, your own function of (output, reference) to one scalar per sample, or `"auto"`:
             KL for logits and squared error otherwise.
-        reference: What outputs are compared with: `"sample"`, `"mean"`, `"uniform"`, `"label"`, or your own outputs,
-            [d_output] or [n_references, d_output]. Or pairs of prompts, which replace `tokens`: a list of (clean, corrupted)
-            texts or ids, or `pf.Pairs(clean, corrupted)`. Every clean prompt's last position is then compared with that of
-            its own corrupted partner; `activations` average over partners' outputs.
+        reference: What outputs are compared with: `"sample"`, the default, `"mean"`, `"uniform"`, `"label"`, or your own
+            outputs, [d_output] or [n_references, d_output]. Or pairs of prompts, which replace `tokens`: a list of (clean,
+            corrupted) texts or ids, or `pf.Pairs(clean, corrupted)`. Every clean prompt's last position is then compared
+            with that of its own corrupted partner; `activations` average over partners' outputs.
         background: Samples that the features are to leave alone: any tokens (or inputs), or `pf.Background(data, …)` with
             settings. The first half of the features then rebuilds the target's gradients under a penalty on what they do on
             the background, the second half keeps the background's reconstruction; `features.on_target` tells them apart.
@@ -148,119 +156,98 @@ def decompose(
         OutputError: The model returns neither a tensor nor an object with `.logits`, and there is no `output`.
         ModelStateError: The model is on the meta device, spread over devices, or mixes the rows of a batch.
         MemoryEstimateError: The gradients would not fit in memory.
+        StoreError: The store is unfinished or damaged, or was harvested from something else than what is given.
 
     Source: L3D (arXiv 2504.00194); its first draft for `method="hessian"`, see `decompose/hessian.py` for what differs; the
         metrics' controls are this library's own.
     """
     l0 = max(1.0, n_features / 20) if l0 is None else float(l0)
     request = Request(method, n_features, rank, format, l0, seed, progress)
-    harvest = harvest or HarvestSettings()
+    kept = None if store is None else FactorStore.open(store)
+    harvest = harvest or (HarvestSettings() if kept is None else kept.settings)
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
     fit = fit or default_fit(request)
     fit = fit if steps is None else replace(fit, steps=steps)
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
-    subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
+    names = kept.names if kept is not None and params is None else params or []
+    subset = select(adapter.views(), names, adapter.aliases(), adapter.parts())
     check_request(request, fit, subset)
     check_ready(adapter)
     subset.check_finite()
-    spec = as_pairs(reference)
-    pairs = None if spec is None else read_pairs(adapter, spec, tokens, inputs)
-    data = read_inputs(adapter, tokens, inputs) if pairs is None else pairs.clean
-    found = inspect_output(adapter, data)
-    chosen = read_divergence(divergence, is_logits=found.is_logits)
-    if pairs is None:
-        check_reference(reference, chosen)
+    given = {"divergence": divergence, "method": method}
+    if kept is None:
+        reference = "sample" if reference is None else reference
+        source = read_source(adapter, subset, tokens, inputs, reference=reference, **given)
     else:
-        check_pairs(adapter, pairs, found, chosen, method)
+        kept.check_count(n_features)
+        source = kept.source(adapter, subset, tokens, inputs, reference=reference, settings=harvest, **given)
+    found = source.output
     other = None if background is None else read_background(adapter, background, found, request.n_features, method)
     if method == "hessian":
-        check_curved(chosen)
-    if divergence == "auto":
-        is_known = "is" if found.is_logits else "is not"
-        request.say(f"divergence: {chosen.name!r}, since the output of shape {found.shape} {is_known} known to be logits.")
-    notice = training_notice(adapter)
-    if notice is not None:
-        request.say(notice)
-    run = Run(adapter, subset, data, found, chosen, request, harvest, fit, measure or MeasureSettings(), pairs, other)
-    return run.features(reference)
+        check_curved(source.divergence)
+    say_notices(source, divergence if kept is None else None, request.say)
+    return Run(source, request, harvest, fit, measure or MeasureSettings(), other, kept).features()
 
 
 @dataclass(frozen=True)
 class Run:
     """One decomposition after its inputs were checked."""
 
-    adapter: Adapter
-    subset: ParamSubset
-    data: ModelInputs
-    output: OutputInfo
-    divergence: Divergence
+    source: Source
     request: Request
     harvest: HarvestSettings
     fit: FitSettings | HessianSettings
     measure: MeasureSettings
-    pairs: PairInputs | None = None
     background: ReadBackground | None = None
+    store: FactorStore | None = None
 
-    def features(self, reference: Any) -> ParamFeatures:
+    def features(self) -> ParamFeatures:
         """Harvest, fit and measure."""
-        engine = plan_engine(self.adapter, self.subset, self.data, self.output)
-        check_influence(engine, self.data)
-        for name, why in engine.routes.why_dense.items():
-            self.request.say(f"{name}: dense gradients ({why}); slower, the same answer.")
-        drawn, pool = self._references(engine, reference)
-        harvester = Harvester(engine, self.divergence, drawn, self.harvest)
+        engine = self.source.engine(self.request.say)
+        drawn, pool = self.source.references(engine, self.measure.n_references, self._generator(REFERENCES))
+        harvester = Harvester(engine, self.source.divergence, drawn, self.harvest)
         plan, train, held_out = self._harvest(harvester)
         fit = partial(self._fit, engine, plan)
         if self.background is None:
             found, extra, record = fit(train), {}, {}
         else:
-            found, extra, record = self._contrasted(fit, engine, (train, held_out), reference)
+            found, extra, record = self._contrasted(fit, engine, (train, held_out))
         metrics = Metrics({**self._metrics(found, train, held_out), **extra})
         for control in metrics.matched_by:
             self.request.say(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
         return self._result(engine, found, metrics, drawn, pool, plan, record)
 
-    def _metrics(self, found: Fit, train: GradientStore, held_out: GradientStore) -> Metrics:
+    def _metrics(self, found: Fit, train: SampleGradients, held_out: SampleGradients) -> Metrics:
         return held_out_metrics(
             found.v_in,
             found.v_out,
             found.threshold,
             train=train,
             held_out=held_out,
-            subset=self.subset,
+            subset=self.source.subset,
             rank=self.request.rank,
             l0=self.request.l0,
-            generator=self._generator(4),
+            generator=self._generator(MEASURE),
             encoder=found.encoder,
         )
 
     def _contrasted(
-        self, fit: FitCall, engine: GradientEngine, target: Stores, reference: Any
+        self, fit: FitCall, engine: GradientEngine, target: Stores
     ) -> tuple[Fit, dict[str, float], dict[str, Any]]:
         """Features that leave the background alone, metrics beside a fit without it, and the record."""
-        asked, background = self.request, self.background
+        asked, background, source = self.request, self.background, self.source
         assert background is not None
-        kind, given = ("sample", None) if self.pairs is not None else (reference, self._given(reference))
-        n_own, settings = background.settings.n_own(asked.n_features), self.harvest
-        there = background.stores(engine, self.divergence, kind, given, settings, n_own, self._generator(5), asked.progress)
+        kind, given = ("sample", None) if source.pairs is not None else (source.reference, source.given)
+        n_own, settings, generator = background.settings.n_own(asked.n_features), self.harvest, self._generator(BACKGROUND)
+        there = background.stores(engine, source.divergence, kind, given, settings, n_own, generator, asked.progress)
         sizes = {"n_features": asked.n_features, "rank": asked.rank, "l0": asked.l0}
-        return fit_beside(fit, target, there, background.settings, generator=self._generator(6), **sizes)
-
-    def _references(self, engine: GradientEngine, reference: Any) -> tuple[Reference, Tensor]:
-        """What samples are compared with during the fit, and what activations average over later."""
-        n, generator = self.measure.n_references, self._generator(1)
-        if self.pairs is not None:
-            rows = torch.randperm(len(self.data), generator=generator)[:n]
-            return Reference("pairs"), self.pairs.references(engine, self.divergence, rows)
-        pool = collect_references(engine, self.divergence, self.data, reference, self._given(reference), n, generator)
-        kind = reference if isinstance(reference, str) else "given"
-        return Reference(kind, pool if kind in ("mean", "given") else None), pool
+        return fit_beside(fit, target, there, background.settings, generator=self._generator(BESIDE), **sizes)
 
     def _fit(
         self,
         engine: GradientEngine,
         plan: SamplePlan,
-        store: GradientStore,
+        store: SampleGradients,
         n_features: int | None = None,
         off_target: OffTarget | None = None,
     ) -> Fit:
@@ -268,28 +255,23 @@ class Run:
         n_features = asked.n_features if n_features is None else n_features
         l0 = min(asked.l0, n_features)
         shared = {"n_features": n_features, "rank": asked.rank, "l0": l0, "progress": asked.progress}
-        generator = self._generator(3)
+        generator = self._generator(FIT)
         if isinstance(self.fit, HessianSettings):
-            divergence, rows = check_curved(self.divergence), self.data.rows(plan.train)
+            divergence, rows = check_curved(self.source.divergence), self.source.data.rows(plan.train)
             return fit_hessian(engine, divergence, rows, store, settings=self.fit, generator=generator, **shared)
-        shared |= {"format": FORMATS[asked.format], "modes": {view.name: view.modes for view in self.subset.views}}
+        shared |= {"format": FORMATS[asked.format], "modes": {view.name: view.modes for view in self.source.subset.views}}
         return fit_l3d(store, settings=self.fit, generator=generator, off_target=off_target, **shared)
 
     def _generator(self, stage: int) -> torch.Generator:
-        """A generator for each stage, so that one stage's draws never shift another's."""
-        return torch.Generator().manual_seed(self.request.seed * 16 + stage)
+        return stage_generator(self.request.seed, stage)
 
-    def _harvest(self, harvester: Harvester) -> tuple[SamplePlan, GradientStore, GradientStore]:
-        settings, is_paired = limited(self.harvest, harvester, self.data), self.pairs is not None
-        plan = plan_samples(
-            self.data,
-            per_position=self.output.per_position and not is_paired,
-            settings=settings,
-            n_features=self.request.n_features,
-            generator=self._generator(0),
-            n_held_out=_HELD_OUT_PAIRS if is_paired else 0,
-        )
-        generator = self._generator(2)
+    def _harvest(self, harvester: Harvester) -> tuple[SamplePlan, SampleGradients, SampleGradients]:
+        if self.store is not None:
+            here = self.store.on(self.source.subset.views[0].tensor.device)
+            return here.plan, here.train, here.held_out
+        settings = limited(self.harvest, harvester, self.source.data)
+        plan = self.source.plan(settings, self.request.n_features, self._generator(PLAN))
+        generator = self._generator(HARVEST)
         train = self._store(harvester, plan.train, plan.n_slots, generator, "harvest")
         train.check_gradients()
         return plan, train, self._store(harvester, plan.held_out, plan.n_slots, generator, "held out")
@@ -297,21 +279,8 @@ class Run:
     def _store(
         self, harvester: Harvester, rows: Tensor, n_slots: int, generator: torch.Generator, title: str
     ) -> GradientStore:
-        own = None if self.pairs is None else self.pairs.own(harvester.engine, self.divergence, rows)
-        progress = self.request.progress
-        return harvester.store(self.data.rows(rows), n_slots, generator, progress=progress, title=title, own=own)
-
-    def _given(self, reference: str | Tensor) -> Tensor | None:
-        """The user's own outputs as references."""
-        if isinstance(reference, str):
-            return None
-        if reference.dim() not in (1, 2) or reference.shape[-1] != self.output.d_output:
-            raise InputError(
-                f"reference has shape {tuple(reference.shape)}. Outputs here have {self.output.d_output} numbers: give "
-                f"[{self.output.d_output}] or [n_references, {self.output.d_output}]."
-            )
-        device = self.subset.views[0].tensor.device
-        return self.divergence.to_reference(reference.to(device).float().reshape(-1, self.output.d_output))
+        own, progress = self.source.own(harvester.engine, rows), self.request.progress
+        return harvester.store(self.source.data.rows(rows), n_slots, generator, progress=progress, title=title, own=own)
 
     def _result(
         self,
@@ -323,17 +292,18 @@ class Run:
         plan: SamplePlan,
         record: dict[str, Any],
     ) -> ParamFeatures:
-        fingerprint = self.subset.fingerprint()
-        params = {view.name: ParamRecord.of(view, fingerprint[view.name]) for view in self.subset.views}
+        fingerprint = self.source.subset.fingerprint()
+        params = {view.name: ParamRecord.of(view, fingerprint[view.name]) for view in self.source.subset.views}
         config = {
             **asdict(self.request),
             "harvest": asdict(self.harvest),
             "fit": asdict(self.fit),
             "measure": asdict(self.measure),
             "steps_done": found.steps_done,
-            "model": self.adapter.description,
-            "output": None if self.adapter.given_output is None else _name_of(self.adapter.given_output),
+            "model": self.source.adapter.description,
+            "output": None if self.source.adapter.given_output is None else _name_of(self.source.adapter.given_output),
             **record,
+            **({} if self.store is None else {"store": self.store.summary}),
         }
         return ParamFeatures(
             v_in=found.v_in,
@@ -341,12 +311,12 @@ class Run:
             threshold=found.threshold,
             encoder=found.encoder,
             params=params,
-            divergence=self.divergence,
+            divergence=self.source.divergence,
             reference=drawn.kind,
             references=pool,
             metrics=metrics,
             config=config,
-            examples=self.data.rows(plan.held_out[: self.measure.n_examples]),
+            examples=self.source.data.rows(plan.held_out[: self.measure.n_examples]),
             engine=engine,
         )
 

@@ -1,10 +1,12 @@
 """What is saved of a fit: its parameters' records, tensors for safetensors and the rest for JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from param_features.inputs import ModelInputs
 from param_features.params import ParamView
 
 if TYPE_CHECKING:
@@ -43,10 +45,25 @@ def saved_tensors(features: "FittedFeatures") -> dict[str, Tensor]:
         for name, (left, right) in rows.factors.items():
             tensors |= {f"{title}/{name}/left": left, f"{title}/{name}/right": right}
     if features.examples is not None and features.examples.is_all_tensors:
-        tensors |= {f"examples/args/{place}": value for place, value in enumerate(features.examples.args)}
-        tensors |= {f"examples/kwargs/{key}": value for key, value in features.examples.kwargs.items()}
-        tensors |= {} if features.examples.mask is None else {"examples/mask": features.examples.mask}
+        tensors |= input_tensors(features.examples, "examples")
     return tensors
+
+
+def input_tensors(inputs: ModelInputs, title: str) -> dict[str, Tensor]:
+    """The arguments that are tensors, by names that begin with `title`."""
+    named = {f"args/{place}": value for place, value in enumerate(inputs.args)}
+    named |= {f"kwargs/{key}": value for key, value in inputs.kwargs.items()} | {"mask": inputs.mask}
+    return {f"{title}/{name}": value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def inputs_from(tensors: Mapping[str, Tensor], title: str) -> ModelInputs | None:
+    """What `input_tensors` named; None where there is nothing of that title."""
+    found = {name.removeprefix(f"{title}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{title}/")}
+    args = sorted((name for name in found if name.startswith("args/")), key=lambda name: int(name.removeprefix("args/")))
+    kwargs = {name.removeprefix("kwargs/"): found[name] for name in found if name.startswith("kwargs/")}
+    if not args and not kwargs:
+        return None
+    return ModelInputs(tuple(found[name] for name in args), kwargs, found.get("mask"))
 
 
 def saved_record(features: "FittedFeatures") -> dict[str, Any]:

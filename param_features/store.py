@@ -36,8 +36,8 @@ def write_bundle(directory: str | PathLike, tensors: Mapping[str, Tensor], recor
         "tensors_sha256": hashlib.sha256(data).hexdigest(),
     }
     config["config_sha256"] = _checksum(config)
-    _replace(folder / _TENSORS, data)
-    _replace(folder / _CONFIG, json.dumps(config, indent=2).encode())
+    write_whole(folder / _TENSORS, data)
+    write_whole(folder / _CONFIG, json.dumps(config, indent=2).encode())
 
 
 def read_bundle(directory: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -61,6 +61,26 @@ def read_bundle(directory: str | PathLike) -> tuple[dict[str, Tensor], dict[str,
         return load_file(folder / _TENSORS), config
     except SafetensorError as error:
         raise StoreError(f"{folder / _TENSORS} is not a safetensors file: {error}. Copy it again.") from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a file in its place once it is on the disk, so that neither a kill nor a power cut leaves a part of it."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk, so that a rename outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def library_version() -> str:
@@ -91,9 +111,3 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _checksum(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)

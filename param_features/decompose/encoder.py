@@ -6,9 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.decompose.pursuit import pursue
+from param_features.decompose.pursuit import pursue, pursued_threshold
 from param_features.decompose.selection import batch_top_k, threshold_for
 from param_features.directions import LowRank
+
+_MOST_NUMBERS = 2**26
+"""Triangles of so many numbers are kept between finding the threshold and the coordinates; beyond, pursuit runs twice."""
+
+_PIECE = 4096
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class Encoder:
         """
         if self.n_rounds is None:
             return overlaps * batch_top_k(overlaps, l0), threshold_for(overlaps, l0)
+        if len(overlaps) * self.n_rounds**2 > _MOST_NUMBERS:
+            threshold = pursued_threshold(overlaps, gram, self.n_rounds, l0)
+            return self.codes(overlaps, gram, threshold), threshold
         path = pursue(overlaps, gram, self.n_rounds)
         threshold = path.threshold(l0)
         return path.coords(threshold), threshold
@@ -53,7 +61,8 @@ class Encoder:
         if self.n_rounds is None:
             return overlaps * (overlaps.abs() >= threshold)
         flat = overlaps.reshape(-1, overlaps.shape[-1])
-        return pursue(flat, gram.to(flat), self.n_rounds).coords(threshold).reshape(overlaps.shape)
+        parts = [pursue(part, gram.to(flat), self.n_rounds).coords(threshold) for part in flat.split(_PIECE)]
+        return torch.cat(parts).reshape(overlaps.shape)
 
 
 LINEAR = Encoder()

@@ -12,8 +12,8 @@ from param_features.decompose.l3d import StepLoss, l3d_loss, remove_parallel, re
 from param_features.decompose.loop import (
     Fit,
     leading_directions,
+    leading_left_over,
     lr_factor,
-    matrices,
     matrix_modes,
     ranked_fit,
     strong_samples,
@@ -25,15 +25,17 @@ from param_features.decompose.reconstruction import square_errors
 from param_features.decompose.restarts import replacements, usefulness
 from param_features.decompose.settings import FitSettings
 from param_features.directions import Directions, LowRank
-from param_features.gradients import Gradients, GradientStore
+from param_features.gradients import Gradients, SampleGradients
 from param_features.params import Modes
 
 _RESTART_BATCHES = 4
 """What to restart is judged on so many batches."""
 
+_RESTART_BYTES = 2**28
+
 
 def fit_l3d(
-    store: GradientStore,
+    store: SampleGradients,
     *,
     n_features: int,
     rank: int,
@@ -72,7 +74,7 @@ class Trainer:
 
     def __init__(
         self,
-        store: GradientStore,
+        store: SampleGradients,
         n_features: int,
         rank: int,
         l0: float,
@@ -184,11 +186,11 @@ class Trainer:
         """Put directions that lower the error more in the place of those that do little; their Adam moments start anew."""
         size = min(_RESTART_BATCHES * self.settings.batch_size, self.store.n_samples)
         index = torch.randperm(self.store.n_samples, generator=self.generator)[:size].to(self.square_norm.device)
-        gradients, norms = self._scaled(index)
+        norms = self.square_norm[index] * self.scale**2
         v_out = self.v_out.folded()
-        gram, overlaps = v_out.gram(), v_out.inner(gradients)
+        gram, overlaps = v_out.gram(), self._overlaps(v_out, index)
         read = self.encoder.reads(self.v_in.folded(), v_out)
-        coords, threshold = self.encoder.kept(overlaps if read is v_out else read.inner(gradients), gram, self.l0)
+        coords, threshold = self.encoder.kept(overlaps if read is v_out else self._overlaps(read, index), gram, self.l0)
         left = overlaps - coords @ gram
         useful = usefulness(coords, left, gram, threshold)
         errors = square_errors(coords, overlaps, gram, norms).clamp(min=0).cpu()
@@ -196,18 +198,22 @@ class Trainer:
         if not n_candidates:
             return
         drawn = torch.multinomial(errors, n_candidates, generator=self.generator).to(index.device)
-        rows = {name: gradient.map(lambda tensor: tensor[drawn]) for name, gradient in gradients.items()}
-        rebuilt = v_out.rebuilt(coords[drawn])
-        candidates = self.format.leading(
-            {name: matrix - rebuilt[name] for name, matrix in matrices(rows).items()}, self.modes, self.rank
-        )
+        rows, _ = self._scaled(index[drawn])
+        candidates = leading_left_over(self.format, rows, v_out, coords[drawn], self.modes, self.rank)
         renormalize(candidates)
         folded = candidates.folded()
-        gains = (folded.inner(gradients) - coords @ v_out.gram(folded)).square().sub_(threshold**2).clamp_(min=0).sum(0)
+        gains = (
+            (self._overlaps(folded, index) - coords @ v_out.gram(folded)).square().sub_(threshold**2).clamp_(min=0).sum(0)
+        )
         if self.off_target is not None:
             useful = (useful - size * self.off_target.costs(v_out)).clamp(min=0)
             gains = gains - size * self.off_target.costs(folded)
         self._replace(*replacements(useful, gains, folded.gram()), candidates)
+
+    def _overlaps(self, directions: LowRank, index: Int[Tensor, " sample"]) -> Tensor:
+        """⟨∇, v_k⟩ of some samples, as many at a time as take 256 MiB."""
+        parts = index.split(max(1, _RESTART_BYTES // self.store.sample_bytes))
+        return torch.cat([directions.inner(self._scaled(part)[0]) for part in parts])
 
     def _replace(self, features: Tensor, candidates: Tensor, fresh: Directions) -> None:
         for directions in {id(self.v_in): self.v_in, id(self.v_out): self.v_out}.values():

@@ -31,7 +31,7 @@ from param_features.decompose.pursuit import rounds_for
 from param_features.decompose.settings import HessianSettings
 from param_features.directions import LowRank
 from param_features.divergence import CurvedDivergence
-from param_features.gradients import GradientEngine, GradientStore
+from param_features.gradients import GradientEngine, SampleGradients
 from param_features.inputs import ModelInputs
 
 _TINY = 1e-6
@@ -43,7 +43,7 @@ def fit_hessian(
     engine: GradientEngine,
     divergence: CurvedDivergence,
     inputs: ModelInputs,
-    store: GradientStore,
+    store: SampleGradients,
     *,
     n_features: int,
     rank: int,
@@ -105,7 +105,7 @@ class HessianTrainer:
         engine: GradientEngine,
         divergence: CurvedDivergence,
         inputs: ModelInputs,
-        store: GradientStore,
+        store: SampleGradients,
         n_features: int,
         rank: int,
         settings: HessianSettings,
@@ -157,7 +157,7 @@ class HessianTrainer:
 
 
 def _start(
-    store: GradientStore, n_features: int, rank: int, settings: HessianSettings, generator: torch.Generator
+    store: SampleGradients, n_features: int, rank: int, settings: HessianSettings, generator: torch.Generator
 ) -> LowRank:
     """Gradients of strong samples that are as unlike each other as can be found, with noise on top; or noise alone.
 

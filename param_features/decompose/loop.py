@@ -3,17 +3,27 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.directions import Directions, LowRank
-from param_features.gradients import Gradients, GradientStore
+from param_features.gradients import Dense, Factored, Gradient, Gradients, SampleGradients
 from param_features.params import Modes
+
+MOST_OVERLAPS = 2**26
+"""How many overlaps of samples with features exist at a time: 256 MiB."""
+
+_LARGE = 2**18
+"""From so many parameters on, a matrix is worth a detour to stay factored."""
+
+_DENSE_NUMBERS = 2**25
+"""Dense gradients that exist at a time."""
 
 Format = TypeVar("Format", bound=Directions)
 
@@ -71,7 +81,7 @@ def lr_factor(n_done: int, n_steps: int) -> float:
     return min(1.0, (done + 1 / n_steps) / 0.02, max(0.0, 2 * (1 - done)))
 
 
-def strong_samples(store: GradientStore, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+def strong_samples(store: SampleGradients, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
     """Samples drawn at random, preferring those with large gradients; some twice where too few have any."""
     square_norm = store.square_norm()
     weights = square_norm.sqrt().cpu()
@@ -81,18 +91,86 @@ def strong_samples(store: GradientStore, n: int, generator: torch.Generator) -> 
 
 def leading_directions(
     format: type[Format],
-    store: GradientStore,
+    store: SampleGradients,
     index: Int[Tensor, " feature"],
     modes: Mapping[str, Modes],
     rank: int,
 ) -> Format:
-    """The leading part of some samples' gradients, in a format; the norm is the gradient's."""
-    return format.leading(matrices(store.rows(index)), modes, rank)
+    """The leading part of some samples' gradients, in a format; the norm is the gradient's.
+
+    Memory: dense gradients of 2²⁵ numbers at a time.
+    """
+    n_params = sum(torch.Size(own.out).numel() * torch.Size(own.into).numel() for own in modes.values())
+    parts = [leading_part(format, store.rows(part), modes, rank) for part in index.split(max(1, _DENSE_NUMBERS // n_params))]
+    return reduce(lambda one, two: one.joined(two), parts)
+
+
+def leading_part(format: type[Format], gradients: Gradients, modes: Mapping[str, Modes], rank: int) -> Format:
+    """The leading part of each gradient; of large matrices of low rank from their factors, in the matrix format."""
+    if format is LowRank and all(_is_low_rank(gradient) for gradient in gradients.values()):
+        factors = {name: _leading_factors(gradient, rank) for name, gradient in gradients.items()}
+        return LowRank(factors)  # type: ignore[return-value]
+    return format.leading(matrices(gradients), modes, rank)  # type: ignore[return-value]
+
+
+def leading_left_over(
+    format: type[Format],
+    gradients: Gradients,
+    v_out: LowRank,
+    coords: Float[Tensor, "sample feature"],
+    modes: Mapping[str, Modes],
+    rank: int,
+) -> Format:
+    """The leading part of what coordinates leave of each gradient. Memory: as of `leading_directions`."""
+    n_params = sum(d_out * d_in for d_out, d_in in (gradient.matrix_shape for gradient in gradients.values()))
+    parts = []
+    for part in torch.arange(len(coords), device=coords.device).split(max(1, _DENSE_NUMBERS // n_params)):
+        rows = {name: gradient.map(lambda tensor, part=part: tensor[part]) for name, gradient in gradients.items()}
+        parts.append(leading_part(format, _left_over(rows, v_out, coords[part]), modes, rank))
+    return reduce(lambda one, two: one.joined(two), parts)
+
+
+def _left_over(gradients: Gradients, v_out: LowRank, coords: Float[Tensor, "sample feature"]) -> Gradients:
+    """∇ − Σ_k c_k v_k: of large matrices as more factors, dense otherwise."""
+    if not all(_is_large(gradient) for gradient in gradients.values()):
+        rebuilt = v_out.rebuilt(coords)
+        return {name: Dense(matrix - rebuilt[name]) for name, matrix in matrices(gradients).items()}
+    which = coords.abs().topk(int((coords != 0).sum(1).max()), 1).indices
+    weight, found = coords.gather(1, which)[:, :, None, None], {}
+    for name, (left, right) in v_out.factors.items():
+        taken = (-weight * left[which]).mT.flatten(1, 2), right[which].mT.flatten(1, 2)
+        pairs = zip(gradients[name].tensors, taken, strict=True)
+        found[name] = Factored(*(torch.cat(pair, 1) for pair in pairs))
+    return found
+
+
+def _is_large(gradient: Gradient) -> bool:
+    d_out, d_in = gradient.matrix_shape
+    return isinstance(gradient, Factored) and d_out * d_in >= _LARGE
+
+
+def _is_low_rank(gradient: Gradient) -> bool:
+    return _is_large(gradient) and 2 * gradient.tensors[0].shape[1] <= min(gradient.matrix_shape)
+
+
+def _leading_factors(gradient: Gradient, rank: int) -> tuple[Tensor, Tensor]:
+    """As `leading_factors` of the dense matrices, by a QR decomposition of either side and an SVD of what is between."""
+    assert isinstance(gradient, Factored)
+    (left, inner), (right, outer) = torch.linalg.qr(gradient.delta.mT), torch.linalg.qr(gradient.inputs.mT)
+    u, s, vh = torch.linalg.svd(inner @ outer.mT)
+    root = s[:, :rank].sqrt().unsqueeze(1)
+    factors = left @ (u[:, :, :rank] * root), right @ (vh[:, :rank].mT * root)
+    n_lacking = rank - root.shape[2]
+    return tuple(nn.functional.pad(factor, (0, max(0, n_lacking))) for factor in factors)  # type: ignore[return-value]
 
 
 @torch.no_grad()
-def ranked_fit(store: GradientStore, v_in: LowRank, v_out: LowRank, l0: float, n_steps: int, encoder: Encoder) -> Fit:
-    """The directions, those with the largest coordinates first, and the threshold that keeps `l0` per sample."""
+def ranked_fit(store: SampleGradients, v_in: LowRank, v_out: LowRank, l0: float, n_steps: int, encoder: Encoder) -> Fit:
+    """The directions, those with the largest coordinates first, and the threshold that keeps `l0` per sample.
+
+    Of many samples it takes as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
+    """
+    store = store.spread(MOST_OVERLAPS // v_out.n_features)
     read = encoder.reads(v_in, v_out)
     overlaps = torch.cat([read.inner(chunk) for chunk in store.chunks()])
     kept, threshold = encoder.kept(overlaps, v_out.gram(), l0)

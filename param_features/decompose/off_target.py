@@ -8,7 +8,7 @@ from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.decompose.loop import Fit
 from param_features.decompose.pursuit import rounds_for
 from param_features.directions import LowRank
-from param_features.gradients import GradientStore
+from param_features.gradients import SampleGradients
 
 _BATCH = 512
 
@@ -22,7 +22,7 @@ class OffTarget:
     where its coordinates' mean square on the target exceeds `weight` times its mean square here.
     """
 
-    def __init__(self, store: GradientStore, weight: float) -> None:
+    def __init__(self, store: SampleGradients, weight: float) -> None:
         """Take a background's gradients and the penalty's weight."""
         self.store, self.weight = store, weight
         self.scale = float(store.square_norm().double().mean().clamp(min=1e-30)) ** -0.5
@@ -43,7 +43,7 @@ class OffTarget:
 
 
 @torch.no_grad()
-def joined_fits(target: Fit, background: Fit, store: GradientStore, l0: float) -> Fit:
+def joined_fits(target: Fit, background: Fit, store: SampleGradients, l0: float) -> Fit:
     """One dictionary of both fits' features, the target's first, with the threshold that keeps `l0` per target sample."""
     v_out = target.v_out.joined(background.v_out)
     v_in = v_out if target.v_in is target.v_out else target.v_in.joined(background.v_in)

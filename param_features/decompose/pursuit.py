@@ -44,8 +44,7 @@ class Path:
     def threshold(self, l0: float) -> float:
         """The reach at or above which l0 features are taken per sample, on average over all samples."""
         check_l0(l0, self.n_features)
-        n_kept = min(max(1, round(l0 * len(self.reach))), self.reach.numel())
-        return float(self.reach.flatten().topk(n_kept, sorted=False).values.min())
+        return _threshold(self.reach, l0)
 
     def coords(self, threshold: float) -> Float[Tensor, "sample feature"]:
         """Coordinates by least squares of the features taken at or above the threshold; zero for all others.
@@ -76,6 +75,21 @@ def pursue(overlaps: Float[Tensor, "sample feature"], gram: Float[Tensor, "featu
     parts = [_pursue_chunk(chunk, gram, n_rounds) for chunk in overlaps.split(_CHUNK)]
     features, reach, triangle, along = (torch.cat(part) for part in zip(*parts, strict=True))
     return Path(features, reach, triangle, along, len(gram))
+
+
+@torch.no_grad()
+def pursued_threshold(
+    overlaps: Float[Tensor, "sample feature"], gram: Float[Tensor, "feature feature"], n_rounds: int, l0: float
+) -> float:
+    """`pursue(…).threshold(l0)`, with the memory of the reach alone."""
+    check_l0(l0, len(gram))
+    reach = [_pursue_chunk(chunk, gram, n_rounds)[1] for chunk in overlaps.split(_CHUNK)]
+    return _threshold(torch.cat(reach), l0)
+
+
+def _threshold(reach: Float[Tensor, "sample round"], l0: float) -> float:
+    n_kept = min(max(1, round(l0 * len(reach))), reach.numel())
+    return float(reach.flatten().topk(n_kept, sorted=False).values.min())
 
 
 def _pursue_chunk(overlaps: Tensor, gram: Tensor, n_rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -3,16 +3,18 @@
 from param_features.gradients.changes import OutputGraph, n_together, output_changes
 from param_features.gradients.engine import GradientEngine, Routes, at_least_float32, check_finite_output
 from param_features.gradients.harvest import Harvester, HarvestSettings, OwnReferences, SamplePlan, limited, plan_samples
+from param_features.gradients.on_disk import DiskGradients
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
 from param_features.gradients.rules import LayerRule, register_rule
 from param_features.gradients.sparse import sparse_product
 from param_features.gradients.state import copied_buffers, held_still, plain_kernels
-from param_features.gradients.store import GradientStore, flatten, square_norm
+from param_features.gradients.store import GradientStore, SampleGradients, flatten, square_norm
 from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed, Kept
 
 __all__ = [
     "Dense",
+    "DiskGradients",
     "Factored",
     "Gradient",
     "GradientEngine",
@@ -27,6 +29,7 @@ __all__ = [
     "OutputInfo",
     "OwnReferences",
     "Routes",
+    "SampleGradients",
     "SamplePlan",
     "at_least_float32",
     "check_finite_output",

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from param_features.divergence import Divergence, Reference
 from param_features.errors import SampleCountError, SettingError
 from param_features.gradients.engine import CotangentOf, GradientEngine
-from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory, memory_budget
+from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory, memory_budget, storable
 from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
 
@@ -130,19 +130,37 @@ class Harvester:
         Raises:
             MemoryEstimateError: The gradients would not fit; said before the run.
         """
-        batches = self._batches(inputs, n_slots)
+        batches = self.batches(inputs, n_slots)
         store = self._reserve(inputs, len(inputs) * n_slots)
         with tqdm(total=store.n_samples, desc=title, unit="sample", disable=not progress) as bar:
 
-            def consume(_: int, gradients: Gradients) -> None:
+            def consume(rows: Tensor, _: Tensor, gradients: Gradients) -> None:
                 store.add(gradients)
-                bar.update(next(iter(gradients.values())).n_samples)
+                bar.update(len(rows))
 
             for rows in batches:
-                batch = inputs.rows(rows)
-                cotangent_of = self._drawn(generator) if own is None else self._against(own(rows))
-                self.engine.each_slot(batch, self._positions(batch, n_slots, generator), cotangent_of, consume)
+                self.each_slot(inputs, rows, n_slots, generator, consume, own)
         return store
+
+    def each_slot(
+        self,
+        inputs: ModelInputs,
+        rows: Int[Tensor, " row"],
+        n_slots: int,
+        generator: torch.Generator,
+        consume: Callable[[Tensor, Tensor, Gradients], None],
+        own: OwnReferences | None = None,
+    ) -> None:
+        """Gradients of `n_slots` positions of some rows, one batch; `consume` takes rows, positions and gradients of a slot.
+
+        The other arguments are those of `store`.
+        """
+        batch = inputs.rows(rows)
+        cotangent_of = self._drawn(generator) if own is None else self._against(own(rows))
+        positions = self._positions(batch, n_slots, generator)
+        self.engine.each_slot(
+            batch, positions, cotangent_of, lambda slot, gradients: consume(rows, positions[:, slot], gradients)
+        )
 
     def _drawn(self, generator: torch.Generator) -> CotangentOf:
         return lambda output, *_: self.cotangent(output, generator)
@@ -163,10 +181,10 @@ class Harvester:
 
     def sample_bytes(self, inputs: ModelInputs) -> int:
         """Bytes that a stored sample takes, from one small batch."""
-        return bytes_per_sample(self._probe(inputs))
+        return bytes_per_sample(storable(self.probe(inputs)))
 
     def _reserve(self, inputs: ModelInputs, n_samples: int) -> GradientStore:
-        like = self._probe(inputs)
+        like = storable(self.probe(inputs))
         check_memory(n_samples, bytes_per_sample(like), self.budget)
         return GradientStore(n_samples, like)
 
@@ -176,7 +194,8 @@ class Harvester:
         limit = self.settings.max_memory_gib
         return memory_budget() if limit is None else int(limit * 2**30)
 
-    def _probe(self, inputs: ModelInputs) -> Gradients:
+    def probe(self, inputs: ModelInputs) -> Gradients:
+        """Gradients of two rows, for their formats and shapes."""
         found: Gradients = {}
         rows = inputs.rows(slice(0, 2))
         self.engine.each_slot(
@@ -184,7 +203,7 @@ class Harvester:
         )
         return found
 
-    def _batches(self, inputs: ModelInputs, n_slots: int) -> tuple[Tensor, ...]:
+    def batches(self, inputs: ModelInputs, n_slots: int) -> tuple[Tensor, ...]:
         """Rows in near-equal batches, none of a single sample, which could draw no other as its reference."""
         n_pos = inputs.n_pos if self.engine.per_position else 1
         size = self.settings.batch_size or max(1, min(1024, 4096 // n_pos))

@@ -1,6 +1,7 @@
-"""Harvested gradients in memory: one block per parameter, the samples first."""
+"""Harvested gradients: what is read of them wherever they lie, and those in memory, one block per parameter."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -10,9 +11,63 @@ from torch import Tensor
 from param_features.errors import MemoryEstimateError, NoGradientError, NonFiniteError
 from param_features.gradients.types import Gradients, compact
 
+_CHUNK_BYTES = 2**26
 
-class GradientStore:
-    """A fixed number of samples' gradients, filled part by part and read by rows.
+
+class SampleGradients(ABC):
+    """A fixed number of samples' gradients, read by rows, in memory or on disk.
+
+    Attributes:
+        n_samples: How many.
+    """
+
+    n_samples: int
+
+    @abstractmethod
+    def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
+        """The gradients of some samples, in the order of the index."""
+
+    @property
+    @abstractmethod
+    def sample_bytes(self) -> int:
+        """Bytes that a sample takes once it is read."""
+
+    def chunks(self, size: int = 2048) -> Iterator[Gradients]:
+        """All samples in order, `size` at a time, or as many as take 64 MiB where those are fewer."""
+        size = max(1, min(size, _CHUNK_BYTES // self.sample_bytes))
+        for start in range(0, self.n_samples, size):
+            yield self.rows(slice(start, start + size))
+
+    def square_norm(self) -> Float[Tensor, " sample"]:
+        """‖∇‖² of each sample over all parameters."""
+        return torch.cat([square_norm(chunk) for chunk in self.chunks()])
+
+    def spread(self, n_most: int) -> "SampleGradients":
+        """At most so many of the samples, spread evenly; all of them where they are no more."""
+        if self.n_samples <= n_most:
+            return self
+        return SomeGradients(self, torch.linspace(0, self.n_samples - 1, n_most, dtype=torch.float64).long())
+
+
+class SomeGradients(SampleGradients):
+    """Some of the samples of others, read from there."""
+
+    def __init__(self, whole: SampleGradients, chosen: Int[Tensor, " sample"]) -> None:
+        """Take which of them, in order."""
+        self._whole, self._chosen, self.n_samples = whole, chosen, len(chosen)
+
+    @property
+    def sample_bytes(self) -> int:
+        """As of the others."""
+        return self._whole.sample_bytes
+
+    def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
+        """The gradients of some of the chosen samples."""
+        return self._whole.rows(self._chosen[index if isinstance(index, slice) else index.cpu()])
+
+
+class GradientStore(SampleGradients):
+    """A fixed number of samples' gradients in memory, filled part by part.
 
     Each parameter is kept factored or dense, whichever is smaller. Memory: `n_samples` times `bytes_per_sample`.
     """
@@ -38,30 +93,20 @@ class GradientStore:
             NonFiniteError: A gradient holds NaN or infinity; names the parameter.
         """
         n_new = 0
-        for name, gradient in gradients.items():
-            stored = compact(gradient).tensors
-            n_new = len(stored[0])
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in stored):
-                raise NonFiniteError(
-                    f"A gradient of {name!r} holds NaN or infinity, though the outputs are finite. Try float32 or "
-                    "float64 weights, or leave this parameter out."
-                )
-            for room, new in zip(self._gradients[name].tensors, stored, strict=True):
+        for name, gradient in storable(gradients).items():
+            n_new = gradient.n_samples
+            for room, new in zip(self._gradients[name].tensors, gradient.tensors, strict=True):
                 room[self._n_filled : self._n_filled + n_new] = new
         self._n_filled += n_new
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes that a sample takes."""
+        return bytes_per_sample(self._gradients)
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
         """The gradients of some samples; copies for an index, views for a slice."""
         return {name: gradient.map(lambda tensor: tensor[index]) for name, gradient in self._gradients.items()}
-
-    def chunks(self, size: int = 2048) -> Iterator[Gradients]:
-        """All samples in order, `size` at a time."""
-        for start in range(0, self.n_samples, size):
-            yield self.rows(slice(start, start + size))
-
-    def square_norm(self) -> Float[Tensor, " sample"]:
-        """‖∇‖² of each sample over all parameters."""
-        return torch.cat([square_norm(chunk) for chunk in self.chunks()])
 
     def check_gradients(self) -> None:
         """Refuse a parameter that no sample's output depends on.
@@ -74,10 +119,35 @@ class GradientStore:
                 bool(gradient.map(lambda t, at=start: t[at : at + 2048]).square_norm().any())
                 for start in range(0, self.n_samples, 2048)
             ):
-                raise NoGradientError(
-                    f"{name!r} has a zero gradient for every sample: the output does not depend on it here. Leave it out of "
-                    "params=, or check that the inputs reach it."
-                )
+                refuse_zero(name)
+
+
+def refuse_zero(name: str) -> None:
+    """Refuse a parameter whose gradient was found to be zero for every sample.
+
+    Raises:
+        NoGradientError: Always.
+    """
+    raise NoGradientError(
+        f"{name!r} has a zero gradient for every sample: the output does not depend on it here. Leave it out of params=, or "
+        "check that the inputs reach it."
+    )
+
+
+def storable(gradients: Gradients) -> Gradients:
+    """Each parameter's gradients in the form in which they are kept: factored or dense, whichever is smaller.
+
+    Raises:
+        NonFiniteError: A gradient holds NaN or infinity; names the parameter.
+    """
+    found = {name: compact(gradient) for name, gradient in gradients.items()}
+    for name, gradient in found.items():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors):
+            raise NonFiniteError(
+                f"A gradient of {name!r} holds NaN or infinity, though the outputs are finite. Try float32 or float64 "
+                "weights, or leave this parameter out."
+            )
+    return found
 
 
 def square_norm(gradients: Gradients) -> Float[Tensor, " sample"]:

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.decompose.encoder import Encoder
+from param_features.decompose.loop import MOST_OVERLAPS
 from param_features.decompose.pursuit import rounds_for
 from param_features.decompose.reconstruction import reconstruction_error, square_errors
 from param_features.decompose.selection import batch_top_k
 from param_features.directions import LowRank
-from param_features.gradients import Gradients, GradientStore, flatten
+from param_features.gradients import Gradients, SampleGradients, flatten
 from param_features.params import ParamSubset
 from param_features.typed import typed
 
@@ -52,8 +53,8 @@ class Dictionary:
 @typed
 @torch.no_grad()
 def control_errors(
-    train: GradientStore,
-    held_out: GradientStore,
+    train: SampleGradients,
+    held_out: SampleGradients,
     subset: ParamSubset,
     *,
     n_features: int,
@@ -75,7 +76,7 @@ def control_errors(
 
 
 def control_dictionaries(
-    train: GradientStore, subset: ParamSubset, *, n_features: int, rank: int, generator: torch.Generator
+    train: SampleGradients, subset: ParamSubset, *, n_features: int, rank: int, generator: torch.Generator
 ) -> dict[str, Dictionary]:
     """The three controls by name, as `control_errors` describes them."""
     like = train.rows(slice(0, 1))
@@ -87,11 +88,13 @@ def control_dictionaries(
 
 
 @typed
-def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float, *, is_pursued: bool = False) -> float:
+def dictionary_error(dictionary: Dictionary, store: SampleGradients, l0: float, *, is_pursued: bool = False) -> float:
     """The lowest error of two or three encoders: the overlaps themselves, least squares over all directions, or pursuit.
 
-    They agree for orthogonal directions; a control must not lose for want of an encoder.
+    They agree for orthogonal directions; a control must not lose for want of an encoder. Of many samples it takes those that
+    a fit of as many features is measured on.
     """
+    store = store.spread(MOST_OVERLAPS // len(dictionary.gram))
     overlaps = torch.cat([dictionary.overlaps(chunk) for chunk in store.chunks(_chunk_size(store))])
     square_norm = store.square_norm()
     inverse = torch.linalg.pinv(dictionary.gram.double(), hermitian=True, rtol=1e-6).to(overlaps)
@@ -107,7 +110,7 @@ def dictionary_error(dictionary: Dictionary, store: GradientStore, l0: float, *,
 
 @typed
 def principal_directions(
-    store: GradientStore, n_features: int, generator: torch.Generator
+    store: SampleGradients, n_features: int, generator: torch.Generator
 ) -> Float[Tensor, "feature n_params"]:
     """Leading eigenvectors of Σ ∇∇ᵀ, not centred, as dense orthonormal rows.
 
@@ -192,7 +195,7 @@ def _as_gradient(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _chunk_size(store: GradientStore) -> int:
+def _chunk_size(store: SampleGradients) -> int:
     """Samples whose dense gradients stay below 128 MiB."""
     shapes = [gradient.matrix_shape for gradient in store.rows(slice(0, 1)).values()]
     return max(16, min(4096, _CHUNK_NUMBERS // sum(d_out * d_in for d_out, d_in in shapes)))

@@ -13,7 +13,7 @@ from param_features.decompose.pursuit import rounds_for
 from param_features.directions import LowRank
 from param_features.divergence import Divergence, Reference
 from param_features.errors import SampleCountError, SettingError
-from param_features.gradients import GradientEngine, GradientStore, Harvester, HarvestSettings
+from param_features.gradients import GradientEngine, Harvester, HarvestSettings, SampleGradients
 from param_features.inputs import ModelInputs
 from param_features.measure.controls import control_dictionaries, dictionary_error
 from param_features.measure.metrics import fit_error
@@ -58,7 +58,7 @@ def harvest_halves(
     *,
     n_samples: int,
     generator: torch.Generator,
-) -> tuple[GradientStore, GradientStore]:
+) -> tuple[SampleGradients, SampleGradients]:
     """Gradients of one half of the rows for principal directions, and of the other half for measuring.
 
     Compared with references of the kind that the fit used; after a fit to pairs, each row's last real position with outputs
@@ -79,7 +79,7 @@ def harvest_halves(
     harvester = Harvester(engine, divergence, drawn, HarvestSettings())
     half = len(inputs) // 2
 
-    def harvest(rows: ModelInputs, n_wanted: int) -> GradientStore:
+    def harvest(rows: ModelInputs, n_wanted: int) -> SampleGradients:
         n_pos = rows.n_pos if engine.per_position else 1
         n_slots = 1 if reference == "pairs" else min(n_pos, -(-n_wanted // len(rows)))
         rows = rows.rows(slice(0, max(2, -(-n_wanted // n_slots))))
@@ -93,7 +93,7 @@ def harvest_halves(
 def errors_by_l0(
     v_in: LowRank,
     v_out: LowRank,
-    stores: tuple[GradientStore, GradientStore],
+    stores: tuple[SampleGradients, SampleGradients],
     engine: GradientEngine,
     *,
     l0s: Sequence[float],

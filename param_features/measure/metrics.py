@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from param_features.decompose.encoder import LINEAR, Encoder
+from param_features.decompose.loop import MOST_OVERLAPS
 from param_features.decompose.reconstruction import reconstruction_error, square_errors
 from param_features.directions import LowRank
-from param_features.gradients import GradientStore
+from param_features.gradients import SampleGradients
 from param_features.measure.controls import control_errors
 from param_features.params import ParamSubset
 from param_features.typed import typed
@@ -82,8 +83,8 @@ def held_out_metrics(
     v_out: LowRank,
     threshold: float,
     *,
-    train: GradientStore,
-    held_out: GradientStore,
+    train: SampleGradients,
+    held_out: SampleGradients,
     subset: ParamSubset,
     rank: int,
     l0: float,
@@ -91,7 +92,8 @@ def held_out_metrics(
     encoder: Encoder = LINEAR,
 ) -> Metrics:
     """Score a fit and its controls on the same held-out samples at the same l0, controls by the fit's own encoder too."""
-    active = encoder.codes(_overlaps(encoder.reads(v_in, v_out), held_out), v_out.gram(), threshold) != 0
+    seen = held_out.spread(MOST_OVERLAPS // v_out.n_features)
+    active = encoder.codes(_overlaps(encoder.reads(v_in, v_out), seen), v_out.gram(), threshold) != 0
     controls = control_errors(
         train,
         held_out,
@@ -117,13 +119,17 @@ def held_out_metrics(
 
 
 @torch.no_grad()
-def fit_error(v_in: LowRank, v_out: LowRank, store: GradientStore, l0: float, encoder: Encoder = LINEAR) -> float:
-    """Reconstruction error with l0 coordinates per sample kept on average over the whole store."""
+def fit_error(v_in: LowRank, v_out: LowRank, store: SampleGradients, l0: float, encoder: Encoder = LINEAR) -> float:
+    """Reconstruction error with l0 coordinates per sample kept on average over the whole store.
+
+    Of many samples as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
+    """
+    store = store.spread(MOST_OVERLAPS // v_out.n_features)
     overlaps, square_norm, gram = _overlaps(v_out, store), store.square_norm(), v_out.gram()
     read = encoder.reads(v_in, v_out)
     coords, _ = encoder.kept(overlaps if read is v_out else _overlaps(read, store), gram, l0)
     return reconstruction_error(square_errors(coords, overlaps, gram, square_norm), square_norm)
 
 
-def _overlaps(directions: LowRank, store: GradientStore) -> torch.Tensor:
+def _overlaps(directions: LowRank, store: SampleGradients) -> torch.Tensor:
     return torch.cat([directions.inner(chunk) for chunk in store.chunks()])

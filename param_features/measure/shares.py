@@ -6,7 +6,7 @@ from torch import Tensor
 
 from param_features.decompose import Fit
 from param_features.directions import LowRank
-from param_features.gradients import GradientStore
+from param_features.gradients import SampleGradients
 from param_features.measure.controls import Dictionary, dictionary_error, random_directions
 from param_features.measure.metrics import fit_error
 
@@ -14,18 +14,18 @@ _TINY = 1e-30
 
 
 @torch.no_grad()
-def effect_sizes(v_out: LowRank, store: GradientStore) -> Float[Tensor, " feature"]:
+def effect_sizes(v_out: LowRank, store: SampleGradients) -> Float[Tensor, " feature"]:
     """Mean |⟨∇, v_k⟩| over samples: how far a unit step along each feature moves their divergence, to first order."""
     return torch.cat([v_out.inner(chunk) for chunk in store.chunks()]).double().abs().mean(0)
 
 
-def on_target(v_out: LowRank, target: GradientStore, background: GradientStore) -> Float[Tensor, " feature"]:
+def on_target(v_out: LowRank, target: SampleGradients, background: SampleGradients) -> Float[Tensor, " feature"]:
     """Share of each feature's mean effect that lies on the target, target and background weighing the same: 0 to 1."""
     here, there = effect_sizes(v_out, target), effect_sizes(v_out, background)
     return here / (here + there).clamp(min=_TINY)
 
 
-def off_target(v_out: LowRank, target: GradientStore, background: GradientStore) -> float:
+def off_target(v_out: LowRank, target: SampleGradients, background: SampleGradients) -> float:
     """Σ_k mean effect on the background / Σ_k mean effect on the target; 1 is an effect that knows no difference.
 
     A ratio of sums, in which a feature that does little anywhere counts little.
@@ -34,7 +34,7 @@ def off_target(v_out: LowRank, target: GradientStore, background: GradientStore)
     return float(there / here.clamp(min=_TINY))
 
 
-def _is_kept(fit: Fit, store: GradientStore) -> Bool[Tensor, " feature"]:
+def _is_kept(fit: Fit, store: SampleGradients) -> Bool[Tensor, " feature"]:
     """Which features at least one sample keeps by the stored threshold."""
     read, gram = fit.encoder.reads(fit.v_in, fit.v_out), fit.v_out.gram()
     codes = [fit.encoder.codes(read.inner(chunk), gram, fit.threshold) != 0 for chunk in store.chunks()]
@@ -47,8 +47,8 @@ def background_metrics(
     alone: Fit,
     n_target: int,
     *,
-    target: GradientStore,
-    background: GradientStore,
+    target: SampleGradients,
+    background: SampleGradients,
     rank: int,
     l0: float,
     generator: torch.Generator,

@@ -9,7 +9,7 @@ from torch import Tensor
 from param_features.directions import leading_factors
 from param_features.divergence import Reference
 from param_features.features import ParamFeatures
-from param_features.gradients import GradientStore, Harvester, HarvestSettings, square_norm
+from param_features.gradients import Harvester, HarvestSettings, SampleGradients, square_norm
 from param_features.inputs import ModelInputs
 from param_features.measure.controls import Dictionary, principal_directions, random_directions
 from param_features.measure.readings import Reading, read_gradients
@@ -65,7 +65,7 @@ def read_all(
     return read_gradients(features._bound("score"), features.divergence, features.references, inputs, readings)
 
 
-def _gradients(features: ParamFeatures, inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> GradientStore:
+def _gradients(features: ParamFeatures, inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> SampleGradients:
     pool = features.references if features.reference in ("mean", "given") else None
     reference = Reference(features.reference, pool)
     harvester = Harvester(features._bound("score"), features.divergence, reference, HarvestSettings())

@@ -1,0 +1,301 @@
+"""`pf.harvest`: gradients of many samples to disk, once, shard by shard; a harvest that was killed goes on where it was."""
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from param_features.adapters import adapter_for
+from param_features.divergence import Reference
+from param_features.errors import DiskFullError, SettingError, StoreError
+from param_features.factors.manifest import HELD_OUT, INPUTS, MANIFEST, TRAIN, Manifest, Planned, Whole, has_inputs, packed
+from param_features.factors.opening import FactorStore
+from param_features.factors.recipe import Recipe, recipe_of, refuse_differences
+from param_features.gradients import Gradients, Harvester, HarvestSettings, SamplePlan
+from param_features.gradients.shards import ShardWriter, Stored, checksum, columns_of, tensors_of
+from param_features.gradients.store import refuse_zero, storable
+from param_features.inputs import ModelInputs
+from param_features.params import ParamSpec, select
+from param_features.readiness import check_ready
+from param_features.record import input_tensors
+from param_features.source import HARVEST, PLAN, REFERENCES, Source, read_source, say_notices, stage_generator
+from param_features.store import write_whole
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def harvest(
+    model: Any,
+    params: ParamSpec,
+    tokens: Any = None,
+    *,
+    directory: str | PathLike,
+    inputs: Any = None,
+    divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
+    reference: Any = "sample",
+    output: Callable[[Any], Tensor] | None = None,
+    tokenizer: Any = None,
+    n_samples: int | None = None,
+    settings: HarvestSettings | None = None,
+    shard_mib: float = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> FactorStore:
+    """Take gradients once and keep them on disk, for `pf.decompose(…, store=…)` with any number of features, rank and l0.
+
+    Called again with the same arguments it goes on after the last whole shard, re-makes shards that are damaged, and ends
+    with the same bits as a harvest that was never cut short. The model is left exactly as it was.
+
+    Cost: as the harvest of `pf.decompose`, and writing and hashing every shard once. Memory: one slot of a batch; gradients
+    go to the disk as they come. Disk: of a factored sample, 4 bytes times positions times (d_out + d_in).
+
+    Args:
+        model: As for `pf.decompose`; so are `tokens`, `inputs`, `divergence`, `reference`, `output` and `tokenizer`.
+        params: Which parameters.
+        tokens: Or texts.
+        directory: Where the store is to lie; made where it is missing.
+        inputs: Instead of tokens.
+        divergence: What gradients are of.
+        reference: What outputs are compared with.
+        output: Takes what the model returns.
+        tokenizer: For strings.
+        n_samples: Samples in all; overrides `settings.n_samples`, of which the default here is `max_samples`, whatever the
+            memory.
+        settings: Further settings.
+        shard_mib: Size of a shard, in MiB; one batch at least, and what a kill loses at most.
+        seed: Draws samples, positions and references, as that of `pf.decompose` does.
+        progress: Whether to show a progress bar and notices, on the error stream.
+
+    Returns:
+        The store, its shards checked.
+
+    Raises:
+        StoreError: The directory holds a store of other arguments, every difference named; or another harvest writes to it.
+        DiskFullError: There is too little room, said before the run where it can be known; whole shards stay.
+        SettingError: A setting is out of range.
+    """
+    if shard_mib <= 0:
+        raise SettingError(f"shard_mib={shard_mib} must be positive; a few hundred is usual.")
+    settings = settings or HarvestSettings()
+    settings = settings if n_samples is None else replace(settings, n_samples=n_samples)
+    adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
+    subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
+    check_ready(adapter)
+    subset.check_finite()
+    source = read_source(adapter, subset, tokens, inputs, divergence=divergence, reference=reference)
+    say = _speaker(progress)
+    say_notices(source, divergence, say)
+    folder, recipe = Path(directory), recipe_of(source, settings, seed=seed, shard_mib=shard_mib)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        before = _found(folder, recipe, say)
+        if before is None or before.missing or not has_inputs(folder, before):
+            _Harvest(source, settings, recipe, folder, say, progress).run(before)
+    return FactorStore.open(folder, is_checked=False)
+
+
+def _speaker(progress: bool) -> Callable[[str], None]:
+    return (lambda message: tqdm.write(message, file=sys.stderr)) if progress else (lambda _: None)
+
+
+def _found(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> Manifest | None:
+    """The manifest of a harvest that was begun here, without the shards that are damaged; None before the first."""
+    if not (folder / MANIFEST).exists():
+        return None
+    found = Manifest.read(folder)
+    then = "Give the same arguments to go on with it, or another directory=."
+    refuse_differences(found.recipe, recipe, where=str(folder), then=then)
+    damaged = found.damaged(folder)
+    for name, why in damaged.items():
+        say(f"{folder / name} {why}: it is made again.")
+    if damaged or found.missing:
+        say(f"{folder}: {len(found.whole) - len(damaged)} of {len(found.planned)} shards are whole; going on with the rest.")
+    return found.without(list(damaged))
+
+
+@dataclass(frozen=True)
+class _Harvest:
+    """One run over the shards that are missing."""
+
+    source: Source
+    settings: HarvestSettings
+    recipe: Recipe
+    folder: Path
+    say: Callable[[str], None]
+    progress: bool
+
+    def run(self, before: Manifest | None) -> None:
+        """Write them, and the manifest after each."""
+        manifest = before
+        try:
+            manifest = self._begun() if before is None else replace(before, inputs_sha256=self._write_inputs())
+            self._check_room(manifest)
+            manifest.write(self.folder)
+            n_samples = sum(shard.n_samples for shard in manifest.planned)
+            with tqdm(total=n_samples, desc="harvest", unit="sample", disable=not self.progress) as bar:
+                for place, shard in enumerate(manifest.planned):
+                    manifest = self._with(place, manifest)
+                    bar.update(shard.n_samples)
+        except OSError as error:
+            if error.errno in _FULL:
+                self._refuse_full(error, manifest)
+            raise
+
+    def _with(self, place: int, manifest: Manifest) -> Manifest:
+        """The manifest with the shard at a place, which is harvested if it is missing."""
+        shard = manifest.planned[place]
+        if shard.split == HELD_OUT:
+            _check_reached(manifest)
+        if shard.name in manifest.whole:
+            return manifest
+        generator = torch.Generator()
+        generator.set_state(manifest.state(place))
+        whole = self._write(shard, manifest, generator)
+        manifest = manifest.with_shard(place, whole, generator.get_state())
+        manifest.write(self.folder)
+        return manifest
+
+    @cached_property
+    def harvester(self) -> Harvester:
+        """Takes the gradients."""
+        engine = self.source.engine(self.say)
+        drawn, _ = self.source.references(engine, 1, stage_generator(self.recipe["seed"], REFERENCES))
+        return Harvester(engine, self.source.divergence, drawn, self.settings)
+
+    @cached_property
+    def plan(self) -> SamplePlan:
+        """Which samples are taken."""
+        settings = replace(self.settings, n_samples=self.settings.n_samples or self.settings.max_samples)
+        return self.source.plan(settings, 1, stage_generator(self.recipe["seed"], PLAN))
+
+    def _begun(self) -> Manifest:
+        """The manifest of an empty store, whose data are on the disk."""
+        like = storable(self.harvester.probe(self.source.data))
+        stored = {name: Stored.like(gradient) for name, gradient in like.items()}
+        n_bytes = 16 + sum(kind.row_bytes for kind in stored.values())
+        planned = [shard for split in (TRAIN, HELD_OUT) for shard in self._planned(split, n_bytes)]
+        state = stage_generator(self.recipe["seed"], HARVEST).get_state()
+        return Manifest(
+            recipe=self.recipe,
+            model=self.source.adapter.description,
+            n_slots=self.plan.n_slots,
+            stored=stored,
+            planned=tuple(planned),
+            whole={},
+            states=(packed(state),),
+            inputs_sha256=self._write_inputs(),
+        )
+
+    def _write_inputs(self) -> str:
+        """Put the data in their file and return its checksum."""
+        write_whole(self.folder / INPUTS, save(_tensors(self.source, self.plan, self.harvester.reference)))
+        return checksum(self.folder / INPUTS)
+
+    def _split(self, split: str) -> tuple[Tensor, ModelInputs]:
+        rows = self.plan.train if split == TRAIN else self.plan.held_out
+        return rows, self.source.data.rows(rows)
+
+    def _planned(self, split: str, n_bytes: int) -> Iterator[Planned]:
+        """A split's shards: whole batches that follow each other, as many as a shard's size takes."""
+        batches = self.harvester.batches(self._split(split)[1], self.plan.n_slots)
+        most, first, n_rows, n_shards = self.recipe["shard_mib"] * 2**20, 0, 0, 0
+        for place, batch in enumerate(batches):
+            n_rows += len(batch)
+            is_last = place == len(batches) - 1
+            if is_last or (n_rows + len(batches[place + 1])) * self.plan.n_slots * n_bytes > most:
+                name = f"{split}-{n_shards:05}.safetensors"
+                yield Planned(name, split, first, n_rows, n_rows * self.plan.n_slots)
+                first, n_rows, n_shards = first + n_rows, 0, n_shards + 1
+
+    def _write(self, shard: Planned, manifest: Manifest, generator: torch.Generator) -> Whole:
+        """Harvest one shard to its file."""
+        rows, inputs = self._split(shard.split)
+        own, reached = self.source.own(self.harvester.engine, rows), set()
+        end = shard.first_row + shard.n_rows
+        batches = [b for b in self.harvester.batches(inputs, manifest.n_slots) if shard.first_row <= int(b[0]) < end]
+        with ShardWriter(self.folder / shard.name, columns_of(manifest.stored), shard.n_samples) as writer:
+
+            def consume(chosen: Tensor, positions: Tensor, gradients: Gradients) -> None:
+                kept = storable(gradients)
+                new = (name for name in kept.keys() - reached if bool(kept[name].square_norm().any()))
+                reached.update(new)
+                writer.add(tensors_of(kept) | {"row": rows[chosen], "position": positions})
+
+            for batch in batches:
+                self.harvester.each_slot(inputs, batch, manifest.n_slots, generator, consume, own)
+            n_bytes, sha256 = writer.finish()
+        return Whole(n_bytes, sha256, tuple(sorted(reached)))
+
+    def _check_room(self, manifest: Manifest) -> None:
+        """Refuse a harvest that the disk cannot hold, as the disk would halfway."""
+        if shutil.disk_usage(self.folder).free < _bytes_left(manifest):
+            self._refuse_full(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), manifest)
+
+    def _refuse_full(self, error: OSError, manifest: Manifest | None) -> None:
+        """Say what is needed where the disk is full.
+
+        Raises:
+            DiskFullError: As said.
+        """
+        needed = "The data alone do not fit" if manifest is None else f"{_size(_bytes_left(manifest))} are still needed"
+        n_whole, free = 0 if manifest is None else len(manifest.whole), shutil.disk_usage(self.folder).free
+        raise DiskFullError(
+            f"{self.folder}: {error.strerror}. {needed}, {_size(free)} are free. The {n_whole} whole shards "
+            "stay: make room and call pf.harvest again with the same arguments, or take fewer samples "
+            "(n_samples=) into another directory=."
+        ) from error
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"
+
+
+def _bytes_left(manifest: Manifest) -> int:
+    return sum(shard.n_samples for shard in manifest.missing) * manifest.row_bytes
+
+
+def _check_reached(manifest: Manifest) -> None:
+    """Refuse a parameter that no training sample's output depends on."""
+    reached = {name for shard in manifest.whole.values() for name in shard.reached}
+    for name in manifest.stored:
+        if name not in reached:
+            refuse_zero(name)
+
+
+def _tensors(source: Source, plan: SamplePlan, drawn: Reference) -> dict[str, Tensor]:
+    """What a decomposition needs beside the gradients: the data, which rows were taken, and fixed references."""
+    tensors = {"plan/train": plan.train, "plan/held_out": plan.held_out}
+    tensors |= {} if drawn.pool is None else {"reference": drawn.pool}
+    sides = {"data": source.data} | ({} if source.pairs is None else {"partners": source.pairs.corrupted})
+    for title, inputs in sides.items():
+        tensors |= input_tensors(inputs, title) if inputs.is_all_tensors else {}
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second harvest out of the folder; the lock goes with the process that holds it.
+
+    Raises:
+        StoreError: Another harvest is at work.
+    """
+    import fcntl  # POSIX alone has it
+
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(f"Another harvest writes to {folder}. Wait for its end, or give another directory=.") from error
+        yield

@@ -1,0 +1,210 @@
+"""A store of gradients that is whole: opened, checked, and made the source of a decomposition."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from param_features.adapters import Adapter
+from param_features.divergence import read_divergence
+from param_features.errors import InputError, SampleCountError, SettingError, StoreError
+from param_features.factors.manifest import HELD_OUT, INPUTS, TRAIN, Manifest, has_inputs
+from param_features.factors.recipe import recipe_of, refuse_differences, settings_of
+from param_features.gradients import DiskGradients, HarvestSettings, SamplePlan, inspect_output
+from param_features.gradients.shards import ShardFile
+from param_features.inputs import ModelInputs, read_inputs
+from param_features.pairs import PairInputs, as_pairs, check_pairs, read_pairs
+from param_features.params import ParamSubset
+from param_features.record import inputs_from
+from param_features.source import Source
+
+
+@dataclass(frozen=True)
+class FactorStore:
+    """Harvested gradients on disk, and what else a decomposition needs.
+
+    Attributes:
+        directory: Where it lies.
+        manifest: How it was made, and its shards.
+        train: Gradients for fitting.
+        held_out: Gradients for measuring.
+        plan: Which rows of the data they are of.
+        data: The inputs that they were taken of; None where some are no tensors.
+        partners: The corrupted prompts of pairs.
+        reference: What outputs were compared with, where that was fixed: their mean, or the user's own.
+    """
+
+    directory: Path
+    manifest: Manifest
+    train: DiskGradients
+    held_out: DiskGradients
+    plan: SamplePlan
+    data: ModelInputs | None = None
+    partners: ModelInputs | None = None
+    reference: Tensor | None = None
+
+    @classmethod
+    def open(cls, directory: "str | PathLike | FactorStore", *, is_checked: bool = True) -> "FactorStore":
+        """Open a store. Cost: reads every shard once, to check it.
+
+        Args:
+            directory: Where it lies; a store that is open already is given back.
+            is_checked: Whether to compare every shard with its checksum.
+
+        Raises:
+            StoreError: A shard is missing or damaged, named; the harvest is unfinished; or there is no store.
+        """
+        if isinstance(directory, FactorStore):
+            return directory
+        folder = Path(directory)
+        manifest = Manifest.read(folder)
+        _refuse_unfinished(folder, manifest)
+        if is_checked:
+            _refuse_damaged(folder, manifest)
+        tensors = load_file(folder / INPUTS)
+        train, held_out = (
+            DiskGradients([ShardFile(folder / s.name) for s in manifest.planned if s.split == split], manifest.stored)
+            for split in (TRAIN, HELD_OUT)
+        )
+        return cls(
+            directory=folder,
+            manifest=manifest,
+            train=train,
+            held_out=held_out,
+            plan=SamplePlan(tensors["plan/train"], tensors["plan/held_out"], manifest.n_slots),
+            data=inputs_from(tensors, "data"),
+            partners=inputs_from(tensors, "partners"),
+            reference=tensors.get("reference"),
+        )
+
+    def __repr__(self) -> str:
+        """What it holds."""
+        recipe, manifest = self.manifest.recipe, self.manifest
+        n_bytes = sum(shard.n_bytes for shard in manifest.whole.values())
+        return (
+            f"FactorStore: {self.train.n_samples:,} training and {self.held_out.n_samples:,} held-out gradients of "
+            f"{', '.join(self.names)} (divergence {recipe['divergence']!r}, reference {recipe['reference']!r}), "
+            f"{n_bytes / 2**20:,.1f} MiB in {len(manifest.planned)} shards at {self.directory}"
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters."""
+        return list(self.manifest.stored)
+
+    @property
+    def settings(self) -> HarvestSettings:
+        """How samples were taken."""
+        return settings_of(self.manifest.recipe)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the record of a fit says of it."""
+        return {"directory": str(self.directory), "seed": self.manifest.recipe["seed"]}
+
+    def on(self, device: torch.device) -> "FactorStore":
+        """The same store, whose tensors are brought to a device as they are read."""
+        return replace(self, train=self.train.to(device), held_out=self.held_out.to(device))
+
+    def source(
+        self,
+        adapter: Adapter,
+        subset: ParamSubset,
+        tokens: Any,
+        inputs: Any,
+        *,
+        divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
+        reference: Any = None,
+        settings: HarvestSettings | None = None,
+        method: str = "l3d",
+    ) -> Source:
+        """What a decomposition starts from: the store's own where nothing is given, else what is given, if it is the same.
+
+        Raises:
+            StoreError: Something given is not what the store was harvested from, or the model's weights have changed; names
+                every difference.
+            InputError: The data are not in the store and not given.
+            SettingError: The divergence or the output is code, which is not in the store and not given.
+        """
+        recipe = self.manifest.recipe
+        pairs = self._pairs(adapter, tokens, inputs, reference)
+        data = self._data(adapter, tokens, inputs) if pairs is None else pairs.clean
+        self._need_code("output", recipe["output"], adapter.given_output)
+        output = inspect_output(adapter, data)
+        self._need_code("divergence", recipe["divergence_code"], divergence if callable(divergence) else None)
+        chosen = read_divergence(recipe["divergence"] if divergence == "auto" else divergence, is_logits=output.is_logits)
+        if pairs is not None:
+            check_pairs(adapter, pairs, output, chosen, method)
+        kind = recipe["reference"].split(" ")[0]
+        named = kind if reference is None or pairs is not None else reference
+        kept = None if self.reference is None else self.reference.to(subset.views[0].tensor.device)
+        source = Source(adapter, subset, data, output, chosen, named, pairs, kept)
+        asked = recipe_of(source, settings or self.settings, seed=recipe["seed"], shard_mib=recipe["shard_mib"])
+        asked |= {"reference": recipe["reference"]} if reference is None else {}
+        then = "Leave out what differs to use what the store holds, or harvest into another directory=."
+        refuse_differences(recipe, asked, where=str(self.directory), then=then)
+        return replace(source, reference=kind)
+
+    def check_count(self, n_features: int) -> None:
+        """Refuse a fit of more features than there are training samples.
+
+        Raises:
+            SampleCountError: As said.
+        """
+        if self.train.n_samples < n_features:
+            raise SampleCountError(
+                f"{self.directory} holds {self.train.n_samples} training samples, fewer than the {n_features} features "
+                "asked for. Harvest more, or ask for fewer; ten samples a feature is the least that can mean anything."
+            )
+
+    def _pairs(self, adapter: Adapter, tokens: Any, inputs: Any, reference: Any) -> PairInputs | None:
+        spec = None if reference is None else as_pairs(reference)
+        if spec is not None:
+            return read_pairs(adapter, spec, tokens, inputs)
+        if reference is not None or self.partners is None:
+            return None
+        partners = self.partners.map(lambda tensor: tensor.to(_device(adapter)))
+        return PairInputs(self._data(adapter, tokens, inputs), partners)
+
+    def _data(self, adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
+        if tokens is not None or inputs is not None:
+            return read_inputs(adapter, tokens, inputs)
+        if self.data is None:
+            raise InputError(
+                f"{self.directory} was harvested from inputs that are not all tensors, which are not kept. Give the same "
+                "inputs= again."
+            )
+        return self.data.map(lambda tensor: tensor.to(_device(adapter)))
+
+    def _need_code(self, name: str, recorded: Any, given: Any) -> None:
+        if recorded is not None and given is None:
+            raise SettingError(
+                f"{self.directory} was harvested with your own {name}=, which is code and is not kept. Give it again: "
+                f"pf.decompose(…, store=…, {name}=…)."
+            )
+
+
+def _device(adapter: Adapter) -> torch.device:
+    return next(iter(adapter.views().values())).stored.device
+
+
+def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:
+    if manifest.missing:
+        raise StoreError(
+            f"{folder} holds {len(manifest.whole)} of {len(manifest.planned)} shards: its harvest was not finished. Call "
+            "pf.harvest again with the same arguments; it goes on with the rest."
+        )
+
+
+def _refuse_damaged(folder: Path, manifest: Manifest) -> None:
+    damaged = manifest.damaged(folder)
+    if not has_inputs(folder, manifest):
+        damaged[INPUTS] = "is not what was written"
+    if damaged:
+        found = "; ".join(f"{folder / name} {why}" for name, why in damaged.items())
+        raise StoreError(f"{found}. Call pf.harvest again with the same arguments: it makes what is damaged anew.")

@@ -1,0 +1,129 @@
+"""What a store of gradients was made from, as JSON: two recipes that are equal give the same bits."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from param_features.adapters import Adapter
+from param_features.divergence import CustomDivergence
+from param_features.errors import StoreError
+from param_features.gradients import HarvestSettings
+from param_features.inputs import ModelInputs
+from param_features.record import ParamRecord
+from param_features.source import Source
+
+Recipe = dict[str, Any]
+
+_LABELS = {
+    "weights": "the model's other weights",
+    "data": "tokens= (or inputs=)",
+    "partners": "the corrupted prompts",
+    "divergence_code": "the code of divergence=",
+    "output": "output=",
+    "output_code": "the code of output=",
+}
+"""How entries whose names say too little are called in messages."""
+
+
+def recipe_of(source: Source, settings: HarvestSettings, *, seed: int, shard_mib: float) -> Recipe:
+    """All that decides what a store holds. Cost: hashes the model's weights and the data."""
+    own, asked = source.divergence, source.adapter.given_output
+    fingerprints = source.subset.fingerprint()
+    recipe = {
+        "params": {view.name: asdict(ParamRecord.of(view, fingerprints[view.name])) for view in source.subset.views},
+        "weights": _weights(source.adapter),
+        "data": _data(source.data),
+        "partners": None if source.pairs is None else _data(source.pairs.corrupted),
+        "divergence": own.name,
+        "divergence_code": _code(own.function) if isinstance(own, CustomDivergence) else None,
+        "output": None if asked is None else getattr(asked, "__name__", type(asked).__name__),
+        "output_code": None if asked is None else _code(asked),
+        "reference": source.reference if isinstance(source.reference, str) else f"given {_tensor(source.reference)}",
+        "seed": seed,
+        "shard_mib": shard_mib,
+    }
+    rest = {name: value for name, value in asdict(settings).items() if name != "max_memory_gib"}
+    return json.loads(json.dumps(recipe | rest))
+
+
+def settings_of(recipe: Recipe) -> HarvestSettings:
+    """The settings that a recipe records."""
+    return HarvestSettings(**{name: recipe[name] for name in asdict(HarvestSettings()) if name in recipe})
+
+
+def refuse_differences(kept: Recipe, asked: Recipe, *, where: str, then: str) -> None:
+    """Refuse what differs from a recipe that was followed before.
+
+    Raises:
+        StoreError: Names every difference, with both values.
+    """
+    found = [line for name in kept if kept[name] != asked.get(name) for line in _lines(name, kept, asked)]
+    if found:
+        raise StoreError(f"{where} was harvested from something else: {'; '.join(found)}. {then}")
+
+
+def _lines(name: str, kept: Recipe, asked: Recipe) -> list[str]:
+    if name == "params":
+        return _param_lines(kept[name], asked[name])
+    if name == "weights" and kept["params"] != asked["params"]:
+        return []
+    return [f"{_LABELS.get(name, name + '=')} {_short(asked.get(name))}, there {_short(kept[name])}"]
+
+
+def _param_lines(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    if list(kept) != list(asked):
+        return [f"params= chooses {', '.join(asked)}, there {', '.join(kept)}"]
+    changed = [name for name in kept if kept[name] != asked[name]]
+    return [f"the weights of {', '.join(map(repr, changed))} have changed"]
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, str):
+        return repr(value)
+    *kind, last = value.split(" ")
+    return " ".join([*kind, f"{last[:8]}…"]) if len(last) == 64 else repr(value)
+
+
+def _weights(adapter: Adapter) -> str:
+    """SHA-256 of every parameter and saved buffer, by name."""
+    tensors = {name: view.stored for name, view in adapter.views().items()}
+    for prefix, module in adapter.module.named_modules():
+        saved = (name for name in module._buffers if name not in module._non_persistent_buffers_set)
+        tensors |= {f"{prefix}.{name}": module._buffers[name] for name in saved if module._buffers[name] is not None}
+    return _sha(*(part for name in sorted(tensors) for part in (name.encode(), _tensor(tensors[name]).encode())))
+
+
+def _data(inputs: ModelInputs) -> str:
+    """SHA-256 of every argument and of the mask."""
+    named = {f"args/{place}": value for place, value in enumerate(inputs.args)} | inputs.kwargs | {"mask": inputs.mask}
+    values = {name: _tensor(value) if isinstance(value, Tensor) else repr(value) for name, value in named.items()}
+    return _sha(json.dumps(values, sort_keys=True).encode())
+
+
+def _tensor(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous()
+    return _sha(f"{data.dtype} {tuple(data.shape)}".encode(), data.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _code(function: Callable) -> str | None:
+    """SHA-256 of a function's code; None of other callables. What it closes over is not seen."""
+    code = getattr(function, "__code__", None)
+    return None if code is None else _sha(repr(_constants(code)).encode())
+
+
+def _constants(code: CodeType) -> tuple[Any, ...]:
+    inner = tuple(_constants(value) if isinstance(value, CodeType) else value for value in code.co_consts)
+    return code.co_code, code.co_names, inner
+
+
+def _sha(*parts: Any) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()

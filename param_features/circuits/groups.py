@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -95,13 +96,12 @@ class WeightGroup(Group):
         opposite sign. A direction that lies between others, and says nothing that they do not, holds next to nothing. The
         factor 1 + λ takes back what the ridge takes from directions without overlap.
         """
-        eye = torch.eye(self.n_features, dtype=self.gram.dtype)
-        return self._with_rest((1 + _RIDGE) * torch.linalg.solve(self.gram + _RIDGE * eye, self.overlaps), 1.0)
+        return self._held
 
     def kept(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """See `Group`."""
         own, rest = self._split(nodes)
-        return self._with_rest(self._projected(own) - self._projected(torch.ones_like(own)), rest - 1.0)
+        return self._with_rest(self._projected(own) - self._of_all, rest - 1.0)
 
     def removed(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """See `Group`."""
@@ -111,8 +111,17 @@ class WeightGroup(Group):
     def missing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """The overlap of each direction with the part of the weights that is gone."""
         own, rest = self._split(nodes)
-        gone = self._projected(torch.ones_like(own)) - self._projected(own)
+        gone = self._of_all - self._projected(own)
         return self._with_rest(torch.where(own, 0.0, self.gram @ gone), 1.0 - rest)
+
+    @cached_property
+    def _held(self) -> Float[Tensor, " node"]:
+        eye = torch.eye(self.n_features, dtype=self.gram.dtype)
+        return self._with_rest((1 + _RIDGE) * torch.linalg.solve(self.gram + _RIDGE * eye, self.overlaps), 1.0)
+
+    @cached_property
+    def _of_all(self) -> Float[Tensor, " feature"]:
+        return self._projected(torch.ones(self.n_features, dtype=torch.bool))
 
     def _projected(self, nodes: Bool[Tensor, " feature"]) -> Float[Tensor, " feature"]:
         """Coefficients of W's projection onto the span of the marked features."""

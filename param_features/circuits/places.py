@@ -142,7 +142,9 @@ def is_positional(rows: Tensor, is_real: Tensor | None) -> bool:
 def mean_parts(
     place: Place, sources: Sequence[tuple[Any, Tensor]], n_nodes: int, n_rows: int, is_real: Tensor | None
 ) -> Float[Tensor, "node unit"]:
-    """Each node's mean part: over real positions where the place has them, else over rows. Cost: a product for each node.
+    """Each node's mean part: over real positions where the place has them, else over rows.
+
+    Cost: a product for each node, or for each unit of the output where these are fewer.
 
     Args:
         place: Whose nodes.
@@ -151,18 +153,38 @@ def mean_parts(
         n_rows: Rows of the batch.
         is_real: False at padding, [row pos]; None in a model without tokens.
     """
+    rows = by_row(sources[0][1], n_rows)
+    n_units = rows[0, 0].numel() if is_positional(rows, is_real) else rows[0].numel()
+    parts = [
+        _by_node(place, *one, n_nodes, n_rows, is_real) if n_nodes <= n_units else _by_unit(place, *one, n_rows, is_real)
+        for one in sources
+    ]
+    return torch.stack(parts).mean(0)
+
+
+def _by_node(
+    place: Place, source: Any, like: Tensor, n_nodes: int, n_rows: int, is_real: Tensor | None
+) -> Float[Tensor, "node unit"]:
+    """Every node written out by itself."""
     found = []
-    for node in torch.eye(n_nodes, dtype=torch.promote_types(sources[0][1].dtype, torch.float32)):
-        amounts = node.to(sources[0][1].device).expand(n_rows, -1)
-        parts = [by_row(place.written(source, amounts, like).detach(), n_rows) for source, like in sources]
-        found.append(torch.cat([_units(part, is_real) for part in parts]).mean(0))
+    for node in torch.eye(n_nodes, dtype=torch.promote_types(like.dtype, torch.float32)).to(like.device):
+        rows = by_row(place.written(source, node.expand(n_rows, -1), like).detach(), n_rows)
+        real = rows[is_real.to(rows.device)] if is_real is not None and is_positional(rows, is_real) else rows
+        found.append(real.flatten(1).mean(0))
     return torch.stack(found)
 
 
-def _units(rows: Tensor, is_real: Tensor | None) -> Float[Tensor, "sample unit"]:
-    if is_real is None or not is_positional(rows, is_real):
-        return rows.flatten(1)
-    return rows[is_real.to(rows.device)].flatten(1)
+def _by_unit(place: Place, source: Any, like: Tensor, n_rows: int, is_real: Tensor | None) -> Float[Tensor, "node unit"]:
+    """Every unit of the output, read at all real positions at once."""
+    rows, weight = by_row(like, n_rows), torch.full((n_rows,), 1 / n_rows)
+    if is_real is not None and is_positional(rows, is_real):
+        weight = is_real.cpu() / is_real.sum().cpu()
+    shape, found = rows.shape[weight.dim() :], []
+    weight = weight.to(rows.device, torch.promote_types(like.dtype, torch.float32)).reshape(*weight.shape, *[1] * len(shape))
+    for unit in torch.eye(shape.numel(), dtype=weight.dtype).to(rows.device):
+        delta = weight * unit.reshape(shape)
+        found.append(place.inner(source, delta.reshape(like.shape), n_rows).detach().sum(0))
+    return torch.stack(found, 1)
 
 
 def mean_inner(delta: Tensor, means: Float[Tensor, "node unit"], n_rows: int, is_real: Tensor | None) -> Tensor:

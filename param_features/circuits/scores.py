@@ -13,7 +13,7 @@ from param_features.circuits.places import SaePlace
 from param_features.errors import InputError
 from param_features.measure.controls import random_like
 
-_N_DRAWS, _NEAREST = 1000, 10
+_N_DRAWS, _NEAREST, _ROWS = 1000, 10, 16
 
 
 @torch.no_grad()
@@ -129,7 +129,10 @@ def _matched(
 
 
 def frequencies(subject: Subject) -> Float[Tensor, " node"]:
-    """Share of samples on which each feature is kept: parameter features on their own examples, SAEs on the prompts."""
+    """Share of samples on which each feature is kept: parameter features on 16 of their own examples, SAEs on the prompts.
+
+    Cost: activations of 16 sequences for each set.
+    """
     found, seen = [], subject.sources(subject.inputs)
     for group in subject.groups:
         if isinstance(group, WeightGroup):
@@ -149,7 +152,8 @@ def _own_densities(group: WeightGroup) -> Float[Tensor, " feature"]:
             f"The features of {group.name!r} were saved without examples, so circuits of equal frequency cannot be drawn. "
             "Ask for n_random=0, or decompose again."
         )
-    return group.features.densities().double()
+    few = replace(group.features, examples=group.features.examples.rows(slice(0, _ROWS)), _cache={})
+    return few.densities().double()
 
 
 def _minimality(subject: Subject, kept: Tensor, own: Tensor, gap: Float[Tensor, " prompt"]) -> float:

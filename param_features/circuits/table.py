@@ -27,9 +27,14 @@ class Score:
     controls: Mapping[str, float]
 
 
+_CONTROLS = ("random", "random_best", "matched", "matched_best")
+
+
 def score_rows(scores: Mapping[str, float]) -> tuple[Score, ...]:
-    """Scores with their controls: a name that starts with another's name and `_` is a control of it."""
-    owners = {name: min((other for other in scores if name.startswith(f"{other}_")), key=len, default="") for name in scores}
+    """Scores with their controls: another's name, `_`, and the name of a control."""
+    owners = {
+        name: next((base for base in scores for control in _CONTROLS if name == f"{base}_{control}"), "") for name in scores
+    }
     return tuple(Score(base, scores[base], _controls(base, owners, scores)) for base in scores if not owners[base])
 
 

@@ -355,9 +355,9 @@ def test_neuronpedia_needs_a_node_and_a_prompt(tmp_path):
 
 
 def test_scores_stand_beside_their_controls():
-    names = ("faithfulness", "faithfulness_random", "faithfulness_random_std", "faith", "completeness_random")
+    names = ("faithfulness", "faithfulness_random", "faithfulness_random_best", "faith", "completeness_random")
     rows = {row.name: row.controls for row in score_rows(dict.fromkeys(names, 0.5))}
-    assert rows == {"faithfulness": {"random": 0.5, "random_std": 0.5}, "faith": {}, "completeness_random": {}}
+    assert rows == {"faithfulness": {"random": 0.5, "random_best": 0.5}, "faith": {}, "completeness_random": {}}
     assert all(len(row.controls) == 0 for row in score_rows({"a": 1.0, "ab": 2.0, "a b": 3.0}))
 
 

@@ -268,3 +268,17 @@ def test_features_of_two_models_are_refused(sets, prompts, tiny_tokens):
     other = pf.decompose(hooked_transformer(), PARAMS[1], tiny_tokens, **call)
     with pytest.raises(FeatureMismatchError, match="another model object"):
         pf.indirect_effects([sets[0], other], prompts)
+
+
+@pytest.mark.parametrize("n_features", [3, 20])
+def test_mean_parts_are_alike_by_node_and_by_unit(tiny_hooked, tiny_tokens, n_features):
+    """Whichever is cheaper: the means of every node's part, written out here one by one."""
+    call = {"n_features": n_features, "l0": 1, "steps": 2, "n_samples": 200, "progress": False}
+    features = pf.decompose(tiny_hooked, PARAMS[2], tiny_tokens, **call)
+    subject = subject_of(features, tiny_tokens[:3], "mean", background=tiny_tokens[5:9])
+    ((place, group),) = subject.places.items()
+    ((_, seen),) = subject.sources(pf.inputs.read_inputs(subject.adapter, tiny_tokens[5:9], None)).items()
+    for node in range(group.n_nodes):
+        amounts = torch.eye(group.n_nodes, dtype=torch.float64)[node].expand(4, -1)
+        part = place.written(seen.source, amounts, seen.output).flatten(0, 1).flatten(1).mean(0)
+        torch.testing.assert_close(subject.baseline.means[place][node], part.detach())

@@ -22,7 +22,8 @@ def test_the_documentation_holds_blocks():
 
 
 @pytest.mark.parametrize(("place", "block"), BLOCKS, ids=[place for place, _ in BLOCKS])
-def test_block_runs(place, block, monkeypatch):
+def test_block_runs(place, block, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # blocks write files
     if "train_sae" in block:
         sae_library()
     monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))

@@ -207,4 +207,8 @@ def _picked(logits: Float[Tensor, "row vocab"], ids: Int[Tensor, " row"]) -> Flo
 
 
 def _said(tokens: Any) -> str:
-    return repr(tokens) if isinstance(tokens, str | int) else "its own"
+    """One token, or the different ones of all prompts, three at most."""
+    if isinstance(tokens, str | int):
+        return repr(tokens)
+    distinct = list(dict.fromkeys(tokens.tolist() if isinstance(tokens, Tensor) else tokens))
+    return " / ".join(map(repr, distinct[:3])) + (" / …" if len(distinct) > 3 else "")

@@ -53,7 +53,8 @@ def test_words_are_tokens_of_the_demo_model():
     number = adapter.to_ids(" she")[-1]
     found = pf.LogitDifference(" she", " he").on(adapter, inputs)(output)
     assert float(found) == pytest.approx(float(output[0, 1, number] - output[0, 1, adapter.to_ids(" he")[-1]]))
-    assert "' she'" in pf.LogitDifference(" she", " he").name
+    assert pf.LogitDifference(" she", [" he", " he", " it"]).name == "logit difference ' she' − ' he' / ' it'"
+    assert pf.LogProbability(torch.tensor([4, 5, 6, 7])).name == "log-probability of 4 / 5 / 6 / …"
     with pytest.raises(InputError, match="is no single token here"):
         pf.LogProbability(" she he").on(adapter, inputs)
 

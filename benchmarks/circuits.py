@@ -118,7 +118,8 @@ def saturated() -> None:
 def induction(n_seeds: int) -> None:
     """The induction toy: for every letter that repeats, a circuit of a tenth of 160 features of both layers."""
     names = [f"blocks.{layer}.attn.{name}" for layer, name in ((0, "W_V"), (0, "W_O"), (1, "W_Q"), (1, "W_K"))]
-    shown = ("faithfulness", "completeness", "faithfulness_random", "faithfulness_matched", "gap", "gap_random")
+    shown = ("faithfulness", "completeness", "faithfulness_random", "faithfulness_matched", "faithfulness_directions")
+    shown += ("gap", "gap_random")
     for seed in range(n_seeds):
         toy = pf.toys.induction(seed=seed)
         call = {"n_features": 40, "l0": 5, "steps": 500, "n_samples": 9600, "seed": seed, "progress": False}
@@ -136,7 +137,11 @@ def induction(n_seeds: int) -> None:
         print(f"seed {seed}: {LETTERS} letters, median and worst; features of both layers in {both}")
         for place, name in enumerate(shown):
             column = table[:, place]
-            worst = column.max() if name.startswith("comp") or name.endswith(("random", "matched")) else column.min()
+            worst = (
+                column.max()
+                if name.startswith("comp") or name.endswith(("random", "matched", "directions"))
+                else column.min()
+            )
             print(f"  {name:22} {column.median():.3f}  {worst:.3f}")
         values = torch.tensor(unseen)
         print(

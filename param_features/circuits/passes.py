@@ -145,9 +145,9 @@ class Subject:
         probes: dict[Key, Tensor] = {}
         with held_still(self.adapter.module), self._probing(amounts or {}, seen, probes):
             values = self.measured()
-        if not probes:
-            raise AdapterError("None of the nodes' places is passed in this model's forward pass.")
-        found = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True, materialize_grads=True)
+            if not probes:
+                raise AdapterError("None of the nodes' places is passed in this model's forward pass.")
+            found = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True, materialize_grads=True)
         cotangents = dict(zip(probes, found, strict=True))
         with torch.no_grad():
             by_node = self.read(seen, cotangents)

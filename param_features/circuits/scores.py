@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from param_features.circuits.choose import by_growth
 from param_features.circuits.groups import Group, WeightGroup, weight_group
 from param_features.circuits.passes import Subject
 from param_features.circuits.places import SaePlace
 from param_features.errors import InputError
 from param_features.measure.controls import random_like
 
-_N_DRAWS, _NEAREST, _ROWS = 1000, 10, 16
+_N_DRAWS, _NEAREST, _ROWS, _ROUNDS = 1000, 10, 16, 10
 
 
 @torch.no_grad()
@@ -28,9 +29,10 @@ def score(
     `…_random` is the mean of random circuits with as many features, `…_matched` of such whose features lie in the same
     groups and are as frequent, `…_best` the best of either. `faithfulness_low` and `_high` are the 5th and 95th percentile
     over prompts drawn with replacement. `gap` is m(M) − m(∅), and `gap_random` the same where as many random directions of
-    the same rank are taken away: where the two are alike, the ratios say nothing. `faithfulness_no_errors` leaves the
+    the same rank are taken away: where the two are alike, the ratios say nothing. `faithfulness_directions` is that of as
+    many random directions, grown from all of these as circuits are, in their own gap. `faithfulness_no_errors` leaves the
     errors out of C and ∅. Ratios of a gap of nothing are left out.
-    Cost: two forward passes for each random circuit and one for each of the circuit's features.
+    Cost: two forward passes for each random circuit, one for each of the circuit's features, and growing a circuit.
 
     Args:
         subject: Whose nodes.
@@ -57,7 +59,6 @@ def score(
         "metric_circuit": float(own.mean()),
         "metric_empty": float(empty.mean()),
         "gap": float(model.mean() - empty.mean()),
-        "gap_random": float(model.mean() - without.values(without.kept(without.is_error)).mean()),
         "faithfulness": share(own),
         "completeness": share(rest),
         "faithfulness_no_errors": share(subject.values(subject.kept(kept & ~errors)), blank),
@@ -65,6 +66,7 @@ def score(
     }
     low, high = _spread(own - empty, model - empty, generator)
     found |= {"faithfulness_low": low, "faithfulness_high": high}
+    found |= _of_directions(without, model, int(found["n_features"]))
     for name, circuits in _rivals(subject, kept, n_random, generator).items():
         faithful = [share(subject.values(subject.kept(one))) for one in circuits]
         complete = [share(subject.values(subject.removed(one & ~errors))) for one in circuits]
@@ -74,6 +76,16 @@ def score(
             f"completeness_{name}": sum(complete) / len(complete),
         }
     return {name: value for name, value in found.items() if isfinite(value)}
+
+
+def _of_directions(without: Subject, model: Float[Tensor, " prompt"], n_nodes: int) -> dict[str, float]:
+    """A circuit of as many random directions, grown as circuits of features are, in the random directions' own gap."""
+    empty = without.values(without.kept(without.is_error)).mean()
+    found = {"gap_random": float(model.mean() - empty)}
+    if n_nodes < 1:
+        return found
+    own = without.values(without.kept(by_growth(without, n_nodes, _ROUNDS))).mean()
+    return found | {"faithfulness_directions": _ratio(own - empty, model.mean() - empty)}
 
 
 def with_random_directions(subject: Subject, generator: torch.Generator) -> Subject:

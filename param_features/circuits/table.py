@@ -27,7 +27,7 @@ class Score:
     controls: Mapping[str, float]
 
 
-_CONTROLS = ("random", "random_best", "matched", "matched_best")
+_CONTROLS = ("random", "random_best", "matched", "matched_best", "directions")
 
 
 def score_rows(scores: Mapping[str, float]) -> tuple[Score, ...]:

@@ -171,6 +171,22 @@ def test_scores_are_those_of_the_edited_model(found, sets, tiny_tokens, tiny_hoo
     torch.testing.assert_close(subject.values(subject.kept(subject.is_error)), measured(False), rtol=0, atol=1e-8)
 
 
+def test_random_directions_are_grown_as_a_control(found, sets, tiny_tokens):
+    """All of them are faithful; a few are scored in their own gap."""
+    subject = subject_of(sets, tiny_tokens[:6])
+    generator = torch.Generator().manual_seed(0)
+    drawn = with_random_directions(subject, generator)
+    everything = torch.ones(len(subject.names), dtype=torch.bool)
+    whole = score(subject, everything, n_random=0, generator=generator, without=drawn)
+    assert whole["faithfulness_directions"] == pytest.approx(1)
+    empty, model = drawn.values(drawn.kept(drawn.is_error)).mean(), drawn.values().mean()
+    assert whole["gap_random"] == pytest.approx(float(model - empty))
+    few = score(subject, by_growth(subject, 4, 10), n_random=0, generator=generator, without=drawn)
+    own = drawn.values(drawn.kept(by_growth(drawn, 4, 10))).mean()
+    assert few["faithfulness_directions"] == pytest.approx(float((own - empty) / (model - empty)))
+    assert "faithfulness_directions" in found.scores
+
+
 def test_frequencies_are_densities(sets, tiny_tokens):
     subject = subject_of(sets[:1], tiny_tokens[:6])
     torch.testing.assert_close(frequencies(subject)[:5], sets[0].densities().double())

@@ -282,3 +282,10 @@ def test_mean_parts_are_alike_by_node_and_by_unit(tiny_hooked, tiny_tokens, n_fe
         amounts = torch.eye(group.n_nodes, dtype=torch.float64)[node].expand(4, -1)
         part = place.written(seen.source, amounts, seen.output).flatten(0, 1).flatten(1).mean(0)
         torch.testing.assert_close(subject.baseline.means[place][node], part.detach())
+
+
+def test_no_grad_outside_does_no_harm(sets, prompts):
+    with torch.no_grad():
+        inside = pf.indirect_effects(sets, prompts, last_log_probability, method="integrated", n_steps=2)
+    outside = pf.indirect_effects(sets, prompts, last_log_probability, method="integrated", n_steps=2)
+    torch.testing.assert_close(inside.values, outside.values)

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.circuits.groups import WeightGroup, read_groups
+from param_features.circuits.ablation import with_ablation
+from param_features.circuits.groups import WeightGroup
 from param_features.circuits.metric import read_metric
-from param_features.circuits.passes import Subject, in_order, with_ablation
+from param_features.circuits.passes import Subject, in_order
+from param_features.circuits.reading import read_groups
 from param_features.errors import SettingError, nearest
 from param_features.inputs import ModelInputs, read_inputs
 

@@ -1,23 +1,17 @@
 """Groups of nodes: the features of a decomposition and the rest of its weights, or an SAE's features and its error."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from param_features.adapters.sae_lens import read_sae
 from param_features.circuits.graph import Kind
-from param_features.circuits.places import Factors, Place, SaePlace, WeightPlace
-from param_features.errors import AdapterError, FeatureMismatchError, SettingError
+from param_features.circuits.places import Place
 from param_features.features import ParamFeatures
-from param_features.gradients import GradientEngine
-from param_features.intervene.span import outside_span, weight_overlaps
-from param_features.sae.site import find_place
 
 _RIDGE = 0.1
 """λ beside unit norms."""
@@ -160,138 +154,3 @@ class SaeGroup(Group):
     def missing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """See `Group`."""
         return 1 - nodes.double()
-
-
-def weight_group(features: ParamFeatures, name: str, *, has_error: bool = True) -> WeightGroup:
-    """The features of a bound set as nodes.
-
-    Args:
-        features: Bound to a model.
-        name: Of the group.
-        has_error: Whether the rest of the weights is a node too.
-
-    Raises:
-        NotBoundError: The features were loaded without a model.
-        AdapterError: A parameter has no layer rule here.
-    """
-    engine = features._bound("circuit")
-    check_rules(engine)
-    directions = features.v_out
-    rest = outside_span(directions, engine.subset) if has_error else {}
-    places = []
-    for view in engine.subset.views:
-        parts = (directions.factors[view.name], *([_whole(view.to_matrix(rest[view.name]))] if has_error else []))
-        places += [WeightPlace(tap, parts) for tap in engine.routes.taps[view.name]]
-    gram = directions.gram().double().cpu()
-    overlaps = weight_overlaps(directions, engine.subset).cpu()
-    return WeightGroup(name, directions.n_features, tuple(places), has_error, features, gram, overlaps)
-
-
-def check_rules(engine: GradientEngine) -> None:
-    """Refuse parameters whose part of an output cannot be told apart by feature.
-
-    Raises:
-        AdapterError: A parameter has no layer rule here.
-    """
-    dense = [name for name in engine.subset.names if name not in engine.routes.taps]
-    if dense:
-        why = engine.routes.why_dense.get(dense[0], "no layer rule")
-        raise AdapterError(
-            f"Circuits need a layer rule for every parameter, and {dense[0]!r} has none here ({why}). Choose parameters of "
-            "layers with a rule: linear maps, convolutions, embeddings, norms."
-        )
-
-
-def sae_group(sae: Any, hook_name: str | None, features: ParamFeatures) -> SaeGroup:
-    """An SAE's features where the model passes what it reads, and its error.
-
-    Raises:
-        AdapterError: It is no SAE.
-        SettingError: Neither its metadata nor the user says where it reads.
-        UnknownHookError: The model has no such place.
-    """
-    found = read_sae(sae)
-    place = hook_name or found.hook_name
-    if place is None:
-        raise SettingError(f"Where the {found.description} reads is not known. Give saes={{hook_name: sae}}.")
-    module = find_place(features._bound("circuit").adapter, place)
-    return SaeGroup(place, found.n_features, (SaePlace(module, place, found),), True)
-
-
-def read_groups(features: Any, saes: Any) -> tuple[Group, ...]:
-    """What the user means by features and SAEs, as groups of one model.
-
-    Args:
-        features: One set of features, several in a list, or by names of the user's choice.
-        saes: One SAE, several in a list, or by the names of their places; None for none.
-
-    Raises:
-        FeatureMismatchError: The sets belong to different models, or two hold the same parameter.
-        SettingError: No features are given, or two groups have one name.
-    """
-    named = read_named(features)
-    first = next(iter(named.values()))
-    pairs = saes.items() if isinstance(saes, Mapping) else [(None, sae) for sae in _listed(saes)]
-    groups: list[Group] = [weight_group(one, name) for name, one in named.items()]
-    groups += [sae_group(sae, hook_name, first) for hook_name, sae in pairs]
-    names = [group.name for group in groups]
-    if len(set(names)) < len(names):
-        raise SettingError(f"Two groups have one name: {', '.join(names)}. Give features={{name: features}}.")
-    return tuple(groups)
-
-
-def read_named(features: Any) -> dict[str, ParamFeatures]:
-    """Sets of features of one model by name: the user's, or their parameters'.
-
-    Raises:
-        FeatureMismatchError: The sets belong to different models, or two hold the same parameter.
-        SettingError: No features are given.
-    """
-    named = _named(features)
-    if not named or not all(isinstance(one, ParamFeatures) for one in named.values()):
-        raise SettingError("features= holds no feature sets. Give what pf.decompose returns, a list of these, or a mapping.")
-    modules = {name: one._bound("circuit").adapter.module for name, one in named.items()}
-    first, taken = next(iter(named)), dict[tuple[int, str], str]()
-    for name, one in named.items():
-        if modules[name] is not modules[first]:
-            raise FeatureMismatchError(
-                f"{name!r} belongs to another model object than {first!r}. Bind all of them to one: "
-                "pf.load(dir, model=model)."
-            )
-        for view in one._bound("circuit").subset.views:
-            key = (id(view.stored), str(view.layout.part))
-            if taken.setdefault(key, name) != name:
-                raise FeatureMismatchError(
-                    f"{name!r} and {taken[key]!r} both hold {view.name!r}, whose parts would be counted twice. "
-                    "Give one set for each parameter."
-                )
-    return named
-
-
-def _named(features: Any) -> dict[str, Any]:
-    if isinstance(features, Mapping):
-        return dict(features)
-    found: dict[str, Any] = {}
-    for one in _listed(features):
-        name = ", ".join(one.params) if isinstance(one, ParamFeatures) else str(one)
-        if name in found:
-            raise FeatureMismatchError(f"Two sets of features hold {name!r}. Give one set for each parameter.")
-        found[name] = one
-    return found
-
-
-def _listed(given: Any) -> list[Any]:
-    if given is None:
-        return []
-    is_many = isinstance(given, Sequence) and not isinstance(given, str) and not _is_release(given)
-    return list(given) if is_many else [given]
-
-
-def _is_release(given: Sequence) -> bool:
-    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, str) for part in given)
-
-
-def _whole(matrix: Float[Tensor, "d_out d_in"]) -> Factors:
-    """A matrix as one node of full rank."""
-    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
-    return matrix.unsqueeze(0), eye.unsqueeze(0)

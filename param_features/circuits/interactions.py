@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.circuits.baselines import Zero
-from param_features.circuits.groups import read_named, weight_group
 from param_features.circuits.metric import CustomMetric, Metric, read_metric
 from param_features.circuits.passes import Subject, in_order
+from param_features.circuits.reading import read_named, weight_group
 from param_features.circuits.tangents import slope_changes
 from param_features.errors import SettingError
 from param_features.inputs import ModelInputs, read_inputs

@@ -8,9 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from param_features.circuits.choose import by_growth
-from param_features.circuits.groups import Group, WeightGroup, weight_group
+from param_features.circuits.groups import Group, WeightGroup
 from param_features.circuits.passes import Subject
 from param_features.circuits.places import SaePlace
+from param_features.circuits.reading import weight_group
 from param_features.errors import InputError
 from param_features.measure.controls import random_like
 

@@ -44,8 +44,13 @@ def added_at(engine: GradientEngine, direction: LowRank, where: Where) -> Iterat
         yield
 
 
-def check_rules(engine: GradientEngine) -> None:
-    """Refuse parameters whose part of an output cannot be told from that of other positions.
+def check_rules(engine: GradientEngine, *, needs: str, instead: str) -> None:
+    """Refuse parameters whose part of an output cannot be told apart.
+
+    Args:
+        engine: Knows each parameter's route.
+        needs: What needs the rule, with its verb.
+        instead: What to do without.
 
     Raises:
         AdapterError: A parameter has no layer rule here.
@@ -53,10 +58,7 @@ def check_rules(engine: GradientEngine) -> None:
     dense = [name for name in engine.subset.names if name not in engine.routes.taps]
     if dense:
         why = engine.routes.why_dense.get(dense[0], "no layer rule")
-        raise AdapterError(
-            f"where= needs a layer rule for every parameter, and {dense[0]!r} has none here ({why}). Leave where= out: the "
-            "weight is then changed for the whole batch."
-        )
+        raise AdapterError(f"{needs} a layer rule for every parameter, and {dense[0]!r} has none here ({why}). {instead}")
 
 
 def _hooked(tap: Tap, factors: tuple[Tensor, Tensor], where: Where) -> Iterator[RemovableHandle]:

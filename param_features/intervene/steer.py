@@ -63,7 +63,11 @@ def steering(engine: GradientEngine, v_out: LowRank, coefficients: Coefficients,
     if where is None:
         deltas = deltas_of(v_out, coefficients, engine.subset)
         return Steering(coefficients, lambda: engine.subset.edited(deltas))
-    check_rules(engine)
+    check_rules(
+        engine,
+        needs="where= needs",
+        instead="Leave where= out: the weight is then changed for the whole batch.",
+    )
     direction = combined_direction(v_out, coefficients)
     return Steering(coefficients, lambda: added_at(engine, direction, where))
 

@@ -1,0 +1,141 @@
+"""What the user means by features and SAEs, as groups of nodes of one model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.adapters.sae_lens import read_sae
+from param_features.circuits.groups import Group, SaeGroup, WeightGroup
+from param_features.circuits.places import Factors, SaePlace, WeightPlace
+from param_features.errors import FeatureMismatchError, SettingError
+from param_features.features import ParamFeatures
+from param_features.intervene.positions import check_rules
+from param_features.intervene.span import outside_span, weight_overlaps
+from param_features.sae.site import find_place
+
+
+def weight_group(features: ParamFeatures, name: str, *, has_error: bool = True) -> WeightGroup:
+    """The features of a bound set as nodes.
+
+    Args:
+        features: Bound to a model.
+        name: Of the group.
+        has_error: Whether the rest of the weights is a node too.
+
+    Raises:
+        NotBoundError: The features were loaded without a model.
+        AdapterError: A parameter has no layer rule here.
+    """
+    engine = features._bound("circuit")
+    check_rules(
+        engine,
+        needs="Circuits need",
+        instead="Choose parameters of layers with a rule: linear maps, convolutions, embeddings, norms.",
+    )
+    directions = features.v_out
+    rest = outside_span(directions, engine.subset) if has_error else {}
+    places = []
+    for view in engine.subset.views:
+        parts = (directions.factors[view.name], *([_whole(view.to_matrix(rest[view.name]))] if has_error else []))
+        places += [WeightPlace(tap, parts) for tap in engine.routes.taps[view.name]]
+    gram = directions.gram().double().cpu()
+    overlaps = weight_overlaps(directions, engine.subset).cpu()
+    return WeightGroup(name, directions.n_features, tuple(places), has_error, features, gram, overlaps)
+
+
+def sae_group(sae: Any, hook_name: str | None, features: ParamFeatures) -> SaeGroup:
+    """An SAE's features where the model passes what it reads, and its error.
+
+    Raises:
+        AdapterError: It is no SAE.
+        SettingError: Neither its metadata nor the user says where it reads.
+        UnknownHookError: The model has no such place.
+    """
+    found = read_sae(sae)
+    place = hook_name or found.hook_name
+    if place is None:
+        raise SettingError(f"Where the {found.description} reads is not known. Give saes={{hook_name: sae}}.")
+    module = find_place(features._bound("circuit").adapter, place)
+    return SaeGroup(place, found.n_features, (SaePlace(module, place, found),), True)
+
+
+def read_groups(features: Any, saes: Any) -> tuple[Group, ...]:
+    """What the user means by features and SAEs, as groups of one model.
+
+    Args:
+        features: One set of features, several in a list, or by names of the user's choice.
+        saes: One SAE, several in a list, or by the names of their places; None for none.
+
+    Raises:
+        FeatureMismatchError: The sets belong to different models, or two hold the same parameter.
+        SettingError: No features are given, or two groups have one name.
+    """
+    named = read_named(features)
+    first = next(iter(named.values()))
+    pairs = saes.items() if isinstance(saes, Mapping) else [(None, sae) for sae in _listed(saes)]
+    groups: list[Group] = [weight_group(one, name) for name, one in named.items()]
+    groups += [sae_group(sae, hook_name, first) for hook_name, sae in pairs]
+    names = [group.name for group in groups]
+    if len(set(names)) < len(names):
+        raise SettingError(f"Two groups have one name: {', '.join(names)}. Give features={{name: features}}.")
+    return tuple(groups)
+
+
+def read_named(features: Any) -> dict[str, ParamFeatures]:
+    """Sets of features of one model by name: the user's, or their parameters'.
+
+    Raises:
+        FeatureMismatchError: The sets belong to different models, or two hold the same parameter.
+        SettingError: No features are given.
+    """
+    named = _named(features)
+    if not named or not all(isinstance(one, ParamFeatures) for one in named.values()):
+        raise SettingError("features= holds no feature sets. Give what pf.decompose returns, a list of these, or a mapping.")
+    modules = {name: one._bound("circuit").adapter.module for name, one in named.items()}
+    first, taken = next(iter(named)), dict[tuple[int, str], str]()
+    for name, one in named.items():
+        if modules[name] is not modules[first]:
+            raise FeatureMismatchError(
+                f"{name!r} belongs to another model object than {first!r}. Bind all of them to one: "
+                "pf.load(dir, model=model)."
+            )
+        for view in one._bound("circuit").subset.views:
+            key = (id(view.stored), str(view.layout.part))
+            if taken.setdefault(key, name) != name:
+                raise FeatureMismatchError(
+                    f"{name!r} and {taken[key]!r} both hold {view.name!r}, whose parts would be counted twice. "
+                    "Give one set for each parameter."
+                )
+    return named
+
+
+def _named(features: Any) -> dict[str, Any]:
+    if isinstance(features, Mapping):
+        return dict(features)
+    found: dict[str, Any] = {}
+    for one in _listed(features):
+        name = ", ".join(one.params) if isinstance(one, ParamFeatures) else str(one)
+        if name in found:
+            raise FeatureMismatchError(f"Two sets of features hold {name!r}. Give one set for each parameter.")
+        found[name] = one
+    return found
+
+
+def _listed(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    is_many = isinstance(given, Sequence) and not isinstance(given, str) and not _is_release(given)
+    return list(given) if is_many else [given]
+
+
+def _is_release(given: Sequence) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, str) for part in given)
+
+
+def _whole(matrix: Float[Tensor, "d_out d_in"]) -> Factors:
+    """A matrix as one node of full rank."""
+    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+    return matrix.unsqueeze(0), eye.unsqueeze(0)

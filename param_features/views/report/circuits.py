@@ -28,7 +28,7 @@ def circuit_section(circuit: Circuit, vocabulary: Vocabulary, params: Mapping[st
     numbers = {node.name: number for number, node in enumerate(circuit.nodes)}
     return {
         "metric": circuit.metric,
-        "facts": [[str(name), str(value)] for name, value in circuit.record.items()],
+        "facts": [[str(name), _fact(value)] for name, value in circuit.record.items()],
         "prompts": ["".join(prompt) for prompt in circuit.prompts[:_SHOWN_PROMPTS]],
         "n_prompts": len(circuit.prompts),
         "scores": [
@@ -44,6 +44,10 @@ def circuit_section(circuit: Circuit, vocabulary: Vocabulary, params: Mapping[st
         "edges": [[numbers[edge.source], numbers[edge.target], digits(edge.weight)] for edge in circuit.edges],
         "ranked": [numbers[node.name] for node in ranked(circuit)],
     }
+
+
+def _fact(value: Any) -> str:
+    return str(digits(value)) if isinstance(value, float) else str(value)
 
 
 def _node(node: Node, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from param_features.circuits.places import Place, mean_inner, mean_written
@@ -17,6 +17,10 @@ ABLATIONS = ("mean", "zero", "resample")
 
 class Baseline(ABC):
     """A node's part b_k where it is ablated."""
+
+    def on(self, is_real: Bool[Tensor, "row pos"] | None) -> "Baseline":
+        """The same for other inputs, by their real positions; itself where these play no part."""
+        return self
 
     @abstractmethod
     def inner(self, place: Place, call: int, delta: Tensor, n_rows: int) -> Tensor | float:
@@ -50,6 +54,10 @@ class Mean(Baseline):
 
     means: Mapping[Place, Float[Tensor, "node unit"]]
     is_real: Tensor | None
+
+    def on(self, is_real: Bool[Tensor, "row pos"] | None) -> "Mean":
+        """The same means at other positions."""
+        return Mean(self.means, is_real)
 
     def inner(self, place: Place, call: int, delta: Tensor, n_rows: int) -> Tensor:
         """See `Baseline`."""

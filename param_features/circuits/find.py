@@ -185,16 +185,11 @@ def edge_weights(subject: Subject, kept: Bool[Tensor, " node"]) -> Float[Tensor,
 
     Cost: a forward and a backward pass, and a forward-mode pass for each kept node.
     """
-    clean, holds = subject.slopes(), subject.holds
-    nodes = kept.nonzero().flatten()
-    group_of = torch.cat([torch.full((group.n_nodes,), i) for i, group in enumerate(subject.groups)])
-    first = torch.cat([torch.zeros(1, dtype=torch.long), torch.tensor([g.n_nodes for g in subject.groups]).cumsum(0)])
-    rows = []
+    clean, holds, group_of = subject.slopes(), subject.holds, subject.group_of
+    nodes, rows = kept.nonzero().flatten(), []
     for node in nodes.tolist():
-        group = subject.groups[int(group_of[node])]
-        step = torch.zeros(group.n_nodes, dtype=torch.float64)
-        step[node - int(first[group_of[node]])] = holds[node]
-        flows, straight = direct_flow(subject, clean, {group.name: step.expand(len(subject.inputs), -1)})
+        step = {name: -part for name, part in subject.alone(node).items()}
+        flows, straight = direct_flow(subject, clean, step)
         into = subject.joined(flows).mean(0) * holds
         into = torch.where(group_of == group_of[node], 0.0, into)
         rows.append(torch.cat([into[nodes], straight.mean().reshape(1)]))

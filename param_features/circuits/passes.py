@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from param_features.adapters import Adapter
-from param_features.circuits.baselines import Baseline, Mean, Zero
+from param_features.circuits.baselines import Baseline, Zero
 from param_features.circuits.groups import Group
 from param_features.circuits.metric import Metric, checked
 from param_features.circuits.places import Place, acting
@@ -98,6 +98,11 @@ class Subject:
         return real_positions(self.inputs)
 
     @property
+    def group_of(self) -> Int[Tensor, " node"]:
+        """The number of each node's group, in the order of `names`."""
+        return torch.cat([torch.full((group.n_nodes,), number) for number, group in enumerate(self.groups)])
+
+    @property
     def is_error(self) -> Bool[Tensor, " node"]:
         """Which nodes are errors, in the order of `names`."""
         marks = [torch.arange(group.n_nodes) == group.n_features for group in self.groups]
@@ -107,6 +112,10 @@ class Subject:
     def holds(self) -> Float[Tensor, " node"]:
         """How much of each node the model has."""
         return torch.cat([group.holds for group in self.groups])
+
+    def on(self, inputs: ModelInputs) -> "Subject":
+        """The same nodes and baselines on other inputs."""
+        return replace(self, inputs=inputs, baseline=self.baseline.on(real_positions(inputs)))
 
     def kept(self, nodes: Bool[Tensor, " node"]) -> ByGroup:
         """The amounts by which only the marked nodes remain."""
@@ -133,11 +142,10 @@ class Subject:
         """The same for every prompt; groups that stay as they are left out."""
         return {name: part.expand(len(self.inputs), -1) for name, part in amounts.items() if bool(part.any())}
 
-    @torch.no_grad()
     def values(self, amounts: Amounts | None = None) -> Float[Tensor, " row"]:
         """The metric of every prompt with these amounts, in float64 on the CPU. Cost: a forward pass."""
         with held_still(self.adapter.module), torch.no_grad(), self.with_amounts(amounts or {}):
-            return self.measured().detach().double().cpu()
+            return self.measured().double().cpu()
 
     def slopes(self, amounts: Amounts | None = None) -> Slopes:
         """The metric's derivative by every node's amount, at some amounts. Cost: a forward and a backward pass."""
@@ -220,24 +228,19 @@ class Subject:
         output = self.adapter.run(*self.inputs.args, **self.inputs.kwargs)
         return checked(measure(output), len(self.inputs), self.metric.name)
 
-    @torch.no_grad()
     def sources(self, inputs: ModelInputs) -> dict[Key, Seen]:
         """What every place sees on other inputs, in the order in which they are passed. Cost: a forward pass."""
         seen: dict[Key, Seen] = {}
         with held_still(self.adapter.module), torch.no_grad(), self._probing({}, seen, {}):
             self.adapter.run(*inputs.args, **inputs.kwargs)
-        return {key: Seen(found.source, found.output) for key, found in seen.items()}
+        return seen
 
 
 def _seeing_batches(subject: Subject, batch: list[Subject]) -> RemovableHandle:
     """Before each call of the model, put the subject on that call's inputs into `batch`."""
 
     def see(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        inputs = ModelInputs(args, kwargs)
-        moved = replace(subject, inputs=inputs)
-        if isinstance(subject.baseline, Mean):
-            moved = replace(moved, baseline=Mean(subject.baseline.means, moved.is_real))
-        batch[:] = [moved]
+        batch[:] = [subject.on(ModelInputs(args, kwargs))]
 
     return subject.adapter.module.register_forward_pre_hook(see, with_kwargs=True, prepend=True)
 

@@ -126,8 +126,7 @@ def _matched(
     subject: Subject, kept: Bool[Tensor, " node"], frequency: Float[Tensor, " node"], generator: torch.Generator
 ) -> Tensor:
     """For each of the circuit's features another of its group that is about as frequent; none twice where possible."""
-    group_of = torch.cat([torch.full((group.n_nodes,), i) for i, group in enumerate(subject.groups)])
-    free, chosen = ~kept, []
+    group_of, free, chosen = subject.group_of, ~kept, []
     for node in (kept & ~subject.is_error).nonzero().flatten().tolist():
         candidates = (free & (group_of == group_of[node])).nonzero().flatten()
         if not len(candidates):  # the circuit holds most of the group

@@ -1,22 +1,22 @@
 """Editing with a circuit: nodes that were judged spurious are ablated, and it is measured what else changes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
-from param_features.circuits.baselines import Mean, Resample, Zero
+from param_features.circuits.baselines import Resample
 from param_features.circuits.effects import read_background
-from param_features.circuits.metric import Metric, read_metric
+from param_features.circuits.groups import WeightGroup
+from param_features.circuits.metric import Metric, checked, read_metric
 from param_features.circuits.passes import Subject
 from param_features.divergence import KL
 from param_features.errors import InputError, SettingError, nearest
 from param_features.gradients import held_still
-from param_features.inputs import ModelInputs
 
 
 @dataclass(frozen=True)
@@ -66,27 +66,25 @@ def measure_shift(subject: Subject, names: Sequence[str], others: Any, side: Any
     generator = torch.Generator().manual_seed(seed)
     rivals = [_random_like(subject, marked, generator) for _ in range(n_random)]
 
-    def read(of: Callable[[Bool[Tensor, " node"]], float]) -> tuple[float, float]:
-        return of(marked), _mean([of(rival) for rival in rivals])
+    def after(nodes: Bool[Tensor, " node"]) -> float:
+        return float(subject.values(subject.removed(nodes)).mean())
 
-    none = torch.zeros_like(marked)
-    after, after_random = read(lambda nodes: float(subject.values(subject.removed(nodes)).mean()))
-    found = Shift(tuple(names), subject.metric.name, float(subject.values().mean()), after, after_random)
+    before = float(subject.values().mean())
+    found = Shift(tuple(names), subject.metric.name, before, after(marked), _mean([after(rival) for rival in rivals]))
     if others is None:
         return found
     elsewhere = _on_other_data(subject, others, read_metric(side))
-    outputs = _outputs(elsewhere, none)
-    side_after, side_random = read(lambda nodes: float(elsewhere.values(elsewhere.removed(nodes)).mean()))
-    kl, kl_random = read(lambda nodes: _kl(outputs, _outputs(elsewhere, nodes)))
-    before = float(elsewhere.values().mean())
+    plain = _output(elsewhere, torch.zeros_like(marked))
+    own = _beside(elsewhere, plain, marked)
+    random = [_beside(elsewhere, plain, rival) for rival in rivals]
     return replace(
         found,
         side=elsewhere.metric.name,
-        side_before=before,
-        side_after=side_after,
-        side_after_random=side_random,
-        kl=kl,
-        kl_random=kl_random,
+        side_before=_measured(elsewhere, plain),
+        side_after=own[0],
+        side_after_random=_mean([one[0] for one in random]),
+        kl=own[1],
+        kl_random=_mean([one[1] for one in random]),
     )
 
 
@@ -139,24 +137,37 @@ def _on_other_data(subject: Subject, others: Any, side: Metric) -> Subject:
     inputs = read_background(subject, others)
     if inputs is None:
         raise InputError("No other data are given.")
-    moved = replace(subject, inputs=inputs, metric=side, baseline=Zero())
-    if isinstance(subject.baseline, Mean):
-        moved = replace(moved, baseline=Mean(subject.baseline.means, moved.is_real))
-    return moved
+    return replace(subject.on(inputs), metric=side)
 
 
-@torch.no_grad()
-def _outputs(subject: Subject, nodes: Bool[Tensor, " node"]) -> Float[Tensor, "sample d_output"]:
-    inputs: ModelInputs = subject.inputs
+def _output(subject: Subject, nodes: Bool[Tensor, " node"]) -> Tensor:
+    """The model's output without some nodes."""
     with held_still(subject.adapter.module), torch.no_grad(), subject.with_amounts(subject.removed(nodes)):
-        output = subject.adapter.run(*inputs.args, **inputs.kwargs).double()
-    real = subject.is_real
-    return output.flatten(1) if real is None or output.dim() < 3 else output[real.to(output.device)]
+        return subject.adapter.run(*subject.inputs.args, **subject.inputs.kwargs)
 
 
-def _kl(before: Tensor, after: Tensor) -> float:
+def _beside(subject: Subject, before: Tensor, nodes: Bool[Tensor, " node"]) -> tuple[float, float]:
+    """The metric's mean without some nodes, and KL(before ‖ after), from one run."""
+    after = _output(subject, nodes)
+    return _measured(subject, after), _kl(subject, before, after)
+
+
+def _measured(subject: Subject, output: Tensor) -> float:
+    values = subject.metric.on(subject.adapter, subject.inputs)(output)
+    return float(checked(values, len(subject.inputs), subject.metric.name).double().mean())
+
+
+def _kl(subject: Subject, before: Tensor, after: Tensor) -> float:
+    """Mean over real samples; NaN where the features were not fitted to logits."""
     divergence = KL()
-    return float(divergence.value(after, divergence.to_reference(before)).mean())
+    if not any(isinstance(group, WeightGroup) and isinstance(group.features.divergence, KL) for group in subject.groups):
+        return float("nan")
+    real = subject.is_real
+    pair = [
+        output.double().flatten(1) if real is None or output.dim() < 3 else output.double()[real.to(output.device)]
+        for output in (before, after)
+    ]
+    return float(divergence.value(pair[1], divergence.to_reference(pair[0])).mean())
 
 
 def _mean(values: Sequence[float]) -> float:

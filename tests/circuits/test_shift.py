@@ -79,3 +79,14 @@ def test_refusals(sets, tiny_tokens):
         pass
     with pytest.raises(SettingError, match="Side effects need"):
         resampled.shift([f"{PARAMS[0]}/1"], others=tiny_tokens[20:30])
+
+
+def test_outputs_that_are_no_logits_have_no_kl():
+    toy = pf.toys.saturated()
+    found = pf.circuit(
+        toy.planted_features(), inputs=toy.inputs[:16], metric=toy.metric(), n_nodes=2, n_random=0, ablation="zero"
+    )
+    marked = [node.name for node in found.nodes if node.kind == "parameter"]
+    shift = found.shift(marked, others=toy.inputs[16:32], metric=toy.metric(), n_random=1)
+    assert shift.side_after < shift.side_before
+    assert shift.kl != shift.kl and shift.kl_random != shift.kl_random

@@ -179,6 +179,11 @@ class Adapter(ABC):
         """The module that maps the residual stream to the output, each position alone; None when not known."""
         return None
 
+    def head_weights(self) -> tuple[Tensor, Tensor | None] | None:
+        """The head's weight [d_output, d_model] and bias; None where it is not known to be one product."""
+        head = self.head()
+        return (head.weight, head.bias) if type(head) is nn.Linear else None
+
     def padding(self, mask: Bool[Tensor, "batch pos"]) -> dict[str, Any]:
         """Keyword arguments that tell the model which positions are padding.
 

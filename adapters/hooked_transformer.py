@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from param_features.adapters.attention import rotary_of_table
 from param_features.adapters.lens import LensAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from param_features.attention import Attention
 from param_features.params import ParamView, Site, Tap, default_fold
@@ -100,6 +100,11 @@ class HookedTransformerAdapter(LensAdapter):
     def head(self) -> nn.Module | None:
         """The unembedding, unless a soft cap follows it."""
         return None if self.is_soft_capped else self.model.unembed
+
+    def head_weights(self) -> tuple[Tensor, Tensor | None] | None:
+        """The unembedding's, which TransformerLens keeps with the tokens last."""
+        head = self.head()
+        return None if head is None else (head.W_U.mT, head.b_U)
 
 
 def _inside(layer: nn.Module, hook: str) -> Site:

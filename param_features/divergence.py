@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -57,7 +57,8 @@ class KL(CurvedDivergence):
 
     def cotangent(self, output: Outputs, reference: Outputs) -> Outputs:
         """softmax(f) − y_r."""
-        return output.softmax(-1) - reference
+        p = output.softmax(-1)
+        return p - reference if p.requires_grad or p.dtype != reference.dtype else p.sub_(reference)
 
     def to_reference(self, output: Outputs) -> Outputs:
         """Probabilities."""
@@ -180,20 +181,34 @@ class Reference:
             SampleCountError: Another sample is asked for and the batch holds one.
         """
         if self.pool is not None:
-            return self.pool[_integers(len(self.pool), len(output), generator)].to(output)
+            return self.pool[self.choose(len(output), generator)].to(output)
         if self.kind == "uniform":
             return torch.full_like(output, 1 / output.shape[-1])
         if self.kind == "label":
             labels = torch.multinomial(output.float().softmax(-1).cpu(), 1, generator=generator).to(output.device)
             return torch.zeros_like(output).scatter_(1, labels, 1.0)
-        if len(output) < 2:
+        which = self.choose(len(output), generator).to(output.device)
+        return divergence.to_reference(output)[which]
+
+    @property
+    def is_drawn_from_outputs(self) -> bool:
+        """Whether a reference is drawn with the outputs' own probabilities, rather than chosen by its number."""
+        return self.pool is None and self.kind == "label"
+
+    def choose(self, n_samples: int, generator: torch.Generator) -> Int[Tensor, " sample"]:
+        """The number of each sample's reference: in the pool, or else of another sample of the batch.
+
+        Raises:
+            SampleCountError: Another sample is asked for and the batch holds one.
+        """
+        if self.pool is not None:
+            return _integers(len(self.pool), n_samples, generator)
+        if n_samples < 2:
             raise SampleCountError(
                 "reference='sample' compares each sample with another of its batch, but the batch holds one. Give at least "
                 "two inputs, or another reference."
             )
-        others = divergence.to_reference(output)
-        offset = 1 + _integers(len(output) - 1, len(output), generator).to(output.device)
-        return others[(torch.arange(len(output), device=output.device) + offset) % len(output)]
+        return (torch.arange(n_samples) + 1 + _integers(n_samples - 1, n_samples, generator)) % n_samples
 
 
 def _integers(high: int, n: int, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,8 @@
 """Per-sample gradients: factored where a layer rule exists, dense otherwise, the same answer either way."""
 
 from param_features.gradients.changes import OutputGraph, n_together, output_changes
-from param_features.gradients.engine import GradientEngine, Routes, at_least_float32, check_finite_output
+from param_features.gradients.cotangents import AgainstMean
+from param_features.gradients.engine import CotangentOf, GradientEngine, Routes, at_least_float32, check_finite_output
 from param_features.gradients.harvest import Harvester, HarvestSettings, OwnReferences, SamplePlan, limited, plan_samples
 from param_features.gradients.on_disk import DiskGradients
 from param_features.gradients.outputs import outputs_at
@@ -13,6 +14,8 @@ from param_features.gradients.store import GradientStore, SampleGradients, flatt
 from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed, Kept
 
 __all__ = [
+    "AgainstMean",
+    "CotangentOf",
     "Dense",
     "DiskGradients",
     "Factored",

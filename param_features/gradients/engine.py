@@ -16,6 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from param_features.adapters import Adapter
 from param_features.errors import AdapterError, NonFiniteError, OutputError
 from param_features.gradients.capture import Capture, StopForward, capturing
+from param_features.gradients.cotangents import Cotangents
+from param_features.gradients.head import LinearHead
 from param_features.gradients.rules import required_rule
 from param_features.gradients.state import held_still
 from param_features.gradients.types import Dense, Gradients, join_positions
@@ -39,6 +41,7 @@ class Routes:
         taps: For parameters with a factored rule, the taps of all their uses.
         dense: Parameters that take the `torch.func` route.
         through_head: Whether cotangents are first taken back through the head, so that no backward pass meets it.
+        is_linear: Whether that head is one product, so that KL's cotangents are taken back without the outputs.
         is_vmapped: Whether the dense route maps over samples with vmap; one sample at a time otherwise.
         must_vmap: Whether inputs that vmap cannot map are an error, rather than taken one at a time.
         why_dense: The reason, for each dense parameter.
@@ -47,6 +50,7 @@ class Routes:
     taps: dict[str, tuple[Tap, ...]]
     dense: tuple[str, ...] = ()
     through_head: bool = False
+    is_linear: bool = False
     is_vmapped: bool = True
     must_vmap: bool = False
     why_dense: dict[str, str] = field(default_factory=dict)
@@ -135,11 +139,22 @@ class GradientEngine:
 
     def _through_head(self, states: Tensor, row: Tensor, position: Tensor, cotangent_of: CotangentOf) -> Tensor:
         if not self.routes.through_head:
-            return cotangent_of(check_finite_output(states), row, position)
+            return cotangent_of(check_finite_output(at_least_float32(states)), row, position)
+        below = self._below_head(states, row, cotangent_of)
+        if below is not None:
+            return below
         leaf = states.unsqueeze(1).requires_grad_()
-        output = self._head_alone(leaf)
-        cotangent = cotangent_of(check_finite_output(output.detach().squeeze(1)), row, position)
-        return torch.autograd.grad(output, leaf, cotangent.unsqueeze(1))[0].squeeze(1)
+        output = at_least_float32(self._head_alone(leaf).squeeze(1))
+        cotangent = cotangent_of(check_finite_output(output.detach()), row, position)
+        return torch.autograd.grad(output, leaf, cotangent)[0].squeeze(1)
+
+    def _below_head(self, states: Tensor, row: Tensor, cotangent_of: CotangentOf) -> Tensor | None:
+        """The cotangents below a linear head without its outputs, None where these are needed."""
+        head = LinearHead.of(self.adapter) if self.routes.is_linear else None
+        if head is None or not isinstance(cotangent_of, Cotangents):
+            return None
+        found = cotangent_of.below(head, states, row)
+        return None if found is None else check_finite_output(found, d_output=len(head.weight))
 
     def _head_alone(self, states: Float[Tensor, "sample one d_model"]) -> Float[Tensor, "sample one d_output"]:
         """Call the head without its hooks, since the user's expect whole batches."""
@@ -210,15 +225,16 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def check_finite_output(output: Tensor) -> Tensor:
-    """The output itself.
+def check_finite_output(output: Tensor, *, d_output: int | None = None) -> Tensor:
+    """The output itself, or what was computed from it where `d_output` says its own width. Cost: one pass, no copy.
 
     Raises:
         NonFiniteError: It holds NaN or infinity.
     """
-    if not bool(torch.isfinite(output).all()):
+    if output.numel() and not all(bool(torch.isfinite(end)) for end in output.aminmax()):
+        shape = tuple(output.shape) if d_output is None else (*output.shape[:-1], d_output)
         raise NonFiniteError(
-            f"The model's output of shape {tuple(output.shape)} holds NaN or infinity. Check the weights and the inputs; "
+            f"The model's output of shape {shape} holds NaN or infinity. Check the weights and the inputs; "
             "a model in float16 may overflow, try bfloat16 or float32."
         )
     return output

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from param_features.divergence import Divergence, Reference
 from param_features.errors import SampleCountError, SettingError
-from param_features.gradients.engine import CotangentOf, GradientEngine
+from param_features.gradients.cotangents import AgainstDrawn, AgainstRows
+from param_features.gradients.engine import GradientEngine
 from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory, memory_budget, storable
 from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
@@ -156,17 +157,12 @@ class Harvester:
         The other arguments are those of `store`.
         """
         batch = inputs.rows(rows)
-        cotangent_of = self._drawn(generator) if own is None else self._against(own(rows))
+        drawn = AgainstDrawn(self.divergence, self.reference, generator)
+        cotangent_of = drawn if own is None else AgainstRows(self.divergence, own(rows))
         positions = self._positions(batch, n_slots, generator)
         self.engine.each_slot(
             batch, positions, cotangent_of, lambda slot, gradients: consume(rows, positions[:, slot], gradients)
         )
-
-    def _drawn(self, generator: torch.Generator) -> CotangentOf:
-        return lambda output, *_: self.cotangent(output, generator)
-
-    def _against(self, references: Tensor) -> CotangentOf:
-        return lambda output, row, _: self.divergence.cotangent(output, references[row].to(output))
 
     def _positions(self, batch: ModelInputs, n_slots: int, generator: torch.Generator) -> Int[Tensor, "batch slot"]:
         if not self.engine.per_position:
@@ -174,10 +170,6 @@ class Harvester:
         if self.reference.kind == "pairs":
             return batch.last_positions.unsqueeze(1)
         return draw_positions(batch, n_slots, generator)
-
-    def cotangent(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """∂D/∂f of a batch of samples against references drawn for them."""
-        return self.divergence.cotangent(output, self.reference.draw(self.divergence, output, generator))
 
     def sample_bytes(self, inputs: ModelInputs) -> int:
         """Bytes that a stored sample takes, from one small batch."""

@@ -10,6 +10,8 @@ from torch import Tensor
 from param_features.adapters import Adapter
 from param_features.errors import AdapterError, InputError, ModelStateError, NoGradientError
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
+from param_features.gradients.head import LinearHead
+from param_features.gradients.outputs import outputs_at
 from param_features.gradients.rules import rule_for
 from param_features.gradients.state import held_still
 from param_features.gradients.types import Gradients
@@ -110,8 +112,10 @@ def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, outp
     engine = GradientEngine(adapter, subset, _routes(subset, ruled, {}), output.per_position)
     check = _Check(engine, inputs.rows(slice(0, 2)), output)
     through_head = replace(engine.routes, through_head=not engine.routes.dense and adapter.head() is not None)
-    if through_head.through_head and not check.failures(through_head):
-        return replace(engine, routes=through_head)
+    if through_head.through_head and not check.failures(through_head) and check.head_gives_outputs(through_head):
+        head = LinearHead.of(adapter)
+        is_linear = head is not None and head.agrees(adapter.head())
+        return replace(engine, routes=replace(through_head, is_linear=is_linear))
     routes = _routes(subset, ruled, check.failures(engine.routes))
     routes = replace(routes, is_vmapped=check.vmap_works(routes))
     check.refuse_second_handles(routes)
@@ -178,6 +182,19 @@ class _Check:
             failed = {name: why for one in single.values() for name, why in self.failures(one).items()}
             return failed or dict.fromkeys(factored, f"its rule failed beside the others': {error}")
         return {name: _DISAGREES if self._has_gradient(name) else _NO_GRADIENT for name in wrong}
+
+    def head_gives_outputs(self, routes: Routes) -> bool:
+        """Whether the head makes the model's own outputs: what is added after it would not show in gradients."""
+        seen: list[Tensor] = []
+
+        def note(output: Tensor, *_: Tensor) -> Tensor:
+            seen.append(output)
+            return torch.zeros_like(output)
+
+        engine = replace(self.engine, routes=routes)
+        engine.each_slot(self.inputs, self._positions, note, lambda *_: None)
+        own = outputs_at(engine, self.inputs, self._positions[:, 0])
+        return bool((torch.cat(seen) - own).norm() <= _TOLERANCE.get(self.output.dtype, 1e-3) * own.norm() + 1e-12)
 
     def vmap_works(self, routes: Routes) -> bool:
         """Whether the dense route runs under vmap and agrees with plain autograd."""

@@ -142,7 +142,8 @@ def storable(gradients: Gradients) -> Gradients:
     """
     found = {name: compact(gradient) for name, gradient in gradients.items()}
     for name, gradient in found.items():
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors):
+        ends = (end for tensor in gradient.tensors if tensor.numel() for end in tensor.aminmax())
+        if not all(bool(torch.isfinite(end)) for end in ends):
             raise NonFiniteError(
                 f"A gradient of {name!r} holds NaN or infinity, though the outputs are finite. Try float32 or float64 "
                 "weights, or leave this parameter out."

@@ -10,6 +10,8 @@ from param_features.directions import LowRank
 from param_features.divergence import CustomDivergence, Divergence
 from param_features.errors import SettingError
 from param_features.gradients import (
+    AgainstMean,
+    CotangentOf,
     GradientEngine,
     Gradients,
     at_least_float32,
@@ -79,6 +81,13 @@ def mean_cotangent(divergence: Divergence, output: Tensor, references: Tensor) -
     return torch.stack([divergence.cotangent(output, row.to(output).expand_as(output)) for row in references]).mean(0)
 
 
+def mean_cotangents(divergence: Divergence, references: Tensor) -> CotangentOf:
+    """`mean_cotangent` as an engine asks for it."""
+    if not isinstance(divergence, CustomDivergence):
+        return AgainstMean(divergence, references)
+    return lambda output, *_: mean_cotangent(divergence, output, references)
+
+
 def _by_vjp(
     engine: GradientEngine, v_in: LowRank, divergence: Divergence, references: Tensor, inputs: ModelInputs
 ) -> Float[Tensor, "batch pos feature"]:
@@ -90,7 +99,7 @@ def _by_vjp(
         with torch.no_grad():
             columns.append(v_in.inner(gradients))
 
-    engine.each_slot(inputs, positions, lambda output, *_: mean_cotangent(divergence, output, references), consume)
+    engine.each_slot(inputs, positions, mean_cotangents(divergence, references), consume)
     return torch.stack(columns, 1)
 
 

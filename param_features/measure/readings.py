@@ -9,7 +9,7 @@ from torch import Tensor
 from param_features.divergence import Divergence
 from param_features.gradients import GradientEngine, Gradients
 from param_features.inputs import ModelInputs
-from param_features.measure.activations import mean_cotangent
+from param_features.measure.activations import mean_cotangents
 
 Reading = Callable[[Gradients], Tensor]
 """From a batch of gradients to [sample feature]."""
@@ -49,7 +49,7 @@ def read_gradients(
         engine.each_slot(
             rows,
             torch.arange(n_pos).expand(len(rows), n_pos),
-            lambda output, *_: mean_cotangent(divergence, output, references),
+            mean_cotangents(divergence, references),
             consume,
         )
         for name, column in columns.items():

@@ -104,7 +104,7 @@ class HookedTransformerAdapter(LensAdapter):
     def head_weights(self) -> tuple[Tensor, Tensor | None] | None:
         """The unembedding's, which TransformerLens keeps with the tokens last."""
         head = self.head()
-        return None if head is None else (head.W_U.mT, head.b_U)
+        return None if head is None else (head.get_parameter("W_U").mT, head.get_parameter("b_U"))
 
 
 def _inside(layer: nn.Module, hook: str) -> Site:

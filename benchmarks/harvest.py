@@ -45,8 +45,8 @@ class Case:
     def __init__(self, shape: str, subset: str, real: Path) -> None:
         """Build the model and plan the harvest."""
         import torch
-
         from param_features.adapters import adapter_for
+
         from param_features.divergence import KL, Reference
         from param_features.gradients import Harvester, HarvestSettings, inspect_output, plan_engine
         from param_features.inputs import read_inputs
@@ -208,7 +208,7 @@ def real_model(folder: Path) -> tuple:
 
 
 def whole(name: str) -> str:
-    """torch's name of the parameter that a part is of."""
+    """Torch's name of the parameter that a part is of."""
     return name.partition("[")[0]
 
 

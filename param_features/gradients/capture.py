@@ -23,16 +23,18 @@ class Capture:
     Attributes:
         inputs: Detached, but for the one at which the forward pass was stopped.
         outputs: Roots of gradients.
+        kept: The input of the last call of the module to be kept, on the graph; None without one.
     """
 
     def __init__(self) -> None:
         """Nothing captured yet."""
         self.inputs: dict[Site, list[Any]] = defaultdict(list)
         self.outputs: dict[Site, list[Any]] = defaultdict(list)
+        self.kept: Tensor | None = None
 
 
 @contextmanager
-def capturing(taps: Iterable[Tap], *, stop_at: nn.Module | None = None) -> Iterator[Capture]:
+def capturing(taps: Iterable[Tap], *, stop_at: nn.Module | None = None, keep: nn.Module | None = None) -> Iterator[Capture]:
     """Hook the taps' sites. Outputs become roots of gradients: `torch.autograd.grad` may ask for each captured output.
 
     An output that needs no gradient yet becomes a leaf, so that the graph starts there; every output is passed on as a
@@ -41,6 +43,7 @@ def capturing(taps: Iterable[Tap], *, stop_at: nn.Module | None = None) -> Itera
     Args:
         taps: Whose inputs and outputs to capture.
         stop_at: A module whose first input is captured, and at whose call the forward pass ends with `StopForward`.
+        keep: A module whose first input is kept.
     """
     capture = Capture()
     taps = list(taps)
@@ -52,6 +55,8 @@ def capturing(taps: Iterable[Tap], *, stop_at: nn.Module | None = None) -> Itera
             handles.append(_watch_input(capture, site))
         for site in outputs:
             handles.append(_root_output(capture, site))
+        if keep is not None:
+            handles.append(_keep(capture, keep))
         if stop_at is not None:
             handles.append(_stop_at(capture, stop_at))
         yield capture
@@ -91,6 +96,13 @@ def _root_output(capture: Capture, site: Site) -> RemovableHandle:
         return leaf.clone()
 
     return site.module.register_forward_hook(root)
+
+
+def _keep(capture: Capture, module: nn.Module) -> RemovableHandle:
+    def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        capture.kept = argument(args, kwargs, 0)
+
+    return module.register_forward_pre_hook(keep, with_kwargs=True)
 
 
 def _stop_at(capture: Capture, head: nn.Module) -> RemovableHandle:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.adapters import Adapter
@@ -41,6 +41,7 @@ class Routes:
         taps: For parameters with a factored rule, the taps of all their uses.
         dense: Parameters that take the `torch.func` route.
         through_head: Whether cotangents are first taken back through the head, so that no backward pass meets it.
+        cut: The module whose input is the lowest place to which all positions' cotangents go in one pass; None without one.
         is_linear: Whether that head is one product, so that KL's cotangents are taken back without the outputs.
         is_vmapped: Whether the dense route maps over samples with vmap; one sample at a time otherwise.
         must_vmap: Whether inputs that vmap cannot map are an error, rather than taken one at a time.
@@ -51,6 +52,7 @@ class Routes:
     dense: tuple[str, ...] = ()
     through_head: bool = False
     is_linear: bool = False
+    cut: nn.Module | None = None
     is_vmapped: bool = True
     must_vmap: bool = False
     why_dense: dict[str, str] = field(default_factory=dict)
@@ -91,19 +93,29 @@ class GradientEngine:
         Raises:
             NonFiniteError: The model's output holds NaN or infinity.
         """
-        taps = [tap for chosen in self.routes.taps.values() for tap in chosen]
-        stop_at = self.adapter.head() if self.routes.through_head else None
         with held_still(self.adapter.module):
-            with capturing(taps, stop_at=stop_at) as capture:
-                root = self._forward(inputs, capture)
+            with capturing(self.taps, stop_at=self.stop_at, keep=self.routes.cut) as capture:
+                root = self.root(inputs, capture)
+            cut = root if capture.kept is None else capture.kept
             for slots in self._slot_groups(root, positions):
-                cotangents = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
-                for slot, at_root in zip(slots.tolist(), cotangents.unbind(1), strict=True):
-                    cotangent = self._spread(root, at_root, positions[:, slot])
+                at_root = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
+                cotangents = _at_cut(root, cut, at_root, positions[:, slots].to(root.device))
+                for slot, at_cut in zip(slots.tolist(), cotangents.unbind(1), strict=True):
+                    cotangent = self._spread(cut, at_cut, positions[:, slot])
                     is_last = slot == positions.shape[1] - 1
-                    gradients = self._factored(capture, root, cotangent, keep_graph=not is_last)
+                    gradients = self._factored(capture, cut, cotangent, keep_graph=not is_last)
                     gradients |= self._dense(inputs, cotangent)
                     consume(slot, {name: gradients[name] for name in self.subset.names})
+
+    @property
+    def taps(self) -> list[Tap]:
+        """Of all parameters with a factored rule."""
+        return [tap for chosen in self.routes.taps.values() for tap in chosen]
+
+    @property
+    def stop_at(self) -> nn.Module | None:
+        """Where the forward pass ends; None where it runs to its end."""
+        return self.adapter.head() if self.routes.through_head else None
 
     def _slot_groups(self, root: Tensor, positions: Int[Tensor, "batch slot"]) -> tuple[Tensor, ...]:
         """Slots whose outputs exist together: few enough for memory, and two samples at least, to compare one another."""
@@ -115,7 +127,7 @@ class GradientEngine:
         n_most = n_slots if n_rows > 1 else n_slots // 2
         return torch.arange(n_slots).tensor_split(max(1, min(n_wanted, n_most)))
 
-    def _forward(self, inputs: ModelInputs, capture: Capture) -> Tensor:
+    def root(self, inputs: ModelInputs, capture: Capture) -> Tensor:
         """The tensor that backward passes start from: the head's input, or the output."""
         head = self.adapter.head()
         if head is None or not self.routes.through_head:
@@ -198,6 +210,27 @@ class GradientEngine:
             if self.routes.must_vmap:
                 raise
             return None
+
+
+def _at_cut(
+    root: Tensor, cut: Tensor, cotangents: Float[Tensor, "batch slot d_root"], positions: Int[Tensor, "batch slot"]
+) -> Float[Tensor, "batch slot d_cut"]:
+    """Cotangents of some slots at the cut, from those at the root, by one backward pass.
+
+    As many passes as a row has slots of the same position, which short rows of a padded batch have.
+    """
+    if cut is root:
+        return cotangents
+    row = torch.arange(len(root), device=root.device).unsqueeze(1).expand_as(positions)
+    n_before = (positions.unsqueeze(2) == positions.unsqueeze(1)).tril(-1).sum(2)
+    found = cotangents.new_empty(*positions.shape, cut.shape[-1])
+    for turn in range(int(n_before.max()) + 1):
+        chosen = n_before == turn
+        where = row[chosen], positions[chosen]
+        spread = torch.zeros_like(root)
+        spread[where] = cotangents[chosen].to(root.dtype)
+        found[chosen] = torch.autograd.grad(root, cut, spread, retain_graph=True)[0][where].to(found.dtype)
+    return found
 
 
 def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Site, int], Tensor], n_rows: int):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from param_features.adapters import Adapter
 from param_features.errors import AdapterError, InputError, ModelStateError, NoGradientError
+from param_features.gradients.cut import cut_candidates
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.head import LinearHead
 from param_features.gradients.outputs import outputs_at
@@ -18,6 +19,7 @@ from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
 from param_features.params import ParamSubset
 
+_CUTS_TRIED = 3
 _DISAGREES = "its rule disagrees with autograd here"
 _INFLUENCE_ROWS = 256
 _NO_GRADIENT = "no gradient reaches it on two samples"
@@ -115,11 +117,18 @@ def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, outp
     if through_head.through_head and not check.failures(through_head) and check.head_gives_outputs(through_head):
         head = LinearHead.of(adapter)
         is_linear = head is not None and head.agrees(adapter.head())
-        return replace(engine, routes=replace(through_head, is_linear=is_linear))
+        return replace(engine, routes=_with_cut(check, replace(through_head, is_linear=is_linear)))
     routes = _routes(subset, ruled, check.failures(engine.routes))
     routes = replace(routes, is_vmapped=check.vmap_works(routes))
     check.refuse_second_handles(routes)
     return replace(engine, routes=routes)
+
+
+def _with_cut(check: "_Check", routes: Routes) -> Routes:
+    """The routes with the lowest cut that holds on this model, if there is any."""
+    candidates = cut_candidates(replace(check.engine, routes=routes), check.inputs)
+    cuts = (replace(routes, cut=module) for module in candidates[:_CUTS_TRIED])
+    return next((cut for cut in cuts if not check.failures(cut)), routes)
 
 
 def check_influence(engine: GradientEngine, inputs: ModelInputs) -> None:

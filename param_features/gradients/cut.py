@@ -1,0 +1,79 @@
+"""Where positions part: the last place below which a sample's gradient still meets only its own position.
+
+Above the last attention every position goes its own way, so one backward pass takes the cotangents of all positions of a
+row that far. What mixes positions must be gone through once for each of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from param_features.gradients.capture import argument, capturing
+from param_features.gradients.engine import GradientEngine
+from param_features.gradients.state import held_still
+from param_features.inputs import ModelInputs
+
+_EQUAL = 1e-2  # of two sums of the same terms, in half precision at the worst
+
+
+def cut_candidates(engine: GradientEngine, inputs: ModelInputs) -> list[nn.Module]:
+    """Modules whose input is such a place, the lowest first; none where a sample is an input or has one position.
+
+    That positions are kept apart is read from the graph: NaN put into one position's cotangent comes out at all positions
+    that it is connected with, whatever the weights. That nothing goes past the input is read from the gradients below it.
+    Cost: a forward pass of the inputs, and three backward passes for each candidate that is tried.
+    """
+    if not engine.per_position or inputs.n_pos < 2:
+        return []
+    seen: dict[nn.Module, Tensor] = {}
+    with held_still(engine.adapter.module), torch.autograd.set_detect_anomaly(False):
+        with _noting_inputs(engine.adapter.module, seen), capturing(engine.taps, stop_at=engine.stop_at) as capture:
+            root = engine.root(inputs, capture)
+        sites = [tensor for found in capture.outputs.values() for tensor in found]
+        places = {module: x for module, x in seen.items() if x.requires_grad and x.shape[:2] == root.shape[:2]}
+        apart = _kept_apart(root, places)
+        return [module for module, x in apart.items() if x is not root and _holds_all(root, x, sites)]
+
+
+@contextmanager
+def _noting_inputs(model: nn.Module, seen: dict[nn.Module, Tensor]) -> Iterator[None]:
+    """Note every module's first argument, in the order of the last calls."""
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        tensor = argument(args, kwargs, 0)
+        seen.pop(module, None)
+        if isinstance(tensor, Tensor) and tensor.dim() == 3:
+            seen[module] = tensor
+
+    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _kept_apart(root: Tensor, places: dict[nn.Module, Tensor]) -> dict[nn.Module, Tensor]:
+    """The places at which the last position's cotangent comes out at the last position alone."""
+    if not places:
+        return {}
+    cotangent = torch.zeros_like(root)
+    cotangent[:, -1] = torch.nan
+    found = torch.autograd.grad(root, list(places.values()), cotangent, retain_graph=True, allow_unused=True)
+    reached = [None if gradient is None else gradient.isnan().any(2).any(0) for gradient in found]
+    return {
+        module: x
+        for (module, x), where in zip(places.items(), reached, strict=True)
+        if where is not None and bool(where[-1]) and not bool(where[:-1].any())
+    }
+
+
+def _holds_all(root: Tensor, place: Tensor, sites: list[Tensor]) -> bool:
+    """Whether every way from the sites to the root leads through the place."""
+    cotangent = torch.randn(root.shape, generator=torch.Generator().manual_seed(0)).to(root)
+    settings = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    (at_place,) = torch.autograd.grad(root, [place], cotangent, **settings)
+    whole, through = (torch.autograd.grad(y, sites, g, **settings) for y, g in ((root, cotangent), (place, at_place)))
+    return all(bool((a - b).norm() <= _EQUAL * a.norm()) for a, b in zip(whole, through, strict=True))

@@ -66,7 +66,7 @@ class AgainstDrawn(Cotangents):
 class AgainstRows(Cotangents):
     """Against references that belong to the rows of the batch."""
 
-    references: Outputs
+    references: Float[Tensor, "row d_output"]
 
     def __call__(self, output: Outputs, row: Int[Tensor, " sample"], position: Int[Tensor, " sample"]) -> Outputs:
         """Each sample's row's."""
@@ -90,7 +90,7 @@ class AgainstMean(Cotangents):
         return head.expected_row(states) - head.pulled(self.references.mean(0, keepdim=True))
 
 
-def _pulled_rows(head: LinearHead, table: Outputs, which: Int[Tensor, " sample"]) -> States:
+def _pulled_rows(head: LinearHead, table: Float[Tensor, "reference d_output"], which: Int[Tensor, " sample"]) -> States:
     """Some rows of a table of references, below the head; each is multiplied as seldom as may be."""
     which = which.to(table.device)
     if len(table) <= len(which):

@@ -18,15 +18,15 @@ from param_features.inputs import ModelInputs
 _EQUAL = 1e-2  # of two sums of the same terms, in half precision at the worst
 
 
-def cut_candidates(engine: GradientEngine, inputs: ModelInputs) -> list[nn.Module]:
-    """Modules whose input is such a place, the lowest first; none where a sample is an input or has one position.
+def find_cut(engine: GradientEngine, inputs: ModelInputs) -> nn.Module | None:
+    """The module whose input is that place; None where there is none, a sample is an input, or it has one position.
 
     That positions are kept apart is read from the graph: NaN put into one position's cotangent comes out at all positions
     that it is connected with, whatever the weights. That nothing goes past the input is read from the gradients below it.
-    Cost: a forward pass of the inputs, and three backward passes for each candidate that is tried.
+    Cost: a forward pass of the inputs, and three backward passes for each place that is tried, from the lowest up.
     """
     if not engine.per_position or inputs.n_pos < 2:
-        return []
+        return None
     seen: dict[nn.Module, Tensor] = {}
     with held_still(engine.adapter.module), torch.autograd.set_detect_anomaly(False):
         with _noting_inputs(engine.adapter.module, seen), capturing(engine.taps, stop_at=engine.stop_at) as capture:
@@ -34,7 +34,7 @@ def cut_candidates(engine: GradientEngine, inputs: ModelInputs) -> list[nn.Modul
         sites = [tensor for found in capture.outputs.values() for tensor in found]
         places = {module: x for module, x in seen.items() if x.requires_grad and x.shape[:2] == root.shape[:2]}
         apart = _kept_apart(root, places)
-        return [module for module, x in apart.items() if x is not root and _holds_all(root, x, sites)]
+        return next((module for module, x in apart.items() if x is not root and _holds_all(root, x, sites)), None)
 
 
 @contextmanager

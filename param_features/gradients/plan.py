@@ -9,7 +9,7 @@ from torch import Tensor
 
 from param_features.adapters import Adapter
 from param_features.errors import AdapterError, InputError, ModelStateError, NoGradientError
-from param_features.gradients.cut import cut_candidates
+from param_features.gradients.cut import find_cut
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.head import LinearHead
 from param_features.gradients.outputs import outputs_at
@@ -19,7 +19,6 @@ from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
 from param_features.params import ParamSubset
 
-_CUTS_TRIED = 3
 _DISAGREES = "its rule disagrees with autograd here"
 _INFLUENCE_ROWS = 256
 _NO_GRADIENT = "no gradient reaches it on two samples"
@@ -125,10 +124,9 @@ def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, outp
 
 
 def _with_cut(check: "_Check", routes: Routes) -> Routes:
-    """The routes with the lowest cut that holds on this model, if there is any."""
-    candidates = cut_candidates(replace(check.engine, routes=routes), check.inputs)
-    cuts = (replace(routes, cut=module) for module in candidates[:_CUTS_TRIED])
-    return next((cut for cut in cuts if not check.failures(cut)), routes)
+    """The routes with a cut where the model has one that holds."""
+    cut = replace(routes, cut=find_cut(replace(check.engine, routes=routes), check.inputs))
+    return cut if cut.cut is not None and not check.failures(cut) else routes
 
 
 def check_influence(engine: GradientEngine, inputs: ModelInputs) -> None:

@@ -115,7 +115,7 @@ def _pursued_loss(
     with torch.set_grad_enabled(not is_sparse):
         overlaps = directions.inner(gradients)
     gram = directions.gram()
-    path = pursue(overlaps.detach(), gram.detach(), rounds_for(l0, directions.n_features))
+    path = pursue(overlaps.detach(), gram.detach(), rounds_for(l0, directions.n_features), l0=l0)
     coords = path.coords(path.threshold(l0))
     kept = coords != 0
     if is_sparse:

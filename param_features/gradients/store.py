@@ -106,7 +106,12 @@ class GradientStore(SampleGradients):
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
         """The gradients of some samples; copies for an index, views for a slice."""
-        return {name: gradient.map(lambda tensor: tensor[index]) for name, gradient in self._gradients.items()}
+        if isinstance(index, slice):
+            return {name: gradient.map(lambda tensor: tensor[index]) for name, gradient in self._gradients.items()}
+        return {
+            name: gradient.map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+            for name, gradient in self._gradients.items()
+        }
 
     def check_gradients(self) -> None:
         """Refuse a parameter that no sample's output depends on.

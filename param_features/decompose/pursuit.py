@@ -60,14 +60,19 @@ class Path:
         features = torch.zeros(n_samples, n_rounds, dtype=torch.long, device=like.device)
         return cls(features, reach, like.new_zeros(n_samples, n_rounds, n_rounds), along, n_features)
 
-    def rows(self, index: Bool[Tensor, " sample"]) -> "Path":
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What there is of each sample."""
+        return self.features, self.reach, self.basis, self.along
+
+    def rows(self, index: Int[Tensor, " some"]) -> "Path":
         """Some of the samples."""
-        return Path(self.features[index], self.reach[index], self.basis[index], self.along[index], self.n_features)
+        return Path(*(tensor.index_select(0, index) for tensor in self.tensors), self.n_features)  # type: ignore[arg-type]
 
     def put(self, index: Int[Tensor, " some"], other: "Path") -> None:
         """Take over what some of the samples have come to, in place."""
-        self.features[index], self.reach[index] = other.features, other.reach
-        self.basis[index], self.along[index] = other.basis, other.along
+        for own, new in zip(self.tensors, other.tensors, strict=True):
+            own.index_copy_(0, index, new)
 
     def threshold(self, l0: float) -> float:
         """The reach at or above which l0 features are taken per sample, on average over all samples."""
@@ -108,17 +113,20 @@ def pursue(
     """
     whole = own = Path.empty(overlaps, n_rounds)
     rows, left = torch.arange(len(overlaps), device=overlaps.device), overlaps.clone()
-    next_look = 1
+    reach, next_look = whole.reach.clone(), 1
     for n in range(n_rounds):
         _take(own, left, gram, n)
+        reach[:, n].index_copy_(0, rows, own.reach[:, n])
         if n + 1 < next_look or n + 1 == n_rounds:
             continue
         next_look = math.ceil(_APART * (n + 2))
-        if own is not whole:
-            whole.put(rows, own)
-        going = own.reach[:, n] >= max(least, _floor(whole.reach, l0), torch.finfo(left.dtype).tiny)
-        if not going.all():
-            rows, left, own = rows[going], left[going], own.rows(going)
+        floor = least if l0 is None else max(least, _threshold(reach, l0))
+        goes_on = own.reach[:, n] >= max(floor, torch.finfo(left.dtype).tiny)
+        if goes_on.all():
+            continue
+        going, ends = goes_on.nonzero()[:, 0], (~goes_on).nonzero()[:, 0]
+        whole.put(rows[ends], own.rows(ends))
+        rows, left, own = rows[going], left[going], own.rows(going)
     if own is not whole:
         whole.put(rows, own)
     return whole
@@ -143,18 +151,13 @@ def _threshold(reach: Float[Tensor, "sample round"], l0: float) -> float:
     return float(reach.flatten().kthvalue(reach.numel() - n_kept + 1).values)
 
 
-def _floor(reach: Float[Tensor, "sample round"], l0: float | None) -> float:
-    """What the threshold cannot fall below, whatever the samples reach later."""
-    return 0.0 if l0 is None else _threshold(reach, l0)
-
-
 def _take(path: Path, left: Float[Tensor, "sample feature"], gram: Float[Tensor, "feature feature"], n: int) -> None:
     """Round n, in place: the best feature, made orthogonal to those before, and what is left of the overlaps without it."""
-    reach, best = left.abs().max(1)
+    reach, best = _largest(left)
     signed = left.gather(1, best[:, None])[:, 0]
     path.features[:, n] = best
     basis = path.basis[:, :n, :n]
-    shared = gram.flatten()[path.features[:, :n] * len(gram) + best[:, None]]
+    shared = gram.index_select(0, best).gather(1, path.features[:, :n])
     before = (basis @ shared[:, :, None])[:, :, 0]
     apart = 1 - before.square().sum(1)
     goes_on = (apart > _LEAST).to(left)
@@ -162,6 +165,19 @@ def _take(path: Path, left: Float[Tensor, "sample feature"], gram: Float[Tensor,
     path.basis[:, n, :n] = -size[:, None] * (before[:, None] @ basis)[:, 0]
     path.basis[:, n, n] = size
     path.along[:, n] = signed * size
-    path.reach[:, n] = torch.minimum(reach * goes_on, path.reach[:, n - 1]) if n else reach * goes_on
+    reach *= goes_on
+    path.reach[:, n] = torch.minimum(reach, path.reach[:, n - 1]) if n else reach
     weights = path.basis[:, n, : n + 1] * path.along[:, n, None]
     left -= nn.functional.embedding_bag(path.features[:, : n + 1], gram, per_sample_weights=weights, mode="sum")
+
+
+def _largest(left: Float[Tensor, "sample feature"]) -> tuple[Float[Tensor, " sample"], Int[Tensor, " sample"]]:
+    """Each sample's largest |overlap| and which it is, the first of equal ones.
+
+    Two maxima without places cost a third of one with them, for which torch has no vector instructions.
+    """
+    sizes, n_features = left.abs(), left.shape[1]
+    largest = sizes.amax(1)
+    from_the_end = torch.arange(n_features, 0, -1, dtype=left.dtype, device=left.device)
+    found = sizes.eq_(largest[:, None]).mul_(from_the_end).amax(1)
+    return largest, (n_features - found).clamp_(max=n_features - 1).long()

@@ -61,7 +61,9 @@ class Encoder:
         if self.n_rounds is None:
             return overlaps * (overlaps.abs() >= threshold)
         flat = overlaps.reshape(-1, overlaps.shape[-1])
-        parts = [pursue(part, gram.to(flat), self.n_rounds, least=threshold).coords(threshold) for part in flat.split(_PIECE)]
+        parts = [
+            pursue(part, gram.to(flat), self.n_rounds, least=threshold).coords(threshold) for part in flat.split(_PIECE)
+        ]
         return torch.cat(parts).reshape(overlaps.shape)
 
 

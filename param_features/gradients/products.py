@@ -1,7 +1,7 @@
-"""Matrix products of the fit, and the overlaps that it differentiates: in the directions alone, which saves most of the work.
+"""Matrix products of the fit: differentiable in the directions alone, by a fast library, zeros left out on the way back.
 
 A step reads the overlaps of a batch with all directions, and what comes back to them is mostly zero where few features are
-kept: the backward product leaves these zeros out, feature by feature.
+kept: the backward product leaves these zeros out, direction by direction.
 """
 
 import torch
@@ -14,9 +14,7 @@ _MOSTLY_ZERO = 0.1
 """A row with a smaller share of entries goes through a sparse product backwards."""
 
 
-def product(
-    rows: Float[Tensor, "row d"], directions: Float[Tensor, "direction d"]
-) -> Float[Tensor, "row direction"]:
+def product(rows: Float[Tensor, "row d"], directions: Float[Tensor, "direction d"]) -> Float[Tensor, "row direction"]:
     """`rows @ directions.T` with constant rows; differentiable in `directions` alone.
 
     Cost: forwards, the dense product; backwards, of directions whose entries come back mostly as zeros what the others do.
@@ -24,9 +22,7 @@ def product(
     return _Product.apply(rows, directions)  # type: ignore[return-value]
 
 
-def matmul(
-    rows: Float[Tensor, "row d"], directions: Float[Tensor, "direction d"]
-) -> Float[Tensor, "row direction"]:
+def matmul(rows: Float[Tensor, "row d"], directions: Float[Tensor, "direction d"]) -> Float[Tensor, "row direction"]:
     """`rows @ directions.T`, in float32 on a CPU by oneDNN: MKL leaves half of what other makers' processors have unused."""
     if _has_onednn(rows) and _has_onednn(directions):
         return torch.ops.mkldnn._linear_pointwise(rows, directions, None, "none", [], "")

@@ -71,7 +71,7 @@ class Dense:
     def overlaps(
         self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
     ) -> Float[Tensor, "sample feature"]:
-        """`inner` with constant gradients, for the fit: see `products`. With `kept`, of those entries alone, at their cost."""
+        """`inner` with constant gradients, for the fit; with `kept`, of those entries alone, at their cost."""
         if kept is not None and self.samples_well:
             return sampled_product(self.matrix.flatten(1), _built(left, right), kept)
         return _only(product(self.matrix.flatten(1), _built(left, right)), kept)

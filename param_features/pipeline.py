@@ -274,7 +274,8 @@ class Run:
         generator = self._generator(HARVEST)
         train = self._store(harvester, plan.train, plan.n_slots, generator, "harvest")
         train.check_gradients()
-        return plan, train, self._store(harvester, plan.held_out, plan.n_slots, generator, "held out")
+        exact = replace(harvester, settings=replace(self.harvest, memory_dtype="float32"))
+        return plan, train, self._store(exact, plan.held_out, plan.n_slots, generator, "held out")
 
     def _store(
         self, harvester: Harvester, rows: Tensor, n_slots: int, generator: torch.Generator, title: str

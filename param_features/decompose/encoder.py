@@ -49,7 +49,7 @@ class Encoder:
         if len(overlaps) * self.n_rounds**2 > _MOST_NUMBERS:
             threshold = pursued_threshold(overlaps, gram, self.n_rounds, l0)
             return self.codes(overlaps, gram, threshold), threshold
-        path = pursue(overlaps, gram, self.n_rounds)
+        path = pursue(overlaps, gram, self.n_rounds, l0=l0)
         threshold = path.threshold(l0)
         return path.coords(threshold), threshold
 
@@ -61,7 +61,9 @@ class Encoder:
         if self.n_rounds is None:
             return overlaps * (overlaps.abs() >= threshold)
         flat = overlaps.reshape(-1, overlaps.shape[-1])
-        parts = [pursue(part, gram.to(flat), self.n_rounds).coords(threshold) for part in flat.split(_PIECE)]
+        parts = [
+            pursue(part, gram.to(flat), self.n_rounds, least=threshold).coords(threshold) for part in flat.split(_PIECE)
+        ]
         return torch.cat(parts).reshape(overlaps.shape)
 
 

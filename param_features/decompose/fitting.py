@@ -213,7 +213,7 @@ class Trainer:
     def _overlaps(self, directions: LowRank, index: Int[Tensor, " sample"]) -> Tensor:
         """⟨∇, v_k⟩ of some samples, as many at a time as take 256 MiB."""
         parts = index.split(max(1, _RESTART_BYTES // self.store.sample_bytes))
-        return torch.cat([directions.inner(self._scaled(part)[0]) for part in parts])
+        return torch.cat([directions.overlaps(self._scaled(part)[0]) for part in parts])
 
     def _replace(self, features: Tensor, candidates: Tensor, fresh: Directions) -> None:
         for directions in {id(self.v_in): self.v_in, id(self.v_out): self.v_out}.values():
@@ -225,6 +225,6 @@ class Trainer:
 
 
 def _scale(gradient, factor: float):
-    """The gradient times a number: its first stored tensor carries it."""
-    first, scaled = gradient.tensors[0], gradient.tensors[0] * factor
-    return gradient.map(lambda tensor: scaled if tensor is first else tensor)
+    """The gradient times a number, in place: its first stored tensor carries it."""
+    gradient.tensors[0].mul_(factor)
+    return gradient

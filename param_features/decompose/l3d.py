@@ -15,7 +15,7 @@ from param_features.decompose.reconstruction import square_errors, times
 from param_features.decompose.selection import batch_top_k
 from param_features.decompose.settings import FitSettings
 from param_features.directions import Directions, LowRank
-from param_features.gradients import Gradients
+from param_features.gradients import Gradients, is_fast_on
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ def l3d_loss(
         return _penalised_loss(gradients, square_norm, v_out, settings.l1)
     is_sparse = l0 < _FEW * v_in.n_features and all(gradient.samples_well for gradient in gradients.values())
     if settings.selection == "pursuit":
-        return _pursued_loss(gradients, square_norm, v_in, v_out, l0, is_sparse=is_sparse)
+        return _pursued_loss(gradients, square_norm, v_in, v_out, l0)
     is_reviving = settings.revive > 0 and bool(dead.any())
     if is_sparse:
         with torch.no_grad():
-            every = v_in.inner(gradients)
+            every = v_in.overlaps(gradients)
         kept, revived = batch_top_k(every, l0), _strongest(every, dead, l0)
         used = kept | revived if is_reviving else kept
-        coords, overlaps = v_in.inner(gradients, used), v_out.inner(gradients, used)
+        coords, overlaps = v_in.overlaps(gradients, used), v_out.overlaps(gradients, used)
     else:
-        coords, overlaps = v_in.joined(v_out).inner(gradients).chunk(2, dim=1)
+        coords, overlaps = v_in.joined(v_out).overlaps(gradients).chunk(2, dim=1)
         kept, revived = batch_top_k(coords, l0), _strongest(coords, dead, l0)
     gram, living = v_out.gram(), coords * kept
     errors = square_errors(living, overlaps, gram, square_norm, is_sparse=is_sparse)
@@ -84,7 +84,7 @@ def l3d_loss(
 
 
 _FEW = 0.1
-"""Below this share of coordinates kept, every coordinate is computed without a graph, and those kept once more with one."""
+"""Below this share of coordinates kept, products with them leave the zeros out."""
 
 _SILENT = 1e-3
 """Under an L1 penalty a feature counts as dead when no gradient of unit mean square norm moves it by this much."""
@@ -93,36 +93,27 @@ _SILENT = 1e-3
 def _penalised_loss(
     gradients: Gradients, square_norm: Float[Tensor, " sample"], directions: LowRank, weight: float
 ) -> StepLoss:
-    coords = directions.inner(gradients)
+    coords = directions.overlaps(gradients)
     errors = square_errors(coords, coords, directions.gram(), square_norm)
     loss = errors.mean() + weight * coords.abs().sum(1).mean()
     return _seen(loss, errors, square_norm, coords, coords.detach().abs() > _SILENT)
 
 
 def _pursued_loss(
-    gradients: Gradients,
-    square_norm: Float[Tensor, " sample"],
-    v_in: LowRank,
-    directions: LowRank,
-    l0: float,
-    *,
-    is_sparse: bool,
+    gradients: Gradients, square_norm: Float[Tensor, " sample"], v_in: LowRank, v_out: LowRank, l0: float
 ) -> StepLoss:
     """The error at least-squares coordinates, whose gradient is that with the coordinates held fixed; and V_in's own.
 
     V_in learns to tell the coordinates from the gradient, those of features that are not taken, zero, among them.
     """
-    with torch.set_grad_enabled(not is_sparse):
-        overlaps = directions.inner(gradients)
-    gram = directions.gram()
-    path = pursue(overlaps.detach(), gram.detach(), rounds_for(l0, directions.n_features))
+    told, overlaps = v_in.joined(v_out).overlaps(gradients).chunk(2, dim=1)
+    gram = v_out.gram()
+    path = pursue(overlaps.detach(), gram.detach(), rounds_for(l0, v_out.n_features), l0=l0)
     coords = path.coords(path.threshold(l0))
-    kept = coords != 0
-    if is_sparse:
-        overlaps = directions.inner(gradients, kept)
+    is_sparse = l0 < _FEW * v_out.n_features and is_fast_on(coords.device)
     errors = square_errors(coords, overlaps, gram, square_norm, is_sparse=is_sparse)
-    told = (v_in.inner(gradients) - coords).square().sum(1)
-    return _seen(errors.mean() + told.mean(), errors, square_norm, coords, kept)
+    loss = errors.mean() + (told - coords).square().sum(1).mean()
+    return _seen(loss, errors, square_norm, coords, coords != 0)
 
 
 def _seen(loss: Tensor, errors: Tensor, square_norm: Tensor, coords: Tensor, kept: Tensor) -> StepLoss:

@@ -172,7 +172,7 @@ def ranked_fit(store: SampleGradients, v_in: LowRank, v_out: LowRank, l0: float,
     """
     store = store.spread(MOST_OVERLAPS // v_out.n_features)
     read = encoder.reads(v_in, v_out)
-    overlaps = torch.cat([read.inner(chunk) for chunk in store.chunks()])
+    overlaps = torch.cat([read.overlaps(chunk) for chunk in store.chunks()])
     kept, threshold = encoder.kept(overlaps, v_out.gram(), l0)
     order = kept.square().sum(0).argsort(descending=True, stable=True)
     ranked_out = v_out.rows(order).map(lambda tensor: tensor.detach().clone())

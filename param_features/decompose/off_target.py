@@ -39,7 +39,7 @@ class OffTarget:
         return self.weight * self._mean_square(v_out, self.store.rows(slice(0, 2048)))
 
     def _mean_square(self, directions: LowRank, gradients) -> Float[Tensor, " feature"]:
-        return directions.inner(gradients).mul(self.scale).square().mean(0)
+        return directions.overlaps(gradients).mul(self.scale).square().mean(0)
 
 
 @torch.no_grad()
@@ -49,5 +49,5 @@ def joined_fits(target: Fit, background: Fit, store: SampleGradients, l0: float)
     v_in = v_out if target.v_in is target.v_out else target.v_in.joined(background.v_in)
     encoder = LINEAR if target.encoder.n_rounds is None else Encoder(rounds_for(l0, v_out.n_features))
     read = encoder.reads(v_in, v_out)
-    overlaps = torch.cat([read.inner(chunk) for chunk in store.chunks()])
+    overlaps = torch.cat([read.overlaps(chunk) for chunk in store.chunks()])
     return Fit(v_in, v_out, encoder.kept(overlaps, v_out.gram(), l0)[1], target.steps_done, encoder)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,9 @@ Factors = tuple[Tensor, Tensor]
 """(left [feature d_out rank], right [feature d_in rank])."""
 
 Format = TypeVar("Format", bound="Directions")
+
+_MOST_NUMBERS = 2**26
+"""Directions are built for a product among themselves up to 256 MiB."""
 
 
 class Directions(ABC):
@@ -54,8 +58,8 @@ class Directions(ABC):
         """The same directions in the matrix format; differentiable."""
 
     @abstractmethod
-    def inner(self, gradients: Gradients, kept: Kept = None) -> Float[Tensor, "sample feature"]:
-        """⟨∇, v_k⟩ summed over parameters; with `kept`, of those entries alone, zero elsewhere."""
+    def inner(self, gradients: Gradients) -> Float[Tensor, "sample feature"]:
+        """⟨∇, v_k⟩ summed over parameters."""
 
     @abstractmethod
     def gram(self, other: "Directions | None" = None) -> Float[Tensor, "feature other"]:
@@ -141,9 +145,13 @@ class LowRank(Directions):
         """The same directions with the parameters under other names."""
         return LowRank({names[name]: pair for name, pair in self.factors.items()})
 
-    def inner(self, gradients: Gradients, kept: Kept = None) -> Float[Tensor, "sample feature"]:
-        """⟨∇, v_k⟩ summed over parameters; with `kept`, of those entries alone. Cost: each gradient format's `inner`."""
-        return torch.stack([gradients[name].inner(*pair, kept) for name, pair in self.factors.items()]).sum(0)
+    def inner(self, gradients: Gradients) -> Float[Tensor, "sample feature"]:
+        """⟨∇, v_k⟩ summed over parameters. Cost: each gradient format's `inner`."""
+        return reduce(torch.add, [gradients[name].inner(*pair) for name, pair in self.factors.items()])
+
+    def overlaps(self, gradients: Gradients, kept: Kept = None) -> Float[Tensor, "sample feature"]:
+        """`inner` with constant gradients, for the fit; with `kept`, of those entries alone, zero elsewhere."""
+        return reduce(torch.add, [gradients[name].overlaps(*pair, kept) for name, pair in self.factors.items()])
 
     def gram(self, other: Directions | None = None) -> Float[Tensor, "feature other"]:
         """⟨v_j, w_k⟩ = Σ_rr' (A_jr·A_kr')(B_jr·B_kr'), with itself by default; nothing of size |W| is built."""
@@ -206,9 +214,23 @@ def _gram(ours: Factors, theirs: Factors) -> Float[Tensor, "feature other"]:
     (left, right), (other_left, other_right) = ours, theirs
     n_features, n_others = len(left), len(other_left)
     rank, other_rank = left.shape[2], other_left.shape[2]
+    if _costs_less_built(ours, theirs):
+        return _built(*ours) @ (_built(*ours) if ours is theirs else _built(*theirs)).T
     out = _columns(left).T @ _columns(other_left)
     into = _columns(right).T @ _columns(other_right)
     return (out * into).reshape(n_features, rank, n_others, other_rank).sum((1, 3))
+
+
+def _costs_less_built(ours: Factors, theirs: Factors) -> bool:
+    (left, right), (other, _) = ours, theirs
+    (n_features, d_out, rank), d_in, (n_others, _, other_rank) = left.shape, right.shape[1], other.shape
+    built = (n_features * rank + n_others * other_rank + n_features * n_others) * d_out * d_in
+    is_small = max(n_features, n_others) * d_out * d_in <= _MOST_NUMBERS
+    return is_small and built < n_features * n_others * rank * other_rank * (d_out + d_in)
+
+
+def _built(left: Tensor, right: Tensor) -> Float[Tensor, "feature d_out_d_in"]:
+    return (left @ right.mT).flatten(1)
 
 
 def _columns(factor: Float[Tensor, "feature d rank"]) -> Float[Tensor, "d feature_rank"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.directions.low_rank import Directions
-from param_features.gradients import Gradients, Kept
+from param_features.gradients import Gradients
 
 Factor = Float[Tensor, "feature _ _"]
 """[feature d rank] of one axis; the lengths differ between axes."""
@@ -18,9 +18,9 @@ Factor = Float[Tensor, "feature _ _"]
 class Multilinear(Directions):
     """Directions as products over the axes of each parameter; folding costs far less than a product with gradients."""
 
-    def inner(self, gradients: Gradients, kept: Kept = None) -> Float[Tensor, "sample feature"]:
+    def inner(self, gradients: Gradients) -> Float[Tensor, "sample feature"]:
         """⟨∇, v_k⟩ summed over parameters. Cost: that of the matrix format at the folded rank."""
-        return self.folded().inner(gradients, kept)
+        return self.folded().inner(gradients)
 
     def gram(self, other: Directions | None = None) -> Float[Tensor, "feature other"]:
         """⟨v_j, w_k⟩ with other directions, of any format, or with itself; nothing of size |W| is built."""

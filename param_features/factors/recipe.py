@@ -30,6 +30,9 @@ _LABELS = {
 }
 """How entries whose names say too little are called in messages."""
 
+_IN_MEMORY = ("max_memory_gib", "memory_dtype")
+"""Settings of a harvest that change nothing on disk."""
+
 
 def recipe_of(source: Source, settings: HarvestSettings, *, seed: int, shard_mib: float) -> Recipe:
     """All that decides what a store holds. Cost: hashes the model's weights and the data."""
@@ -48,7 +51,7 @@ def recipe_of(source: Source, settings: HarvestSettings, *, seed: int, shard_mib
         "seed": seed,
         "shard_mib": shard_mib,
     }
-    rest = {name: value for name, value in asdict(settings).items() if name != "max_memory_gib"}
+    rest = {name: value for name, value in asdict(settings).items() if name not in _IN_MEMORY}
     return json.loads(json.dumps(recipe | rest))
 
 

@@ -8,7 +8,7 @@ from param_features.gradients.on_disk import DiskGradients
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
 from param_features.gradients.rules import LayerRule, register_rule
-from param_features.gradients.sparse import sparse_product
+from param_features.gradients.sparse import is_fast_on, sparse_product
 from param_features.gradients.state import copied_buffers, held_still, plain_kernels
 from param_features.gradients.store import GradientStore, SampleGradients, flatten, square_norm
 from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed, Kept
@@ -41,6 +41,7 @@ __all__ = [
     "flatten",
     "held_still",
     "inspect_output",
+    "is_fast_on",
     "limited",
     "n_together",
     "output_changes",

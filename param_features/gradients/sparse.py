@@ -39,14 +39,14 @@ class _SampledProduct(torch.autograd.Function):
     def forward(ctx, rows: Tensor, directions: Tensor, kept: Tensor) -> Tensor:
         """One dot product for each entry kept."""
         ctx.save_for_backward(rows, kept)
-        wanted = _csr(kept.to(rows.dtype))
+        wanted = csr(kept.to(rows.dtype))
         return torch.sparse.sampled_addmm(wanted, rows, directions.T, beta=0).to_dense()
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[None, Tensor, None]:
         """Sum the samples that kept each direction."""
         rows, kept = ctx.saved_tensors
-        return None, _csr((grads[0] * kept).T) @ rows, None
+        return None, csr((grads[0] * kept).T) @ rows, None
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -56,16 +56,16 @@ class _SparseProduct(torch.autograd.Function):
     def forward(ctx, coords: Tensor, matrix: Tensor) -> Tensor:
         """A sparse matrix times a dense one."""
         ctx.save_for_backward(coords)
-        return _csr(coords) @ matrix
+        return csr(coords) @ matrix
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[None, Tensor]:
         """The same, transposed."""
         (coords,) = ctx.saved_tensors
-        return None, _csr(coords.T) @ grads[0]
+        return None, csr(coords.T) @ grads[0]
 
 
-def _csr(dense: Tensor) -> Tensor:
+def csr(dense: Float[Tensor, "row column"]) -> Tensor:
     """The matrix with its zeros left out; torch says once in a process that this layout is in beta."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")

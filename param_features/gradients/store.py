@@ -72,17 +72,21 @@ class GradientStore(SampleGradients):
     Each parameter is kept factored or dense, whichever is smaller. Memory: `n_samples` times `bytes_per_sample`.
     """
 
-    def __init__(self, n_samples: int, like: Gradients) -> None:
+    def __init__(self, n_samples: int, like: Gradients, dtype: torch.dtype | None = None) -> None:
         """Reserve room.
 
         Args:
             n_samples: How many samples will be added.
             like: Gradients of any one batch, whose formats and shapes are taken.
+            dtype: Of the numbers kept; that of `like` by default. They are read as float32 at least.
         """
         blocks = {name: compact(gradient) for name, gradient in like.items()}
-        self._gradients = {
-            name: block.map(lambda tensor: tensor.new_empty(n_samples, *tensor.shape[1:])) for name, block in blocks.items()
-        }
+
+        def room(tensor: Tensor) -> Tensor:
+            kept = dtype if tensor.is_floating_point() else None
+            return tensor.new_empty(n_samples, *tensor.shape[1:], dtype=kept)
+
+        self._gradients = {name: block.map(room) for name, block in blocks.items()}
         self._n_filled = 0
         self.n_samples = n_samples
 
@@ -101,12 +105,17 @@ class GradientStore(SampleGradients):
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes that a sample takes."""
-        return bytes_per_sample(self._gradients)
+        """Bytes that a sample takes once it is read."""
+        return bytes_per_sample(self.rows(slice(0, 1)))
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
-        """The gradients of some samples; copies for an index, views for a slice."""
-        return {name: gradient.map(lambda tensor: tensor[index]) for name, gradient in self._gradients.items()}
+        """The gradients of some samples; copies for an index, views for a slice of what is kept as it is read."""
+
+        def read(tensor: Tensor) -> Tensor:
+            some = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index.to(tensor.device))
+            return some.float() if some.dtype == torch.bfloat16 else some
+
+        return {name: gradient.map(read) for name, gradient in self._gradients.items()}
 
     def check_gradients(self) -> None:
         """Refuse a parameter that no sample's output depends on.
@@ -161,10 +170,13 @@ def flatten(gradients: Gradients) -> Float[Tensor, "sample n_params"]:
     return torch.cat([gradient.dense().matrix.flatten(1) for gradient in gradients.values()], 1)
 
 
-def bytes_per_sample(gradients: Gradients) -> int:
-    """What a store keeps for each sample."""
+def bytes_per_sample(gradients: Gradients, dtype: torch.dtype | None = None) -> int:
+    """What a store keeps for each sample, with numbers of that dtype or their own."""
     stored = [tensor for gradient in gradients.values() for tensor in compact(gradient).tensors]
-    return sum(tensor.shape[1:].numel() * tensor.element_size() for tensor in stored)
+    return sum(
+        tensor.shape[1:].numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
+        for tensor in stored
+    )
 
 
 def memory_budget() -> int:

@@ -11,10 +11,17 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from param_features.gradients.products import product
 from param_features.gradients.sparse import is_fast_on, sampled_product
 
 Kept = Bool[Tensor, "sample feature"] | None
 """The entries of a product that are wanted, zero elsewhere; all of them where there is none."""
+
+_MOST_HEARD = 0.9
+"""Where a larger share of positions has an output gradient, leaving out the others is not worth a copy."""
+
+_MOST_NUMBERS = 2**26
+"""Matrices of a batch are built for one parameter at a time up to 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Dense:
 
     @property
     def samples_well(self) -> bool:
-        """Whether `inner` is cheaper where few entries are wanted."""
+        """Whether `overlaps` is cheaper where few entries are wanted."""
         return is_fast_on(self.matrix.device)
 
     def map(self, function) -> "Dense":
@@ -56,16 +63,18 @@ class Dense:
         return self
 
     def inner(
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
+    ) -> Float[Tensor, "sample feature"]:
+        """⟨∇, Σ_r left_r ⊗ right_r⟩ for each sample and feature; one product with the built directions."""
+        return self.matrix.flatten(1) @ _built(left, right).T
+
+    def overlaps(
         self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
     ) -> Float[Tensor, "sample feature"]:
-        """⟨∇, Σ_r left_r ⊗ right_r⟩ for each sample and feature; one product with the built directions.
-
-        With `kept`, of those entries alone, at their cost; the gradients themselves are then constants.
-        """
-        directions = einsum(left, right, "feature o rank, feature i rank -> feature o i").flatten(1)
+        """`inner` with constant gradients, for the fit; with `kept`, of those entries alone, at their cost."""
         if kept is not None and self.samples_well:
-            return sampled_product(self.matrix.flatten(1), directions, kept)
-        return _only(self.matrix.flatten(1) @ directions.T, kept)
+            return sampled_product(self.matrix.flatten(1), _built(left, right), kept)
+        return _only(product(self.matrix.flatten(1), _built(left, right)), kept)
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² of each sample."""
@@ -96,7 +105,7 @@ class Factored:
 
     @property
     def samples_well(self) -> bool:
-        """No: `inner` computes every entry."""
+        """No: `overlaps` computes every entry."""
         return False
 
     def map(self, function) -> "Factored":
@@ -112,12 +121,47 @@ class Factored:
         return Dense(einsum(self.delta, self.inputs, "sample pos o, sample pos i -> sample o i"))
 
     def inner(
-        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
     ) -> Float[Tensor, "sample feature"]:
         """⟨∇, v_k⟩ = Σ_s Σ_r (δ_s·left_kr)(a_s·right_kr). Cost: pos · feature · rank · (d_out + d_in) a sample."""
         out = einsum(self.delta, left, "sample pos o, feature o rank -> sample pos feature rank")
         into = einsum(self.inputs, right, "sample pos i, feature i rank -> sample pos feature rank")
-        return _only((out * into).sum((1, 3)), kept)
+        return (out * into).sum((1, 3))
+
+    def overlaps(
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
+    ) -> Float[Tensor, "sample feature"]:
+        """`inner` with constant gradients, for the fit: as matrices or as factors, whichever costs less.
+
+        Cost: as factors that of `inner`, but only for positions whose output gradient is not zero (in a language model those
+        up to the sample's own); as matrices d_out · d_in a sample and feature.
+        """
+        delta, inputs, sample = self._positions_heard()
+        if self._costs_less_as_matrices(len(delta), *left.shape[::2]):
+            return self.dense().overlaps(left, right, kept)
+        each = product(delta, _columns(left)) * product(inputs, _columns(right))
+        if left.shape[2] > 1:
+            each = each.unflatten(1, left.shape[::2]).sum(2)
+        if sample is None:
+            return _only(each.unflatten(0, self.delta.shape[:2]).sum(1), kept)
+        return _only(each.new_zeros(self.n_samples, len(left)).index_add(0, sample, each), kept)
+
+    def _positions_heard(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Output gradients and inputs of every position, and which sample's it is; on a CPU of those that matter alone."""
+        delta, inputs = self.delta.flatten(0, 1), self.inputs.flatten(0, 1)
+        if delta.device.type != "cpu":  # a sum in an order of its own choosing would not give the same bits again
+            return delta, inputs, None
+        heard = delta.any(1).nonzero()[:, 0]
+        if len(heard) > _MOST_HEARD * len(delta):
+            return delta, inputs, None
+        return delta.index_select(0, heard), inputs.index_select(0, heard), heard // self.delta.shape[1]
+
+    def _costs_less_as_matrices(self, n_heard: int, n_features: int, rank: int) -> bool:
+        d_out, d_in = self.matrix_shape
+        n_numbers = self.n_samples * d_out * d_in
+        as_factors = n_heard * n_features * rank * (d_out + d_in)
+        built = n_heard * d_out * d_in + n_features * rank * d_out * d_in
+        return n_numbers <= _MOST_NUMBERS and n_numbers * n_features + built < as_factors
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² = Σ_ss' (δ_s·δ_s')(a_s·a_s')."""
@@ -149,7 +193,7 @@ class Indexed:
 
     @property
     def samples_well(self) -> bool:
-        """No: `inner` computes every entry."""
+        """No: `overlaps` computes every entry."""
         return False
 
     def map(self, function) -> "Indexed":
@@ -168,12 +212,17 @@ class Indexed:
         return Dense(table.scatter_add_(1, where, self.delta).mT)
 
     def inner(
-        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
     ) -> Float[Tensor, "sample feature"]:
         """As for `Factored`, with a_s·right_kr read off instead of multiplied."""
         out = einsum(self.delta, left, "sample pos o, feature o rank -> sample pos feature rank")
-        into = right.transpose(0, 1)[self.index]
-        return _only((out * into).sum((1, 3)), kept)
+        return (out * right.transpose(0, 1)[self.index]).sum((1, 3))
+
+    def overlaps(
+        self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
+    ) -> Float[Tensor, "sample feature"]:
+        """`inner` with constant gradients."""
+        return _only(self.inner(left, right), kept)
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² = Σ_ss' (δ_s·δ_s') [index_s = index_s']."""
@@ -185,8 +234,16 @@ Gradient = Dense | Factored | Indexed
 Gradients = dict[str, Gradient]
 
 
-def _only(product: Float[Tensor, "sample feature"], kept: Kept) -> Float[Tensor, "sample feature"]:
-    return product if kept is None else product * kept
+def _built(left: Tensor, right: Tensor) -> Float[Tensor, "feature d_out_d_in"]:
+    return einsum(left, right, "feature o rank, feature i rank -> feature o i").flatten(1)
+
+
+def _columns(factor: Float[Tensor, "feature d rank"]) -> Float[Tensor, "feature_rank d"]:
+    return factor.mT.reshape(-1, factor.shape[1])
+
+
+def _only(found: Float[Tensor, "sample feature"], kept: Kept) -> Float[Tensor, "sample feature"]:
+    return found if kept is None else found * kept
 
 
 def join_positions(parts: list[Gradient]) -> Gradient:

@@ -132,4 +132,4 @@ def fit_error(v_in: LowRank, v_out: LowRank, store: SampleGradients, l0: float, 
 
 
 def _overlaps(directions: LowRank, store: SampleGradients) -> torch.Tensor:
-    return torch.cat([directions.inner(chunk) for chunk in store.chunks()])
+    return torch.cat([directions.overlaps(chunk) for chunk in store.chunks()])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from param_features.decompose import LINEAR, Encoder
-from param_features.decompose.pursuit import pursue, rounds_for
+from param_features.decompose import LINEAR, Encoder, pursuit
+from param_features.decompose.pursuit import pursue, pursued_threshold, rounds_for
 from param_features.errors import FeatureCountError
 
 N_FEATURES, D = 12, 9
@@ -54,6 +54,34 @@ def test_the_threshold_keeps_l0_features_per_sample_each_samples_first_ones():
             n_kept = int((coords[n] != 0).sum())
             assert set(coords[n].nonzero().flatten().tolist()) == set(path.features[n, :n_kept].tolist())
     assert not path.coords(1e9).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_left_out_below_the_threshold_change_not_a_bit(dtype):
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.nn.functional.normalize(torch.randn(30, 20, generator=generator, dtype=dtype), dim=1)
+    sizes = torch.rand(300, 1, generator=generator, dtype=dtype) ** 3
+    overlaps, gram = sizes * torch.randn(300, 20, generator=generator, dtype=dtype) @ rows.T, rows @ rows.T
+    whole = pursue(overlaps, gram, 12)
+    for l0 in (0.5, 2.0, 3.7):
+        short, threshold = pursue(overlaps, gram, 12, l0=l0), whole.threshold(l0)
+        assert short.threshold(l0) == threshold
+        assert torch.equal(short.coords(threshold), whole.coords(threshold))
+        known = pursue(overlaps, gram, 12, least=threshold)
+        assert torch.equal(known.coords(threshold), whole.coords(threshold))
+        assert int((known.reach > 0).sum()) <= int((short.reach > 0).sum()) < 0.9 * int((whole.reach > 0).sum())
+        some = pursue(overlaps[40:47], gram, 12, least=threshold)
+        assert torch.equal(some.coords(threshold), whole.coords(threshold)[40:47])
+
+
+@pytest.mark.parametrize("n_some", [3, 50])
+def test_a_threshold_guessed_from_some_samples_is_that_of_all(monkeypatch, n_some):
+    """Also where the guess from the first and the last sample, which are by far the largest, is too high."""
+    rows, data = dictionary(), samples(200)
+    data[[0, 100, 199]] *= 1000
+    overlaps, gram = data @ rows.T, rows @ rows.T
+    monkeypatch.setattr(pursuit, "_SOME", n_some)
+    assert pursued_threshold(overlaps, gram, 5, 2.0) == pursue(overlaps, gram, 5).threshold(2.0)
 
 
 def test_the_error_falls_with_every_feature_and_at_full_rank_nothing_is_left():

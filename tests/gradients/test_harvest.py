@@ -8,7 +8,7 @@ from torch import nn
 
 from param_features.divergence import KL, Reference, SquaredError, Sum
 from param_features.errors import MemoryEstimateError, NoGradientError, NonFiniteError, SampleCountError, SettingError
-from param_features.gradients import Dense, GradientStore, Harvester, HarvestSettings, limited, plan_samples
+from param_features.gradients import Dense, GradientStore, Harvester, HarvestSettings, Indexed, limited, plan_samples
 from param_features.gradients.harvest import draw_positions
 from param_features.inputs import ModelInputs
 from tests.models import hooked_transformer
@@ -72,11 +72,13 @@ def test_too_few_samples_are_refused(n_rows, n_features):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"held_out_fraction": 0}, {"held_out_fraction": 1.0}, {"n_samples": 0}, {"batch_size": -1}], ids=str
+    "bad",
+    [{"held_out_fraction": 0}, {"held_out_fraction": 1.0}, {"n_samples": 0}, {"batch_size": -1}, {"memory_dtype": "'int8'"}],
+    ids=str,
 )
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(SettingError, match=f"{next(iter(bad))}={next(iter(bad.values()))}"):
-        HarvestSettings(**bad)
+        HarvestSettings(**{name: value.strip("'") if isinstance(value, str) else value for name, value in bad.items()})
 
 
 class Net(nn.Module):
@@ -130,6 +132,29 @@ def test_memory_is_estimated_before_the_run_and_bounds_the_default():
     assert limited(harvester.settings, harvester, data).n_samples == 320 // 28
     with pytest.raises(MemoryEstimateError, match=r"50 samples.*n_samples=11 or fewer"):
         harvested(harvester, data)
+
+
+def test_bfloat16_halves_the_memory_and_is_read_as_float32():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    model = Net()
+    (exact, data), (rounded, _) = (harvester_of(model, inputs=x, memory_dtype=name) for name in ("float32", "bfloat16"))
+    assert 2 * rounded.sample_bytes(data) == exact.sample_bytes(data)
+    full, half = harvested(exact, data), harvested(rounded, data)
+    index = torch.tensor([5, 0, 7])
+    for name, gradient in half.rows(index).items():
+        for one, other in zip(gradient.tensors, full.rows(index)[name].tensors, strict=True):
+            assert one.dtype == torch.float32
+            assert torch.equal(one, other.bfloat16().float())
+            assert not torch.equal(one, other)
+    assert half.sample_bytes == full.sample_bytes
+    torch.testing.assert_close(half.square_norm(), full.square_norm(), rtol=2**-6, atol=0)
+
+
+def test_bfloat16_keeps_indices_of_tables_exact():
+    gradient = Indexed(torch.randn(6, 3, 4), torch.arange(18).reshape(6, 3) + 1000, 2000)
+    store = GradientStore(6, {"w": gradient}, torch.bfloat16)
+    store.add({"w": gradient})
+    assert torch.equal(store.rows(slice(None))["w"].tensors[1], gradient.index)
 
 
 def test_a_store_refuses_what_is_not_finite_and_what_is_always_zero():

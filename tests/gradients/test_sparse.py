@@ -50,5 +50,5 @@ def test_every_gradient_format_gives_the_kept_entries_alone(form):
     }[form]
     directions, kept = LowRank({"w": (normal(8, 4, 2), normal(8, 5, 2))}), mask(6, 8)
     every = directions.inner({"w": gradient})
-    torch.testing.assert_close(directions.inner({"w": gradient}, kept), every * kept)
+    torch.testing.assert_close(directions.overlaps({"w": gradient}, kept), every * kept)
     assert every[~kept].abs().min() > 0

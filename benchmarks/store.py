@@ -110,14 +110,11 @@ def decompose(folder: Path, n_samples: int, steps: int, n_features: int) -> None
     """From the store to saved features; prints each stage's CPU seconds and the peak so far."""
     import param_features as pf
     from param_features import pipeline
-    from param_features.measure import metrics
+    from param_features.measure import controls, metrics
 
-    for module, name in (
-        (pf.FactorStore, "open"),
-        (pipeline, "fit_l3d"),
-        (metrics, "fit_error"),
-        (metrics, "control_errors"),
-    ):
+    stages = ((pf.FactorStore, "open"), (pipeline, "fit_l3d"), (metrics, "fit_error"))
+    stages += ((controls, "principal_dictionary"), (controls, "dictionary_error"))
+    for module, name in stages:
         setattr(module, name, timed(name, getattr(module, name)))
     model, _, _ = gpt2(n_samples // N_POS)
     start = time.perf_counter()
@@ -133,7 +130,8 @@ def timed(name: str, function: Callable) -> Callable:
         start, seconds = time.process_time(), time.perf_counter()
         found = function(*args, **kwargs)
         took = f"{time.process_time() - start:,.0f} CPU s, {time.perf_counter() - seconds:,.0f} s"
-        print(f"{name}: {took}, peak so far {peak_mib():,.0f} MiB", flush=True)
+        value = f" = {found:.4f}" if isinstance(found, float) else ""
+        print(f"{name}{value}: {took}, peak so far {peak_mib():,.0f} MiB", flush=True)
         return found
 
     return run

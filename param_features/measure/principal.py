@@ -15,7 +15,7 @@ from torch import Tensor
 
 from param_features.decompose.loop import strong_samples
 from param_features.directions import LowRank
-from param_features.gradients import SampleGradients
+from param_features.gradients import Factored, SampleGradients
 
 _EXTRA = 10
 """Directions beyond those asked for, so that the last of these are found as well as the first."""
@@ -24,6 +24,9 @@ _PROBES = 8
 """Probes per direction."""
 
 _MOST_PROBES = 2**13
+_MOMENT = 4
+"""Samples per probe that the probes' leading combinations are learned from."""
+
 _MOST_WEIGHTS = 2**27
 _SLICE_NUMBERS = 2**27
 _CHUNK_NUMBERS = 2**25
@@ -64,9 +67,9 @@ def sliced_principal(
     """Principal directions by randomised projection, whose range is then improved by block power iteration.
 
     The probes that gradients are first projected on are rank-1 parts of single gradients: they lie where gradients do, and
-    cost what features cost. Cost: 8 probes a direction; then each round two products of every sample with every direction.
-    Memory: U and as much again, at most 1 GiB together, a slice of 512 MiB, and 64 · n_features² numbers of double length.
-    Of more than 2²⁷ / n_features samples that many are taken, spread evenly.
+    cost what features cost. Cost: overlaps with 8 probes a direction, of up to 8,192; then each round two products of every
+    sample with every direction. Memory: U and as much again, at most 1 GiB together, a slice of 512 MiB, and a matrix of
+    probes by probes. Of more than 2²⁷ / n_features samples that many are taken, spread evenly.
 
     Args:
         train: Training gradients.
@@ -102,6 +105,7 @@ def _probes(train: SampleGradients, n: int, generator: torch.Generator) -> LowRa
         for name, gradient in train.rows(some).items():
             matrix = gradient.dense().matrix
             left = torch.randn(matrix.shape[1], generator=generator).to(matrix).expand(len(matrix), -1)
+            right = left[:, :0]
             for _ in range(3):
                 right = torch.nn.functional.normalize(einsum(matrix, left, "s o i, s o -> s i"), dim=1)
                 left = einsum(matrix, right, "s o i, s i -> s o")
@@ -116,17 +120,20 @@ def _probes(train: SampleGradients, n: int, generator: torch.Generator) -> LowRa
 
 
 def _probed(train: SampleGradients, probes: LowRank, n_directions: int) -> Float[Tensor, "sample direction"]:
-    """The leading left singular vectors of the samples' overlaps with the probes, which are computed twice, never kept."""
+    """The leading left singular vectors of the samples' overlaps with the probes; these are never kept.
+
+    Which combinations of probes lead is learned from four samples a probe; the weights are then orthonormal but for that.
+    """
     import scipy.linalg  # costs a good part of what importing this library does
 
-    moment = torch.zeros(probes.n_features, probes.n_features, dtype=torch.float64)
-    for chunk in train.chunks():
+    n = probes.n_features
+    moment = torch.zeros(n, n, dtype=torch.float64)
+    for chunk in train.spread(_MOMENT * n).chunks():
         overlaps = probes.inner(chunk)
         moment += (overlaps.T @ overlaps).cpu()
-    whole, last = moment.numpy(), probes.n_features - 1
-    values, vectors = scipy.linalg.eigh(whole, subset_by_index=(last + 1 - n_directions, last), overwrite_a=True)
+    values, vectors = scipy.linalg.eigh(moment.numpy(), subset_by_index=(n - n_directions, n - 1), overwrite_a=True)
     scale = torch.from_numpy(values).clamp(min=_least(values[-1])).rsqrt()
-    mix = (torch.from_numpy(vectors) * scale).flip(1).to(overlaps)
+    mix = (torch.from_numpy(vectors) * scale).flip(1).to(train.square_norm())
     return torch.cat([probes.inner(chunk) @ mix for chunk in train.chunks()])
 
 
@@ -157,11 +164,21 @@ def _slices(store: SampleGradients, n_directions: int) -> Iterator[tuple[Slice, 
 
 
 def _pieces(store: SampleGradients, piece: Slice, size: int) -> Iterator[tuple[slice, Float[Tensor, "sample column"]]]:
-    """A slice of every sample's gradient, dense, some samples at a time."""
+    """A slice of every sample's gradient, dense, some samples at a time; the next overwrites those before.
+
+    Fresh memory for every piece would cost three times what filling it does.
+    """
     name, index = piece
+    room = torch.empty(0)
     for start in range(0, store.n_samples, size):
         some = slice(start, min(start + size, store.n_samples))
-        yield some, store.rows(some)[name].rows(index).dense().matrix.flatten(1)
+        gradient = store.rows(some)[name].rows(index)
+        if not isinstance(gradient, Factored):
+            yield some, gradient.dense().matrix.flatten(1)
+            continue
+        n, n_rows, d_in = gradient.n_samples, *gradient.matrix_shape
+        room = room if len(room) else gradient.delta.new_empty(n, n_rows, d_in)
+        yield some, torch.bmm(gradient.delta.mT, gradient.inputs, out=room[:n]).flatten(1)
 
 
 def _moment(rows: Float[Tensor, "sample direction"]) -> Float[Tensor, "direction direction"]:

@@ -4,9 +4,12 @@ python benchmarks/store.py reading [FOLDER]     ways of reading random rows: tim
 python benchmarks/store.py memory [FOLDER] [N] [STEPS] [N_FEATURES]
                                                 N samples of W_K of a random model of GPT-2 small's shape: harvest, decompose
 python benchmarks/store.py principal [FOLDER]   principal directions by slices, and held whole: error, CPU s, peak
+python benchmarks/store.py million FOLDER [N]   a million samples (or N, for a slice of it) of a key matrix of the real model
 python benchmarks/store.py kills [FOLDER] [N]   N harvests of the demo model, each killed at random moments until it is whole
 
-Peaks are `ru_maxrss` of processes of their own. FOLDER (a temporary one) needs 2 GB, 100 kB a sample and 100 MB.
+Peaks are `ru_maxrss` of processes of their own. FOLDER (a temporary one) needs 2 GB, 100 kB a sample, 0.3 GB, 8 kB
+a sample and 100 MB. The real model lies in ../shared/real beside the repository. `million` and `memory` decompose with as
+many threads as torch takes, the rest with one.
 """
 
 import os
@@ -170,6 +173,65 @@ def one_principal(folder: Path, n: int, way: str) -> None:
     print(f"| {store.train.n_samples:,} | {n} | {way} | {error:.4f} | {took:.0f} | {peak_mib():,.0f} |", flush=True)
 
 
+STRIDE = 10
+"""Tokens from one window of the stories to the next."""
+
+
+def million(folder: Path, n_samples: int = 1_000_000) -> None:
+    """Harvest them; prints where the time goes, the disk that they take, and what a million would take at this pace.
+
+    The stories have 191,488 (row, position) samples, fewer than a million. A window of 64 tokens therefore starts at every
+    tenth token: 18,000 rows. A token is met in six windows, at other positions, with other text before it and with other
+    references. So these are a million different gradients of 200,000 tokens of text, and held-out windows share their text
+    with training windows: good for timing, not for scores.
+    """
+    import param_features as pf
+    from param_features.factors import harvesting
+
+    clock: dict[str, float] = {}
+    harvesting.checksum = clocked("checksum", harvesting.checksum, clock)
+    for name in ("add", "finish"):
+        setattr(harvesting.ShardWriter, name, clocked(name, getattr(harvesting.ShardWriter, name), clock))
+    model, tokens = windows(-(-n_samples // 64) if n_samples < 10**6 else None)
+    start, wall = time.process_time(), time.perf_counter()
+    store = pf.harvest(model, "blocks.2.attn.W_K", tokens, directory=folder, n_samples=n_samples, progress=False)
+    seconds, took = time.process_time() - start, time.perf_counter() - wall
+    n_samples = store.train.n_samples + store.held_out.n_samples
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{len(tokens):,} rows\n{store}\n{n_bytes / n_samples:,.0f} bytes a sample, peak {peak_mib():,.0f} MiB")
+    spent = ", ".join(f"{name} {value:.1f}" for name, value in clock.items())
+    print(f"{seconds:.0f} CPU s ({spent}), {took:.0f} s on {torch.get_num_threads()} threads")
+    minutes, most = seconds / n_samples * 1e6 / 60, took / n_samples * 1e6 / 60
+    print(f"a million at this pace: {minutes:.0f} CPU minutes, {most:.0f} minutes")
+
+
+def clocked(name: str, function: Callable, clock: dict[str, float]) -> Callable:
+    """The function, whose CPU seconds are added up under a name."""
+
+    def run(*args: object, **kwargs: object) -> object:
+        start = time.process_time()
+        found = function(*args, **kwargs)
+        clock[name] = clock.get(name, 0) + time.process_time() - start
+        return found
+
+    return run
+
+
+def windows(n_rows: int | None) -> tuple:
+    """The real model, and rows of 64 tokens of its stories that overlap."""
+    import json
+
+    place = Path(__file__).resolve().parents[2] / "shared" / "real"
+    sys.path.insert(0, str(place))
+    import load_stories
+
+    model, rows = load_stories.load_hooked(), []
+    for story in json.loads((place / "tinystories_500.json").read_text()):
+        ids = model.tokenizer(story)["input_ids"]
+        rows += [ids[i : i + 64] for i in range(0, len(ids) - 63, STRIDE)]
+    return model, torch.tensor(rows)[:n_rows]
+
+
 def kills(folder: Path, n_harvests: int) -> None:
     """Kill harvests at random moments, go on with them, and compare every shard with those of an unbroken one."""
     in_process("demo", folder / "unbroken").wait()
@@ -210,12 +272,16 @@ def demo(folder: Path) -> None:
 
 def main(what: str, *arguments: str) -> None:
     """Run what the command line names."""
-    torch.set_num_threads(1)
+    if what not in ("million", "decompose"):
+        torch.set_num_threads(1)
     inner = {"rows": rows, "one-way": one_way, "harvest": harvest, "decompose": decompose, "demo": demo}
     inner |= {"one-principal": one_principal}
     if what in inner:
         place, *rest = arguments
         inner[what](Path(place), *(int(word) if word.isdigit() else word for word in rest))
+        return
+    if what == "million":
+        million(Path(arguments[0]), *map(int, arguments[1:]))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments[0]) if arguments else Path(temporary)

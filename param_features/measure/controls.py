@@ -3,7 +3,7 @@
 Each is scored as the fit is: same number of directions, same l0, same held-out samples, batch top-k.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -129,7 +129,15 @@ def control_bytes(
 def dictionary_error(
     dictionary: Dictionary | SlicedPrincipal, store: SampleGradients, l0: float, *, is_pursued: bool = False
 ) -> float:
-    """The lowest error of two or three encoders: the overlaps themselves, least squares over all directions, or pursuit.
+    """As `dictionary_errors`, at one l0."""
+    return dictionary_errors(dictionary, store, [l0], is_pursued=is_pursued)[0]
+
+
+@typed
+def dictionary_errors(
+    dictionary: Dictionary | SlicedPrincipal, store: SampleGradients, l0s: Sequence[float], *, is_pursued: bool = False
+) -> list[float]:
+    """At each l0 the lowest error of two or three encoders: the overlaps, least squares over all directions, or pursuit.
 
     They agree for orthogonal directions; a control must not lose for want of an encoder. Of many samples it takes those that
     a fit of as many features is measured on.
@@ -137,16 +145,18 @@ def dictionary_error(
     store = store.spread(MOST_OVERLAPS // dictionary.n_features)
     overlaps, gram = dictionary.on(store)
     square_norm = store.square_norm()
-    l0 = min(l0, len(gram))
 
-    def codes() -> Iterator[Tensor]:
+    def codes(l0: float) -> Iterator[Tensor]:
         yield overlaps * batch_top_k(overlaps, l0)
         solved = overlaps @ torch.linalg.pinv(gram.double(), hermitian=True, rtol=1e-6).to(overlaps)
         yield solved * batch_top_k(solved, l0)
         if is_pursued:
             yield Encoder(rounds_for(l0, len(gram))).kept(overlaps, gram, l0)[0]
 
-    return min(reconstruction_error(square_errors(kept, overlaps, gram, square_norm), square_norm) for kept in codes())
+    def error(kept: Tensor) -> float:
+        return reconstruction_error(square_errors(kept, overlaps, gram, square_norm), square_norm)
+
+    return [min(map(error, codes(min(l0, len(gram))))) for l0 in l0s]
 
 
 def principal_dictionary(

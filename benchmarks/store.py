@@ -1,10 +1,15 @@
 """The store of gradients: how it is best read, what a fit from it takes, and that kills lose nothing.
 
 python benchmarks/store.py reading [FOLDER]     ways of reading random rows: time, and growth of peak resident memory
-python benchmarks/store.py memory [FOLDER] [N]  N samples of W_K of a random model of GPT-2 small's shape: harvest and fit
+python benchmarks/store.py memory [FOLDER] [N] [STEPS] [N_FEATURES]
+                                                N samples of W_K of a random model of GPT-2 small's shape: harvest, decompose
+python benchmarks/store.py principal [FOLDER]   principal directions by slices, and held whole: error, CPU s, peak
+python benchmarks/store.py million FOLDER [N]   a million samples (or N, for a slice of it) of a key matrix of the real model
 python benchmarks/store.py kills [FOLDER] [N]   N harvests of the demo model, each killed at random moments until it is whole
 
-Peaks are `ru_maxrss` of processes of their own. FOLDER (a temporary one) needs 2 GB, 100 kB a sample and 100 MB.
+Peaks are `ru_maxrss` of processes of their own. FOLDER (a temporary one) needs 2 GB, 100 kB a sample, 0.3 GB, 8 kB
+a sample and 100 MB. The real model lies in ../shared/real beside the repository. `million` and `memory` decompose with as
+many threads as torch takes, the rest with one.
 """
 
 import os
@@ -16,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-N_POS, N_FEATURES, STEPS = 16, 1000, 5
+N_POS, N_FEATURES, STEPS = 16, 1000, 200
 
 
 def peak_mib() -> float:
@@ -77,10 +83,10 @@ def one_way(path: Path, way: str) -> None:
     print(f"| {d * 4:,} bytes | {way} | {(time.perf_counter() - start) * 50:.1f} | {peak_mib() - before:.0f} |", flush=True)
 
 
-def memory(folder: Path, n_samples: int) -> None:
-    """Harvest in one process and fit in another."""
+def memory(folder: Path, n_samples: int, steps: int = STEPS, n_features: int = N_FEATURES) -> None:
+    """Harvest in one process and decompose in another."""
     in_process("harvest", folder / f"store-{n_samples}", n_samples).wait()
-    in_process("fit", folder / f"store-{n_samples}").wait()
+    in_process("decompose", folder / f"store-{n_samples}", n_samples, steps, n_features).wait()
 
 
 def gpt2(n_rows: int) -> tuple:
@@ -103,22 +109,127 @@ def harvest(folder: Path, n_samples: int) -> None:
     print(f"{store}\nharvested in {time.perf_counter() - start:.0f} s, peak {peak_mib():,.0f} MiB", flush=True)
 
 
-def fit(folder: Path) -> None:
-    """A short fit, its ranking and its held-out error; prints times and peaks."""
+def decompose(folder: Path, n_samples: int, steps: int, n_features: int) -> None:
+    """From the store to saved features; prints each stage's CPU seconds and the peak so far."""
     import param_features as pf
-    from param_features.decompose import fit_l3d
-    from param_features.measure.metrics import fit_error
+    from param_features import pipeline
+    from param_features.measure import controls, metrics
 
+    stages = ((pf.FactorStore, "open"), (pipeline, "fit_l3d"), (metrics, "fit_error"))
+    stages += ((controls, "principal_dictionary"), (controls, "dictionary_error"))
+    for module, name in stages:
+        setattr(module, name, timed(name, getattr(module, name)))
+    model, _, _ = gpt2(n_samples // N_POS)
     start = time.perf_counter()
-    store = pf.FactorStore.open(folder)
-    print(f"opened and checked in {time.perf_counter() - start:.0f} s, peak {peak_mib():,.0f} MiB", flush=True)
-    start = time.perf_counter()
-    settings, generator = pf.FitSettings(steps=STEPS), torch.Generator().manual_seed(0)
-    sizes = {"n_features": N_FEATURES, "rank": 1, "l0": N_FEATURES / 20}
-    found = fit_l3d(store.train, **sizes, settings=settings, generator=generator, progress=False)
-    print(f"{STEPS} steps and ranking in {time.perf_counter() - start:.0f} s, peak {peak_mib():,.0f} MiB", flush=True)
-    error = fit_error(found.v_in, found.v_out, store.held_out, sizes["l0"], found.encoder)
-    print(f"held-out error {error:.3f}, peak {peak_mib():,.0f} MiB", flush=True)
+    features = timed("decompose", pf.decompose)(model, store=folder, n_features=n_features, steps=steps, progress=False)
+    timed("save", features.save_pretrained)(folder.with_name(folder.name + "-features"))
+    print(f"{features}\n{steps} steps, {time.perf_counter() - start:.0f} s in all, peak {peak_mib():,.0f} MiB", flush=True)
+
+
+def timed(name: str, function: Callable) -> Callable:
+    """The function, which then says what it took."""
+
+    def run(*args: object, **kwargs: object) -> object:
+        start, seconds = time.process_time(), time.perf_counter()
+        found = function(*args, **kwargs)
+        took = f"{time.process_time() - start:,.0f} CPU s, {time.perf_counter() - seconds:,.0f} s"
+        value = f" = {found:.4f}" if isinstance(found, float) else ""
+        print(f"{name}{value}: {took}, peak so far {peak_mib():,.0f} MiB", flush=True)
+        return found
+
+    return run
+
+
+PRINCIPAL = ((3008, 64), (3008, 128))
+"""Samples of GPT-2 small's shape, and principal directions of them."""
+
+
+def principal(folder: Path) -> None:
+    """A table: held-out error, CPU seconds and peak memory of either way on the same gradients."""
+    print(
+        "| samples | directions | way | held-out error at l0 = a twentieth | CPU s | peak MiB |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for n_samples, n in PRINCIPAL:
+        store = folder / f"store-{n_samples}"
+        in_process("harvest", store, n_samples).wait()
+        for way in ("whole", "slices"):
+            in_process("one-principal", store, n, way).wait()
+
+
+def one_principal(folder: Path, n: int, way: str) -> None:
+    """One row of the table."""
+    import param_features as pf
+    from param_features.measure.controls import Dictionary, dictionary_error, principal_directions
+    from param_features.measure.principal import sliced_principal
+
+    store, generator, start = pf.FactorStore.open(folder), torch.Generator().manual_seed(0), time.process_time()
+    if way == "slices":
+        found = sliced_principal(store.train, n, generator)
+    else:
+        found = Dictionary.of_rows(principal_directions(store.train, n, generator))
+    error = dictionary_error(found, store.held_out, n / 20, is_pursued=True)
+    took = time.process_time() - start
+    print(f"| {store.train.n_samples:,} | {n} | {way} | {error:.4f} | {took:.0f} | {peak_mib():,.0f} |", flush=True)
+
+
+STRIDE = 10
+"""Tokens from one window of the stories to the next."""
+
+
+def million(folder: Path, n_samples: int = 1_000_000) -> None:
+    """Harvest them; prints where the time goes, the disk that they take, and what a million would take at this pace.
+
+    The stories have 191,488 (row, position) samples, fewer than a million. A window of 64 tokens therefore starts at every
+    tenth token: 18,000 rows. A token is met in six windows, at other positions, with other text before it and with other
+    references. So these are a million different gradients of 200,000 tokens of text, and held-out windows share their text
+    with training windows: good for timing, not for scores.
+    """
+    import param_features as pf
+    from param_features.factors import harvesting
+
+    clock: dict[str, float] = {}
+    harvesting.checksum = clocked("checksum", harvesting.checksum, clock)
+    for name in ("add", "finish"):
+        setattr(harvesting.ShardWriter, name, clocked(name, getattr(harvesting.ShardWriter, name), clock))
+    model, tokens = windows(-(-n_samples // 64) if n_samples < 10**6 else None)
+    start, wall = time.process_time(), time.perf_counter()
+    store = pf.harvest(model, "blocks.2.attn.W_K", tokens, directory=folder, n_samples=n_samples, progress=False)
+    seconds, took = time.process_time() - start, time.perf_counter() - wall
+    n_samples = store.train.n_samples + store.held_out.n_samples
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{len(tokens):,} rows\n{store}\n{n_bytes / n_samples:,.0f} bytes a sample, peak {peak_mib():,.0f} MiB")
+    spent = ", ".join(f"{name} {value:.1f}" for name, value in clock.items())
+    print(f"{seconds:.0f} CPU s ({spent}), {took:.0f} s on {torch.get_num_threads()} threads")
+    minutes, most = seconds / n_samples * 1e6 / 60, took / n_samples * 1e6 / 60
+    print(f"a million at this pace: {minutes:.0f} CPU minutes, {most:.0f} minutes")
+
+
+def clocked(name: str, function: Callable, clock: dict[str, float]) -> Callable:
+    """The function, whose CPU seconds are added up under a name."""
+
+    def run(*args: object, **kwargs: object) -> object:
+        start = time.process_time()
+        found = function(*args, **kwargs)
+        clock[name] = clock.get(name, 0) + time.process_time() - start
+        return found
+
+    return run
+
+
+def windows(n_rows: int | None) -> tuple:
+    """The real model, and rows of 64 tokens of its stories that overlap."""
+    import json
+
+    place = Path(__file__).resolve().parents[2] / "shared" / "real"
+    sys.path.insert(0, str(place))
+    import load_stories
+
+    model, rows = load_stories.load_hooked(), []
+    for story in json.loads((place / "tinystories_500.json").read_text()):
+        ids = model.tokenizer(story)["input_ids"]
+        rows += [ids[i : i + 64] for i in range(0, len(ids) - 63, STRIDE)]
+    return model, torch.tensor(rows)[:n_rows]
 
 
 def kills(folder: Path, n_harvests: int) -> None:
@@ -161,17 +272,26 @@ def demo(folder: Path) -> None:
 
 def main(what: str, *arguments: str) -> None:
     """Run what the command line names."""
-    torch.set_num_threads(1)
-    inner = {"rows": rows, "one-way": one_way, "harvest": harvest, "fit": fit, "demo": demo}
+    if what not in ("million", "decompose"):
+        torch.set_num_threads(1)
+    inner = {"rows": rows, "one-way": one_way, "harvest": harvest, "decompose": decompose, "demo": demo}
+    inner |= {"one-principal": one_principal}
     if what in inner:
         place, *rest = arguments
         inner[what](Path(place), *(int(word) if word.isdigit() else word for word in rest))
         return
+    if what == "million":
+        million(Path(arguments[0]), *map(int, arguments[1:]))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments[0]) if arguments else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        n = int(arguments[1]) if len(arguments) > 1 else {"memory": 100_000, "kills": 10}.get(what, 0)
-        {"reading": lambda: reading(folder), "memory": lambda: memory(folder, n), "kills": lambda: kills(folder, n)}[what]()
+        n = [int(word) for word in arguments[1:]]
+        outer = {"reading": reading, "principal": principal}
+        if what in outer:
+            outer[what](folder)
+        else:
+            {"memory": memory, "kills": kills}[what](folder, *(n or [{"memory": 100_000, "kills": 10}[what]]))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Each is scored as the fit is: same number of directions, same l0, same held-out samples, batch top-k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,11 +19,14 @@ from param_features.decompose.reconstruction import reconstruction_error, square
 from param_features.decompose.selection import batch_top_k
 from param_features.directions import LowRank
 from param_features.gradients import Gradients, SampleGradients, flatten
+from param_features.measure.principal import SlicedPrincipal, sliced_bytes, sliced_principal
 from param_features.params import ParamSubset
 from param_features.typed import typed
 
 _EXACT_UP_TO, _DENSE_UP_TO = 4096, 512
 _CHUNK_NUMBERS = 2**25
+_DENSE_NUMBERS = 2**26
+"""Principal directions of more numbers than this are never held."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,15 @@ class Dictionary:
     def of_rows(cls, rows: Float[Tensor, "feature n_params"]) -> "Dictionary":
         """From dense unit-norm rows."""
         return cls(lambda gradients: flatten(gradients) @ rows.T, rows @ rows.T)
+
+    @property
+    def n_features(self) -> int:
+        """How many directions."""
+        return len(self.gram)
+
+    def on(self, store: SampleGradients) -> tuple[Float[Tensor, "sample feature"], Float[Tensor, "feature feature"]]:
+        """Overlaps of a store's gradients with the directions, and the Gram matrix."""
+        return torch.cat([self.overlaps(chunk) for chunk in store.chunks(_chunk_size(store))]), self.gram
 
 
 @typed
@@ -77,35 +89,87 @@ def control_errors(
 
 def control_dictionaries(
     train: SampleGradients, subset: ParamSubset, *, n_features: int, rank: int, generator: torch.Generator
-) -> dict[str, Dictionary]:
+) -> dict[str, Dictionary | SlicedPrincipal]:
     """The three controls by name, as `control_errors` describes them."""
     like = train.rows(slice(0, 1))
     return {
-        "control_pca": Dictionary.of_rows(principal_directions(train, n_features, generator)),
+        "control_pca": principal_dictionary(train, n_features, generator),
         "control_random": Dictionary.of(random_directions(like, n_features, rank, generator)),
         "control_svd_w": Dictionary.of(singular_directions(subset, n_features)),
     }
 
 
+def control_bytes(
+    shapes: Mapping[str, tuple[int, int]], *, n_features: int, n_samples: int, n_held_out: int, is_pursued: bool = True
+) -> int:
+    """Most memory that `control_errors` takes at a time, in bytes, beside the gradients that are in memory already.
+
+    Args:
+        shapes: (d_out, d_in) of each parameter's matrix.
+        n_features: Number of directions.
+        n_samples: Training samples.
+        n_held_out: Samples that errors are measured on.
+        is_pursued: Whether the fit encodes by pursuit, with l0 = n_features / 20.
+    """
+    n_params = sum(d_out * d_in for d_out, d_in in shapes.values())
+    chunk = 4 * min(n_samples, max(16, min(4096, _CHUNK_NUMBERS // n_params))) * n_params
+    if n_params <= _EXACT_UP_TO:
+        finding = 3 * 8 * n_params**2 + chunk
+    elif n_features * n_params <= _DENSE_NUMBERS:
+        finding = 5 * 4 * (n_features + 10) * n_params + chunk
+    else:
+        finding = sliced_bytes(n_features, n_samples)
+    rounds = rounds_for(max(1, n_features / 20), n_features) if is_pursued else 0
+    n_scored = min(n_held_out, MOST_OVERLAPS // n_features)
+    scoring = 4 * n_features * (6 * n_scored + min(n_scored, 1024) * rounds) + chunk
+    return max(finding, scoring)
+
+
 @typed
-def dictionary_error(dictionary: Dictionary, store: SampleGradients, l0: float, *, is_pursued: bool = False) -> float:
-    """The lowest error of two or three encoders: the overlaps themselves, least squares over all directions, or pursuit.
+def dictionary_error(
+    dictionary: Dictionary | SlicedPrincipal, store: SampleGradients, l0: float, *, is_pursued: bool = False
+) -> float:
+    """As `dictionary_errors`, at one l0."""
+    return dictionary_errors(dictionary, store, [l0], is_pursued=is_pursued)[0]
+
+
+@typed
+def dictionary_errors(
+    dictionary: Dictionary | SlicedPrincipal, store: SampleGradients, l0s: Sequence[float], *, is_pursued: bool = False
+) -> list[float]:
+    """At each l0 the lowest error of two or three encoders: the overlaps, least squares over all directions, or pursuit.
 
     They agree for orthogonal directions; a control must not lose for want of an encoder. Of many samples it takes those that
     a fit of as many features is measured on.
     """
-    store = store.spread(MOST_OVERLAPS // len(dictionary.gram))
-    overlaps = torch.cat([dictionary.overlaps(chunk) for chunk in store.chunks(_chunk_size(store))])
+    store = store.spread(MOST_OVERLAPS // dictionary.n_features)
+    overlaps, gram = dictionary.on(store)
     square_norm = store.square_norm()
-    inverse = torch.linalg.pinv(dictionary.gram.double(), hermitian=True, rtol=1e-6).to(overlaps)
-    l0 = min(l0, len(dictionary.gram))
-    keeps = [coords * batch_top_k(coords, l0) for coords in (overlaps, overlaps @ inverse)]
-    if is_pursued:
-        keeps.append(Encoder(rounds_for(l0, len(dictionary.gram))).kept(overlaps, dictionary.gram, l0)[0])
-    errors = []
-    for kept in keeps:
-        errors.append(reconstruction_error(square_errors(kept, overlaps, dictionary.gram, square_norm), square_norm))
-    return min(errors)
+
+    def codes(l0: float) -> Iterator[Tensor]:
+        yield overlaps * batch_top_k(overlaps, l0)
+        solved = overlaps @ torch.linalg.pinv(gram.double(), hermitian=True, rtol=1e-6).to(overlaps)
+        yield solved * batch_top_k(solved, l0)
+        if is_pursued:
+            yield Encoder(rounds_for(l0, len(gram))).kept(overlaps, gram, l0)[0]
+
+    def error(kept: Tensor) -> float:
+        return reconstruction_error(square_errors(kept, overlaps, gram, square_norm), square_norm)
+
+    return [min(map(error, codes(min(l0, len(gram))))) for l0 in l0s]
+
+
+def principal_dictionary(
+    train: SampleGradients, n_features: int, generator: torch.Generator
+) -> Dictionary | SlicedPrincipal:
+    """The principal directions, as dense rows of up to 2²⁶ numbers together, and beyond by slices of the parameters.
+
+    The two ways' held-out errors are within 0.003 of each other (`benchmarks/store.py principal`).
+    """
+    n_params = sum(d_out * d_in for d_out, d_in in (g.matrix_shape for g in train.rows(slice(0, 1)).values()))
+    if n_params > _EXACT_UP_TO and n_features * n_params > _DENSE_NUMBERS:
+        return sliced_principal(train, n_features, generator)
+    return Dictionary.of_rows(principal_directions(train, n_features, generator))
 
 
 @typed
@@ -166,27 +230,23 @@ def random_like(like: LowRank, generator: torch.Generator) -> LowRank:
 
 def singular_directions(subset: ParamSubset, n_features: int) -> LowRank:
     """u_i ⊗ v_i of every parameter, strongest first; then, where W has fewer, the pairs u_i ⊗ v_j by s_i · s_j."""
-    candidates: list[tuple[bool, float, str, Tensor, Tensor]] = []
+    candidates: list[tuple[bool, float, str, int, int]] = []
+    sides = {}
     for view in subset.views:
-        matrix = view.to_matrix(view.tensor.detach()).float()
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        n = min(len(s), n_features)
-        pairs = [(i, i) for i in range(n)] + [(i, j) for i in range(n) for j in range(n) if i != j]
-        candidates += [
-            (i == j, float(s[i] if i == j else (s[i] * s[j]).sqrt()), view.name, u[:, i], vh[j]) for i, j in pairs
-        ]
+        u, s, vh = torch.linalg.svd(view.to_matrix(view.tensor.detach()).float(), full_matrices=False)
+        sides[view.name], n = (u, vh), min(len(s), n_features)
+        pair = (s[:n, None] * s[:n]).sqrt().tolist()
+        candidates += [(True, float(s[i]), view.name, i, i) for i in range(n)]
+        candidates += [(False, pair[i][j], view.name, i, j) for i in range(n) for j in range(n) if i != j]
     candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
-    return _one_parameter_each(subset, candidates[:n_features])
-
-
-def _one_parameter_each(subset: ParamSubset, chosen: list[tuple[bool, float, str, Tensor, Tensor]]) -> LowRank:
-    factors = {}
+    chosen, factors = candidates[:n_features], {}
     for view in subset.views:
+        u, vh = sides[view.name]
         d_out, d_in = view.matrix_shape
         left, right = view.tensor.new_zeros(len(chosen), d_out, 1), view.tensor.new_zeros(len(chosen), d_in, 1)
-        for feature, (_, _, name, u, v) in enumerate(chosen):
+        for feature, (_, _, name, i, j) in enumerate(chosen):
             if name == view.name:
-                left[feature, :, 0], right[feature, :, 0] = u, v
+                left[feature, :, 0], right[feature, :, 0] = u[:, i], vh[j]
         factors[view.name] = (_as_gradient(left), _as_gradient(right))
     return LowRank(factors)
 

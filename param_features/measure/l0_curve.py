@@ -15,7 +15,7 @@ from param_features.divergence import Divergence, Reference
 from param_features.errors import SampleCountError, SettingError
 from param_features.gradients import GradientEngine, Harvester, HarvestSettings, SampleGradients
 from param_features.inputs import ModelInputs
-from param_features.measure.controls import control_dictionaries, dictionary_error
+from param_features.measure.controls import control_dictionaries, dictionary_errors
 from param_features.measure.metrics import fit_error
 from param_features.typed import typed
 
@@ -134,5 +134,5 @@ def errors_by_l0(
     controls = control_dictionaries(train, engine.subset, n_features=v_out.n_features, rank=rank, generator=generator)
     errors = {"reconstruction_error": tuple(map(fit, ordered))}
     for name, dictionary in controls.items():
-        errors[name] = tuple(dictionary_error(dictionary, store, l0, is_pursued=is_pursued) for l0 in ordered)
+        errors[name] = tuple(dictionary_errors(dictionary, store, ordered, is_pursued=is_pursued))
     return L0Curve(ordered, errors, store.n_samples, train.n_samples)

@@ -94,16 +94,6 @@ def held_out_metrics(
     """Score a fit and its controls on the same held-out samples at the same l0, controls by the fit's own encoder too."""
     seen = held_out.spread(MOST_OVERLAPS // v_out.n_features)
     active = encoder.codes(_overlaps(encoder.reads(v_in, v_out), seen), v_out.gram(), threshold) != 0
-    controls = control_errors(
-        train,
-        held_out,
-        subset,
-        n_features=v_out.n_features,
-        rank=rank,
-        l0=l0,
-        generator=generator,
-        is_pursued=encoder.n_rounds is not None,
-    )
     values = {
         "reconstruction_error": fit_error(v_in, v_out, held_out, l0, encoder),
         "training_error": fit_error(v_in, v_out, train, l0, encoder),
@@ -115,6 +105,16 @@ def held_out_metrics(
         "n_samples": train.n_samples,
         "n_held_out": held_out.n_samples,
     }
+    controls = control_errors(
+        train,
+        held_out,
+        subset,
+        n_features=v_out.n_features,
+        rank=rank,
+        l0=l0,
+        generator=generator,
+        is_pursued=encoder.n_rounds is not None,
+    )
     return Metrics(values | controls)
 
 

@@ -16,6 +16,7 @@ from param_features.measure.controls import (
     random_directions,
     singular_directions,
 )
+from param_features.measure.principal import SlicedPrincipal
 from param_features.params import select
 
 
@@ -122,3 +123,38 @@ def test_a_matching_control_is_shown_as_such():
     assert metrics.matched_by == ["control_pca"]
     assert "principal directions of the gradients: MATCHES THE FIT" in repr(metrics)
     assert "the fit is 44% lower" in repr(metrics)
+
+
+def test_singular_directions_of_a_large_matrix_are_the_strongest_of_all_pairs():
+    layer = nn.Linear(60, 50)
+    found = singular_directions(select(adapter_for(layer).views(), "weight"), 70)
+    s = torch.linalg.svdvals(layer.weight.detach())
+    pairs = sorted((float((s[i] * s[j]).sqrt()) for i in range(50) for j in range(50) if i != j), reverse=True)[:20]
+    reach = torch.stack([(layer.weight.detach() * m).sum() for m in found.materialize()["weight"]])
+    torch.testing.assert_close(reach[:50], s, atol=1e-5, rtol=0)
+    left, right = found.factors["weight"]
+    u, _, vh = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
+    own = (left[50:, :, 0] @ u).square() @ s, (right[50:, :, 0] @ vh.T).square() @ s
+    torch.testing.assert_close((own[0] * own[1]).sqrt(), torch.tensor(pairs), atol=1e-4, rtol=0)
+
+
+def test_directions_too_large_to_hold_take_the_way_by_slices(monkeypatch):
+    store = store_of()
+    monkeypatch.setattr(module, "_EXACT_UP_TO", 10)
+    monkeypatch.setattr(module, "_DENSE_NUMBERS", 4 * 33)
+    generator = torch.Generator().manual_seed(0)
+    assert isinstance(module.principal_dictionary(store, 4, generator), Dictionary)
+    assert isinstance(module.principal_dictionary(store, 5, generator), SlicedPrincipal)
+
+
+@pytest.mark.parametrize(("n_features", "d"), [(8, 30), (8, 100), (100, 800)])
+def test_control_bytes_grow_with_what_each_way_holds(n_features, d):
+    def needed(n_samples=20, **more):
+        sizes = {"n_features": n_features, "n_samples": n_samples, "n_held_out": 100} | more
+        return module.control_bytes({"w": (d, d)}, **sizes)
+
+    n_params = d * d  # the three ways: exact, dense rows, slices
+    dense = 4 * n_features * n_params
+    least = 8 * n_params**2 if n_params <= 4096 else dense if n_features * n_params <= 2**26 else 4 * 2**27
+    assert least < needed() <= 15 * least
+    assert needed(n_held_out=10**6) >= needed()

@@ -1,17 +1,12 @@
-"""The store of gradients: how it is best read, what a fit from it takes, and that kills lose nothing.
+"""The store of gradients: how it is best read, and what a fit from it takes.
 
 python benchmarks/store.py reading [FOLDER]     ways of reading random rows: time, and growth of peak resident memory
 python benchmarks/store.py memory [FOLDER] [N]  N samples of W_K of a random model of GPT-2 small's shape: harvest and fit
-python benchmarks/store.py kills [FOLDER] [N]   N harvests of the demo model, each killed at random moments until it is whole
 
 Peaks are `ru_maxrss` of processes of their own. FOLDER (a temporary one) needs 2 GB, 100 kB a sample and 100 MB.
 """
 
-import os
-import random
 import resource
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -121,48 +116,10 @@ def fit(folder: Path) -> None:
     print(f"held-out error {error:.3f}, peak {peak_mib():,.0f} MiB", flush=True)
 
 
-def kills(folder: Path, n_harvests: int) -> None:
-    """Kill harvests at random moments, go on with them, and compare every shard with those of an unbroken one."""
-    in_process("demo", folder / "unbroken").wait()
-    expected, n_kills = sums(folder / "unbroken"), 0
-    rng = random.Random(0)
-    for number in range(n_harvests):
-        broken = folder / f"broken-{number}"
-        while (child := in_process("demo", broken)).poll() is None:
-            try:
-                child.wait(rng.uniform(4, 12))
-            except subprocess.TimeoutExpired:
-                os.kill(child.pid, signal.SIGKILL)
-                child.wait()
-                n_kills += 1
-                continue
-            break
-        assert sums(broken) == expected, f"{broken} differs from an unbroken harvest"
-        shutil.rmtree(broken)
-    print(f"{n_harvests} harvests, killed {n_kills} times: every shard has the bits of an unbroken harvest")
-
-
-def sums(folder: Path) -> dict[str, str]:
-    """The checksum of every file of tensors, read from the files."""
-    from param_features.gradients.shards import checksum
-
-    return {path.name: checksum(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def demo(folder: Path) -> None:
-    """A small harvest of many shards."""
-    import param_features as pf
-
-    model, tokens = pf.demo.load_model(), pf.demo.tokens(400)
-    settings = pf.HarvestSettings(batch_size=8)
-    call = {"settings": settings, "n_samples": 4000, "shard_mib": 0.5, "progress": False}
-    pf.harvest(model, "blocks.2.attn.W_K", tokens, directory=folder, **call)
-
-
 def main(what: str, *arguments: str) -> None:
     """Run what the command line names."""
     torch.set_num_threads(1)
-    inner = {"rows": rows, "one-way": one_way, "harvest": harvest, "fit": fit, "demo": demo}
+    inner = {"rows": rows, "one-way": one_way, "harvest": harvest, "fit": fit}
     if what in inner:
         place, *rest = arguments
         inner[what](Path(place), *(int(word) if word.isdigit() else word for word in rest))
@@ -170,8 +127,8 @@ def main(what: str, *arguments: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments[0]) if arguments else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        n = int(arguments[1]) if len(arguments) > 1 else {"memory": 100_000, "kills": 10}.get(what, 0)
-        {"reading": lambda: reading(folder), "memory": lambda: memory(folder, n), "kills": lambda: kills(folder, n)}[what]()
+        n = int(arguments[1]) if len(arguments) > 1 else 100_000
+        {"reading": lambda: reading(folder), "memory": lambda: memory(folder, n)}[what]()
 
 
 if __name__ == "__main__":

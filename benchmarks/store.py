@@ -1,22 +1,17 @@
-"""The store of gradients: how it is best read, what a fit from it takes, and that kills lose nothing.
+"""The store of gradients: how it is best read, and what a fit from it takes.
 
 python benchmarks/store.py reading [FOLDER]     ways of reading random rows: time, and growth of peak resident memory
 python benchmarks/store.py memory [FOLDER] [N] [STEPS] [N_FEATURES]
                                                 N samples of W_K of a random model of GPT-2 small's shape: harvest, decompose
 python benchmarks/store.py principal [FOLDER]   principal directions by slices, and held whole: error, CPU s, peak
 python benchmarks/store.py million FOLDER [N]   a million samples (or N, for a slice of it) of a key matrix of the real model
-python benchmarks/store.py kills [FOLDER] [N]   N harvests of the demo model, each killed at random moments until it is whole
 
 Peaks are `ru_maxrss` of processes of their own. FOLDER (a temporary one) needs 2 GB, 100 kB a sample, 0.3 GB, 8 kB
 a sample and 100 MB. The real model lies in ../shared/real beside the repository. `million` and `memory` decompose with as
 many threads as torch takes, the rest with one.
 """
 
-import os
-import random
 import resource
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -232,49 +227,11 @@ def windows(n_rows: int | None) -> tuple:
     return model, torch.tensor(rows)[:n_rows]
 
 
-def kills(folder: Path, n_harvests: int) -> None:
-    """Kill harvests at random moments, go on with them, and compare every shard with those of an unbroken one."""
-    in_process("demo", folder / "unbroken").wait()
-    expected, n_kills = sums(folder / "unbroken"), 0
-    rng = random.Random(0)
-    for number in range(n_harvests):
-        broken = folder / f"broken-{number}"
-        while (child := in_process("demo", broken)).poll() is None:
-            try:
-                child.wait(rng.uniform(4, 12))
-            except subprocess.TimeoutExpired:
-                os.kill(child.pid, signal.SIGKILL)
-                child.wait()
-                n_kills += 1
-                continue
-            break
-        assert sums(broken) == expected, f"{broken} differs from an unbroken harvest"
-        shutil.rmtree(broken)
-    print(f"{n_harvests} harvests, killed {n_kills} times: every shard has the bits of an unbroken harvest")
-
-
-def sums(folder: Path) -> dict[str, str]:
-    """The checksum of every file of tensors, read from the files."""
-    from param_features.gradients.shards import checksum
-
-    return {path.name: checksum(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def demo(folder: Path) -> None:
-    """A small harvest of many shards."""
-    import param_features as pf
-
-    model, tokens = pf.demo.load_model(), pf.demo.tokens(400)
-    settings = pf.HarvestSettings(batch_size=8)
-    call = {"settings": settings, "n_samples": 4000, "shard_mib": 0.5, "progress": False}
-    pf.harvest(model, "blocks.2.attn.W_K", tokens, directory=folder, **call)
-
-
 def main(what: str, *arguments: str) -> None:
     """Run what the command line names."""
     if what not in ("million", "decompose"):
         torch.set_num_threads(1)
-    inner = {"rows": rows, "one-way": one_way, "harvest": harvest, "decompose": decompose, "demo": demo}
+    inner = {"rows": rows, "one-way": one_way, "harvest": harvest, "decompose": decompose}
     inner |= {"one-principal": one_principal}
     if what in inner:
         place, *rest = arguments
@@ -287,11 +244,7 @@ def main(what: str, *arguments: str) -> None:
         folder = Path(arguments[0]) if arguments else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         n = [int(word) for word in arguments[1:]]
-        outer = {"reading": reading, "principal": principal}
-        if what in outer:
-            outer[what](folder)
-        else:
-            {"memory": memory, "kills": kills}[what](folder, *(n or [{"memory": 100_000, "kills": 10}[what]]))
+        {"reading": reading, "principal": principal, "memory": memory}[what](folder, *n)
 
 
 if __name__ == "__main__":

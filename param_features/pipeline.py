@@ -32,12 +32,14 @@ from param_features.gradients import (
     SampleGradients,
     SamplePlan,
     limited,
+    near,
 )
 from param_features.measure import MeasureSettings, Metrics, held_out_metrics
 from param_features.params import ParamInfo, ParamSpec, select
 from param_features.readiness import check_ready
 from param_features.record import ParamRecord
 from param_features.request import Request, check_request, default_fit
+from param_features.resuming import Asked, CheckpointFolder, resumable
 from param_features.source import (
     BACKGROUND,
     BESIDE,
@@ -89,6 +91,8 @@ def decompose(
     harvest: HarvestSettings | None = None,
     fit: FitSettings | HessianSettings | None = None,
     measure: MeasureSettings | None = None,
+    checkpoint_dir: str | PathLike | None = None,
+    checkpoint_every: float = 60.0,
 ) -> ParamFeatures:
     """Find directions in the chosen parameters, each of which matters for few inputs.
 
@@ -139,6 +143,10 @@ def decompose(
         harvest: Further settings of harvesting.
         fit: Further settings of the fit: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for `"hessian"`.
         measure: Further settings of measuring.
+        checkpoint_dir: A folder in which harvest and fit are kept as they go. The same call goes on from there after a kill,
+            and ends with the bits of an unbroken one on the same machine; Ctrl-C leaves a checkpoint too. Gradients then lie
+            on disk, and how many are taken does not depend on the memory: see docs/store.md, "Resume".
+        checkpoint_every: Seconds of the fit from one checkpoint to the next; 0 keeps one after every step.
 
     Returns:
         The features, with metrics on held-out sequences beside the same metrics of three controls.
@@ -156,7 +164,9 @@ def decompose(
         OutputError: The model returns neither a tensor nor an object with `.logits`, and there is no `output`.
         ModelStateError: The model is on the meta device, spread over devices, or mixes the rows of a batch.
         MemoryEstimateError: The gradients would not fit in memory.
-        StoreError: The store is unfinished or damaged, or was harvested from something else than what is given.
+        StoreError: The store is unfinished or damaged, or was harvested from something else than what is given; or a
+            checkpoint is.
+        DiskFullError: Gradients or a checkpoint do not fit in `checkpoint_dir`; what was whole stays.
 
     Source: L3D (arXiv 2504.00194); its first draft for `method="hessian"`, see `decompose/hessian.py` for what differs; the
         metrics' controls are this library's own.
@@ -186,7 +196,11 @@ def decompose(
     if method == "hessian":
         check_curved(source.divergence)
     say_notices(source, divergence if kept is None else None, request.say)
-    return Run(source, request, harvest, fit, measure or MeasureSettings(), other, kept).features()
+    run = Run(source, request, harvest, fit, measure or MeasureSettings(), other, kept)
+    if checkpoint_dir is None:
+        return run.features()
+    with resumable(checkpoint_dir, checkpoint_every, Asked(source, request, harvest, fit, other, kept)) as (store, folder):
+        return replace(run, store=store, folder=folder).features()
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,7 @@ class Run:
     measure: MeasureSettings
     background: ReadBackground | None = None
     store: FactorStore | None = None
+    folder: CheckpointFolder | None = None
 
     def features(self) -> ParamFeatures:
         """Harvest, fit and measure."""
@@ -251,10 +266,11 @@ class Run:
         n_features: int | None = None,
         off_target: OffTarget | None = None,
     ) -> Fit:
-        asked = self.request
+        asked, given = self.request, n_features
         n_features = asked.n_features if n_features is None else n_features
         l0 = min(asked.l0, n_features)
-        shared = {"n_features": n_features, "rank": asked.rank, "l0": l0, "progress": asked.progress}
+        kept = None if self.folder is None else self.folder.checkpoints(store, given, off_target)
+        shared = {"n_features": n_features, "rank": asked.rank, "l0": l0, "progress": asked.progress, "checkpoints": kept}
         generator = self._generator(FIT)
         if isinstance(self.fit, HessianSettings):
             divergence, rows = check_curved(self.source.divergence), self.source.data.rows(plan.train)
@@ -268,7 +284,9 @@ class Run:
     def _harvest(self, harvester: Harvester) -> tuple[SamplePlan, SampleGradients, SampleGradients]:
         if self.store is not None:
             here = self.store.on(self.source.subset.views[0].tensor.device)
-            return here.plan, here.train, here.held_out
+            is_own = self.folder is not None and self.folder.has_gradients
+            train, held_out = near(here.train, here.held_out, n_bytes=harvester.budget if is_own else 0)
+            return here.plan, train, held_out
         settings = limited(self.harvest, harvester, self.source.data)
         plan = self.source.plan(settings, self.request.n_features, self._generator(PLAN))
         generator = self._generator(HARVEST)

@@ -1,9 +1,11 @@
 """Files of saved features: safetensors and JSON, written whole or not at all, checked on reading, never executed."""
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -18,6 +20,7 @@ from param_features.errors import StoreError
 FORMAT_VERSION = 1
 _TENSORS = "features.safetensors"
 _CONFIG = "config.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_bundle(directory: str | PathLike, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -66,12 +69,43 @@ def read_bundle(directory: str | PathLike) -> tuple[dict[str, Tensor], dict[str,
 def write_whole(path: Path, data: bytes) -> None:
     """Put a file in its place once it is on the disk, so that neither a kill nor a power cut leaves a part of it."""
     unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # on a full disk it would take the room that is left
+        raise
     sync_folder(path.parent)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for want of room."""
+    return error.errno in _FULL
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes as a message says them."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"
+
+
+@contextmanager
+def alone_in(folder: Path, who: str) -> Iterator[None]:
+    """Keep a second one of `who` out of a folder; the lock goes with the process that holds it.
+
+    Raises:
+        StoreError: Another one is at work.
+    """
+    import fcntl  # POSIX alone has it
+
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(f"Another {who} writes to {folder}. Wait for its end, or give another directory.") from error
+        yield
 
 
 def sync_folder(folder: Path) -> None:

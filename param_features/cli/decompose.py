@@ -71,6 +71,7 @@ def decompose(
     method: Annotated[Method, option("--method", FIT, "What the directions are fitted to.")] = "l3d",
     selection: SelectionName = None,
     out: options.NewFolder,
+    checkpoint_dir: options.CheckpointFolder = None,
     force: options.Force = False,
     report: Annotated[bool, flag("--report", OUTPUT, "Write report.html there too.")] = False,
     quiet: options.Quiet = False,
@@ -106,6 +107,7 @@ def decompose(
         method=method,
         fit=fit,
         progress=not quiet,
+        checkpoint_dir=checkpoint_dir,
     )
     typer.echo(repr(features))
     features.save_pretrained(out)

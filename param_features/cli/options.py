@@ -53,5 +53,9 @@ NewFolder = Annotated[Path, option("--out", OUTPUT, "Folder for the features, ne
 OptionalNewFolder = Annotated[
     Path | None, option("--out", OUTPUT, "Folder for the features, new or empty.", metavar="FOLDER")
 ]
+_CHECKPOINTS = "Folder in which harvest and fit are kept as they go; the same command goes on from there after a kill."
+CheckpointFolder = Annotated[
+    Path | None, option("--checkpoint-dir", OUTPUT, _CHECKPOINTS, metavar="FOLDER", show_default="none kept")
+]
 Force = Annotated[bool, flag("--force", OUTPUT, "Write into a folder that is not empty.")]
 Quiet = Annotated[bool, flag("--quiet", OUTPUT, "No progress or notices, only errors.", "-q")]

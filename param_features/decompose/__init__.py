@@ -3,6 +3,7 @@
 from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.decompose.fitting import fit_l3d
 from param_features.decompose.hessian import fit_hessian
+from param_features.decompose.keeping import Checkpoints
 from param_features.decompose.loop import Fit
 from param_features.decompose.off_target import OffTarget, joined_fits
 from param_features.decompose.reconstruction import reconstruction_error, square_errors
@@ -11,6 +12,7 @@ from param_features.decompose.settings import FitSettings, HessianSettings
 
 __all__ = [
     "LINEAR",
+    "Checkpoints",
     "Encoder",
     "Fit",
     "FitSettings",

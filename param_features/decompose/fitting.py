@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from param_features.decompose.encoder import Encoder
+from param_features.decompose.keeping import Checkpoints, keeping
 from param_features.decompose.l3d import StepLoss, l3d_loss, remove_parallel, renormalize
 from param_features.decompose.loop import (
     Fit,
@@ -46,6 +47,7 @@ def fit_l3d(
     format: type[Directions] = LowRank,
     modes: Mapping[str, Modes] | None = None,
     off_target: OffTarget | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Fit:
     """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
 
@@ -63,9 +65,11 @@ def fit_l3d(
         format: How directions are held while they are learned; the result is in the matrix format.
         modes: Axes of each parameter, for the formats that heed them; those of its matrix by default.
         off_target: What features cost by acting on other samples.
+        checkpoints: Where the fit is kept, and gone on with.
     """
     trainer = Trainer(store, n_features, rank, l0, settings, generator, format, modes, off_target)
-    take_steps(trainer, settings.steps, progress=progress)
+    with keeping(trainer, checkpoints) as steps:
+        take_steps(steps, settings.steps, progress=progress)
     return trainer.result()
 
 
@@ -99,7 +103,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(tensors, lr=settings.lr, betas=(0.9, 0.99))
         self.last_kept = torch.zeros(n_features, dtype=torch.long, device=tensors[0].device)
         self.n_steps = 0
-        self._order = torch.empty(0, dtype=torch.long)
+        self.order = torch.empty(0, dtype=torch.long)
 
     @torch.enable_grad()
     def step(self) -> StepLoss:
@@ -125,6 +129,11 @@ class Trainer:
         if self._is_time_to_restart():
             self._restart_idle()
         return seen
+
+    @property
+    def counters(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside directions, optimiser and data."""
+        return {"last_kept": self.last_kept}
 
     @property
     def dead(self) -> Bool[Tensor, " feature"]:
@@ -166,9 +175,9 @@ class Trainer:
 
     def _next_batch(self) -> Int[Tensor, " sample"]:
         size = min(self.settings.batch_size, self.store.n_samples)
-        if len(self._order) < size:
-            self._order = torch.randperm(self.store.n_samples, generator=self.generator)
-        index, self._order = self._order[:size], self._order[size:]
+        if len(self.order) < size:
+            self.order = torch.randperm(self.store.n_samples, generator=self.generator)
+        index, self.order = self.order[:size], self.order[size:]
         return index
 
     def _scaled(self, index: Int[Tensor, " sample"]) -> tuple[Gradients, Tensor]:

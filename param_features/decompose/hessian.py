@@ -17,6 +17,7 @@ from torch import Tensor
 
 from param_features.decompose.curvature import curvatures
 from param_features.decompose.encoder import Encoder
+from param_features.decompose.keeping import Checkpoints, keeping
 from param_features.decompose.l3d import remove_parallel, renormalize
 from param_features.decompose.loop import (
     Fit,
@@ -51,6 +52,7 @@ def fit_hessian(
     settings: HessianSettings,
     generator: torch.Generator,
     progress: bool,
+    checkpoints: Checkpoints | None = None,
 ) -> Fit:
     """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
 
@@ -67,12 +69,14 @@ def fit_hessian(
         settings: The rest.
         generator: Draws batches and starting points.
         progress: Whether to show a progress bar with mean square curvature and interference.
+        checkpoints: Where the fit is kept, and gone on with.
 
     Returns:
         V_in and V_out are one, and codes come by pursuit, as in the default L3D fit.
     """
     trainer = HessianTrainer(engine, divergence, inputs, store, n_features, rank, settings, generator)
-    take_steps(trainer, settings.steps, progress=progress)
+    with keeping(trainer, checkpoints) as steps:
+        take_steps(steps, settings.steps, progress=progress)
     renormalize(trainer.directions)  # an interruption may have come between a step and its renormalisation
     encoder = Encoder(rounds_for(l0, n_features))
     return ranked_fit(store, trainer.directions, trainer.directions, l0, trainer.n_steps, encoder)
@@ -119,7 +123,7 @@ class HessianTrainer:
             tensor.requires_grad_()
         self.optimizer = torch.optim.Adam(self.directions.tensors, lr=settings.lr, betas=(0.9, 0.99))
         self.n_steps = 0
-        self._order = torch.empty(0, dtype=torch.long)
+        self.order = torch.empty(0, dtype=torch.long)
 
     @torch.enable_grad()
     def step(self) -> tuple[float, float]:
@@ -142,6 +146,11 @@ class HessianTrainer:
         """What the progress bar shows."""
         return {"curvature": f"{seen[0]:.3g}", "interference": f"{seen[1]:.3g}"}
 
+    @property
+    def counters(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside directions, optimiser and data: nothing."""
+        return {}
+
     def current_spread(self) -> float:
         """The weight of a pair at right angles at this step."""
         left = max(0.0, 1 - 2 * self.n_steps / self.settings.steps)
@@ -150,9 +159,9 @@ class HessianTrainer:
     def _next_rows(self) -> Int[Tensor, " row"]:
         per_row = self.inputs.n_pos if self.engine.per_position else 1
         size = max(1, min(self.settings.batch_size // per_row, len(self.inputs)))
-        if len(self._order) < size:
-            self._order = torch.randperm(len(self.inputs), generator=self.generator)
-        rows, self._order = self._order[:size], self._order[size:]
+        if len(self.order) < size:
+            self.order = torch.randperm(len(self.inputs), generator=self.generator)
+        rows, self.order = self.order[:size], self.order[size:]
         return rows
 
 

@@ -51,7 +51,10 @@ class Fit:
 class Steps(Protocol):
     """A fit that goes step by step."""
 
-    n_steps: int
+    @property
+    def n_steps(self) -> int:
+        """Steps taken."""
+        ...
 
     def step(self) -> Any:
         """Take one step and return what it saw."""
@@ -62,10 +65,11 @@ class Steps(Protocol):
 
 
 def take_steps(trainer: Steps, n_steps: int, *, progress: bool) -> None:
-    """Step `n_steps` times under a progress bar; Ctrl-C ends the fit early and keeps what is learned so far."""
-    with tqdm(total=n_steps, desc="fit", unit="step", disable=not progress, smoothing=0.05) as bar:
+    """Step until `n_steps` are done, under a progress bar; Ctrl-C ends the fit early and keeps what is learned so far."""
+    n_done = trainer.n_steps
+    with tqdm(total=n_steps, initial=n_done, desc="fit", unit="step", disable=not progress, smoothing=0.05) as bar:
         try:
-            for _ in range(n_steps):
+            for _ in range(n_done, n_steps):
                 seen = trainer.step()
                 bar.update()
                 if trainer.n_steps % 20 == 0:

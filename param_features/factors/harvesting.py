@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from param_features.adapters import adapter_for
 from param_features.divergence import Reference
-from param_features.errors import DiskFullError, SettingError, StoreError
+from param_features.errors import DiskFullError, SettingError
 from param_features.factors.manifest import HELD_OUT, INPUTS, MANIFEST, TRAIN, Manifest, Planned, Whole, has_inputs, packed
 from param_features.factors.opening import FactorStore
 from param_features.factors.recipe import Recipe, recipe_of, refuse_differences
@@ -31,9 +30,7 @@ from param_features.params import ParamSpec, select
 from param_features.readiness import check_ready
 from param_features.record import input_tensors
 from param_features.source import HARVEST, PLAN, REFERENCES, Source, read_source, say_notices, stage_generator
-from param_features.store import write_whole
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from param_features.store import alone_in, is_full, size_text, write_whole
 
 
 def harvest(
@@ -97,9 +94,22 @@ def harvest(
     source = read_source(adapter, subset, tokens, inputs, divergence=divergence, reference=reference)
     say = _speaker(progress)
     say_notices(source, divergence, say)
-    folder, recipe = Path(directory), recipe_of(source, settings, seed=seed, shard_mib=shard_mib)
+    recipe = recipe_of(source, settings, seed=seed, shard_mib=shard_mib)
+    return harvested(source, settings, recipe, Path(directory), say=say, progress=progress)
+
+
+def harvested(
+    source: Source,
+    settings: HarvestSettings,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    say: Callable[[str], None],
+    progress: bool,
+) -> FactorStore:
+    """Gradients of what was read and checked, by a recipe that says so, begun or gone on with; errors as of `harvest`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
+    with alone_in(folder, "harvest"):
         before = _found(folder, recipe, say)
         if before is None or before.missing or not has_inputs(folder, before):
             _Harvest(source, settings, recipe, folder, say, progress).run(before)
@@ -115,7 +125,7 @@ def _found(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> Manifest
     if not (folder / MANIFEST).exists():
         return None
     found = Manifest.read(folder)
-    then = "Give the same arguments to go on with it, or another directory=."
+    then = "Give the same arguments to go on with it, or another directory."
     refuse_differences(found.recipe, recipe, where=str(folder), then=then)
     damaged = found.damaged(folder)
     for name, why in damaged.items():
@@ -149,7 +159,7 @@ class _Harvest:
                     manifest = self._with(place, manifest)
                     bar.update(shard.n_samples)
         except OSError as error:
-            if error.errno in _FULL:
+            if is_full(error):
                 self._refuse_full(error, manifest)
             raise
 
@@ -249,17 +259,13 @@ class _Harvest:
         Raises:
             DiskFullError: As said.
         """
-        needed = "The data alone do not fit" if manifest is None else f"{_size(_bytes_left(manifest))} are still needed"
+        needed = "The data alone do not fit" if manifest is None else f"{size_text(_bytes_left(manifest))} are still needed"
         n_whole, free = 0 if manifest is None else len(manifest.whole), shutil.disk_usage(self.folder).free
         raise DiskFullError(
-            f"{self.folder}: {error.strerror}. {needed}, {_size(free)} are free. The {n_whole} whole shards "
-            "stay: make room and call pf.harvest again with the same arguments, or take fewer samples "
-            "(n_samples=) into another directory=."
+            f"{self.folder}: {error.strerror}. {needed}, {size_text(free)} are free. The {n_whole} whole shards "
+            "stay: make room and call again with the same arguments, or take fewer samples (n_samples=) into another "
+            "directory."
         ) from error
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"
 
 
 def _bytes_left(manifest: Manifest) -> int:
@@ -282,20 +288,3 @@ def _tensors(source: Source, plan: SamplePlan, drawn: Reference) -> dict[str, Te
     for title, inputs in sides.items():
         tensors |= input_tensors(inputs, title) if inputs.is_all_tensors else {}
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second harvest out of the folder; the lock goes with the process that holds it.
-
-    Raises:
-        StoreError: Another harvest is at work.
-    """
-    import fcntl  # POSIX alone has it
-
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(f"Another harvest writes to {folder}. Wait for its end, or give another directory=.") from error
-        yield

@@ -27,6 +27,10 @@ _LABELS = {
     "divergence_code": "the code of divergence=",
     "output": "output=",
     "output_code": "the code of output=",
+    "gradients.seed": "the seed of the gradients",
+    "gradients.shard_mib": "the size of shards",
+    "background": "the data of background=",
+    "bits": "the training gradients themselves",
 }
 """How entries whose names say too little are called in messages."""
 
@@ -41,8 +45,8 @@ def recipe_of(source: Source, settings: HarvestSettings, *, seed: int, shard_mib
     recipe = {
         "params": {view.name: asdict(ParamRecord.of(view, fingerprints[view.name])) for view in source.subset.views},
         "weights": _weights(source.adapter),
-        "data": _data(source.data),
-        "partners": None if source.pairs is None else _data(source.pairs.corrupted),
+        "data": sum_of_data(source.data),
+        "partners": None if source.pairs is None else sum_of_data(source.pairs.corrupted),
         "divergence": own.name,
         "divergence_code": _code(own.function) if isinstance(own, CustomDivergence) else None,
         "output": None if asked is None else getattr(asked, "__name__", type(asked).__name__),
@@ -60,7 +64,9 @@ def settings_of(recipe: Recipe) -> HarvestSettings:
     return HarvestSettings(**{name: recipe[name] for name in asdict(HarvestSettings()) if name in recipe})
 
 
-def refuse_differences(kept: Recipe, asked: Recipe, *, where: str, then: str) -> None:
+def refuse_differences(
+    kept: Recipe, asked: Recipe, *, where: str, then: str, was: str = "was harvested from something else"
+) -> None:
     """Refuse what differs from a recipe that was followed before.
 
     Raises:
@@ -68,7 +74,7 @@ def refuse_differences(kept: Recipe, asked: Recipe, *, where: str, then: str) ->
     """
     found = [line for name in kept if kept[name] != asked.get(name) for line in _lines(name, kept, asked)]
     if found:
-        raise StoreError(f"{where} was harvested from something else: {'; '.join(found)}. {then}")
+        raise StoreError(f"{where} {was}: {'; '.join(found)}. {then}")
 
 
 def _lines(name: str, kept: Recipe, asked: Recipe) -> list[str]:
@@ -102,7 +108,7 @@ def _weights(adapter: Adapter) -> str:
     return _sha(*(part for name in sorted(tensors) for part in (name.encode(), _tensor(tensors[name]).encode())))
 
 
-def _data(inputs: ModelInputs) -> str:
+def sum_of_data(inputs: ModelInputs) -> str:
     """SHA-256 of every argument and of the mask."""
     named = {f"args/{place}": value for place, value in enumerate(inputs.args)} | inputs.kwargs | {"mask": inputs.mask}
     values = {name: _tensor(value) if isinstance(value, Tensor) else repr(value) for name, value in named.items()}

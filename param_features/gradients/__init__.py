@@ -4,7 +4,7 @@ from param_features.gradients.changes import OutputGraph, n_together, output_cha
 from param_features.gradients.cotangents import AgainstMean
 from param_features.gradients.engine import CotangentOf, GradientEngine, Routes, at_least_float32, check_finite_output
 from param_features.gradients.harvest import Harvester, HarvestSettings, OwnReferences, SamplePlan, limited, plan_samples
-from param_features.gradients.on_disk import DiskGradients
+from param_features.gradients.on_disk import DiskGradients, near
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
 from param_features.gradients.rules import LayerRule, register_rule
@@ -44,6 +44,7 @@ __all__ = [
     "is_fast_on",
     "limited",
     "n_together",
+    "near",
     "output_changes",
     "outputs_at",
     "plain_kernels",

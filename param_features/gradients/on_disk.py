@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.gradients.shards import Column, ShardFile, Stored, columns_of
-from param_features.gradients.store import SampleGradients
+from param_features.gradients.store import GradientStore, SampleGradients
 from param_features.gradients.types import Gradients
 
 
@@ -74,3 +74,17 @@ class DiskGradients(SampleGradients):
         for shard, first, start, end in runs:
             self._shards[shard].read_into(out[start:end], name, first)
         return out.to(self._device)
+
+
+def near(*stores: DiskGradients, n_bytes: int) -> list[SampleGradients]:
+    """The same gradients in memory, where all take no more than so many bytes: rows are then copied, not read from files."""
+    if sum(store.n_samples * store.sample_bytes for store in stores) > n_bytes:
+        return list(stores)
+    return [_in_memory(store) for store in stores]
+
+
+def _in_memory(gradients: DiskGradients) -> GradientStore:
+    found = GradientStore(gradients.n_samples, gradients.rows(slice(0, 1)))
+    for chunk in gradients.chunks():
+        found.add(chunk)
+    return found

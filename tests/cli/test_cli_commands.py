@@ -17,6 +17,7 @@ from param_features.bench.__main__ import main as bench_main
 from param_features.cli.app import app, main
 from param_features.cli.models import ModelSource, load_model
 from tests.saes import random_sae
+from tests.stops import stopped_after
 
 COMMANDS = ("demo", "list-params", "decompose", "report", "compare", "bench")
 PARAM = "transformer.h.1.attn.c_attn.weight[k]"
@@ -178,6 +179,19 @@ def test_nothing_is_written_over_without_force(command, decompose, saved):
     assert (saved / "features.safetensors").read_bytes() != before
     status, _, err = command(*decompose, "--out", saved / "config.json")
     assert (status, err) == (2, f"Error: --out {saved / 'config.json'} is a file. Give a folder.\n")
+
+
+def test_a_stopped_decomposition_goes_on_when_the_command_is_given_again(command, decompose, saved, tmp_path):
+    kept = (*decompose, "--checkpoint-dir", tmp_path / "kept", "--out", tmp_path / "again", "-q")
+    with stopped_after(4), pytest.raises(RuntimeError, match="stopped here"):
+        command(*kept)
+    assert (tmp_path / "kept" / "fit.safetensors").is_file()
+    assert command(*kept)[0] == 0
+    whole, again = (pf.load(folder) for folder in (saved, tmp_path / "again"))
+    assert torch.equal(whole.v_out.tensors[0], again.v_out.tensors[0])
+    status, _, err = command(*kept, "--force", "--steps", "11")
+    assert status == 2
+    assert "is of another fit: fit.steps= 11, there 10" in err
 
 
 def test_data_that_are_not_there_are_refused_before_the_model_is_loaded(command, decompose, tmp_path, monkeypatch):

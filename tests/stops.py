@@ -1,0 +1,42 @@
+"""Stopping a fit, or a harvest to disk, in the middle of what it does."""
+
+import os
+from contextlib import contextmanager
+
+import pytest
+
+from param_features.decompose.fitting import Trainer
+from param_features.gradients import shards
+
+STOPPED = RuntimeError("stopped here")
+
+
+@contextmanager
+def stopped_after(n_steps, kind=Trainer, error=STOPPED):
+    """Raise at the end of the step after so many, its random draws made and its tensors changed, but not yet kept."""
+    step, done = kind.step, iter(range(10**6))
+
+    def stopping(trainer):
+        seen = step(trainer)
+        if next(done) == n_steps:
+            raise error
+        return seen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "step", stopping)
+        yield
+
+
+@contextmanager
+def failing_at(n_writes: int, error: BaseException):
+    """Let only so many writes to shards through."""
+    write, count = os.pwrite, iter(range(10**9))
+
+    def pwrite(*args):
+        if next(count) >= n_writes:
+            raise error
+        return write(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.os, "pwrite", pwrite)
+        yield

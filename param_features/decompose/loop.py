@@ -61,8 +61,14 @@ class Steps(Protocol):
         ...
 
 
-def take_steps(trainer: Steps, n_steps: int, *, progress: bool) -> None:
-    """Step `n_steps` times under a progress bar; Ctrl-C ends the fit early and keeps what is learned so far."""
+def take_steps(trainer: Steps, n_steps: int, *, progress: bool, is_shared: bool = False) -> None:
+    """Step `n_steps` times under a progress bar; Ctrl-C ends the fit early and keeps what is learned so far.
+
+    Processes that share the fit are interrupted at different steps.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, where the fit is shared.
+    """
     with tqdm(total=n_steps, desc="fit", unit="step", disable=not progress, smoothing=0.05) as bar:
         try:
             for _ in range(n_steps):
@@ -71,6 +77,8 @@ def take_steps(trainer: Steps, n_steps: int, *, progress: bool) -> None:
                 if trainer.n_steps % 20 == 0:
                     bar.set_postfix(trainer.status(seen), refresh=False)
         except KeyboardInterrupt:
+            if is_shared:
+                raise
             notice = f"Interrupted after {trainer.n_steps} of {n_steps} steps: keeping the features fitted so far."
             bar.write(notice, file=sys.stderr)
 

@@ -92,7 +92,8 @@ class GradientEngine:
         with held_still(self.adapter.module):
             with capturing(taps, stop_at=stop_at) as capture:
                 root = self._forward(inputs, capture)
-            for slots in self._slot_groups(root, positions):
+            d_root = root.shape[-1] if self.per_position else root[0].numel()
+            for slots in self.slot_groups(len(positions), positions.shape[1], d_root):
                 cotangents = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
                 for slot, at_root in zip(slots.tolist(), cotangents.unbind(1), strict=True):
                     cotangent = self._spread(root, at_root, positions[:, slot])
@@ -101,15 +102,21 @@ class GradientEngine:
                     gradients |= self._dense(inputs, cotangent)
                     consume(slot, {name: gradients[name] for name in self.subset.names})
 
-    def _slot_groups(self, root: Tensor, positions: Int[Tensor, "batch slot"]) -> tuple[Tensor, ...]:
-        """Slots whose outputs exist together: few enough for memory, and two samples at least, to compare one another."""
-        n_rows, n_slots = positions.shape
-        d_output = root.shape[-1] if self.per_position else root[0].numel()
+    def slot_groups(self, n_rows: int, n_slots: int, d_root: int) -> tuple[Tensor, ...]:
+        """Slots whose outputs exist together: few enough for memory, and two samples at least, to compare one another.
+
+        Outputs are as wide as what backward passes start from, `d_root`, or as the vocabulary where it is known.
+        """
+        d_output = d_root
         if self.routes.through_head and self.adapter.d_vocab:
             d_output = self.adapter.d_vocab
         n_wanted = -(-n_rows * n_slots * d_output // _MAX_LOGITS)
         n_most = n_slots if n_rows > 1 else n_slots // 2
         return torch.arange(n_slots).tensor_split(max(1, min(n_wanted, n_most)))
+
+    def d_root(self, d_output: int) -> int:
+        """The width of what backward passes start from, given an output's: the head's input, where they start there."""
+        return getattr(self.adapter.head(), "in_features", d_output) if self.routes.through_head else d_output
 
     def _forward(self, inputs: ModelInputs, capture: Capture) -> Tensor:
         """The tensor that backward passes start from: the head's input, or the output."""

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from param_features.errors import MemoryEstimateError, NoGradientError, NonFiniteError
 from param_features.gradients.types import Gradients, compact
+from param_features.processes import Share
 
 _CHUNK_BYTES = 2**26
 
@@ -98,6 +99,23 @@ class GradientStore(SampleGradients):
             for room, new in zip(self._gradients[name].tensors, gradient.tensors, strict=True):
                 room[self._n_filled : self._n_filled + n_new] = new
         self._n_filled += n_new
+
+    def go_to(self, sample: int) -> None:
+        """Have the next samples added in this one's place and after it."""
+        self._n_filled = sample
+
+    def spread_out(self, share: Share, starts: Sequence[int]) -> None:
+        """Bring what each process has added to all of them.
+
+        Args:
+            share: Of the batches.
+            starts: Where each batch's samples begin, and where the last one's end.
+        """
+        for gradient in self._gradients.values():
+            for tensor in gradient.tensors:
+                for index in range(share.processes.n):
+                    part = share.part(index)
+                    share.processes.spread_(tensor[starts[part.start] : starts[part.stop]], index)
 
     @property
     def sample_bytes(self) -> int:

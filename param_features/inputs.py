@@ -227,7 +227,7 @@ def _from_column(adapter: Adapter, column: Any) -> ModelInputs:
     if isinstance(column, str | bytes | Mapping) or not isinstance(column, Sequence) and not hasattr(column, "__getitem__"):
         raise InputError(
             f"tokens is a {type(column).__name__}. Give an integer tensor [batch, pos], a list of strings, or a column of "
-            'a dataset such as dataset["text"].'
+            'a dataset such as dataset["text"]; pf.stream_rows(dataset, n_rows) reads rows of a whole data set.'
         )
     rows = [adapter.to_ids(row) if isinstance(row, str) else _ids(row) for row in column]
     if not rows or not all(rows):
@@ -237,6 +237,11 @@ def _from_column(adapter: Adapter, column: Any) -> ModelInputs:
 
 def _ids(row: Any) -> list[int]:
     values = row.tolist() if hasattr(row, "tolist") else row
+    if isinstance(row, Mapping):
+        raise InputError(
+            f'A row of tokens has the fields {", ".join(map(repr, row))}. Give one column, such as dataset["text"], or rows '
+            "that pf.stream_rows(dataset, n_rows) read."
+        )
     if not isinstance(values, Sequence):
         raise InputError(f"A row of tokens is {values!r}. Rows are strings or sequences of integer ids.")
     values = list(values)

@@ -17,6 +17,7 @@ from param_features.gradients import GradientEngine
 from param_features.inputs import ModelInputs, read_inputs
 from param_features.measure import Metrics, activations
 from param_features.params import unfold_matrix
+from param_features.processes import launched
 from param_features.record import ParamRecord, saved_record, saved_tensors
 from param_features.store import write_bundle
 
@@ -103,9 +104,10 @@ class FittedFeatures:
         """Write `features.safetensors` and `config.json` into a directory: data only, no code.
 
         The held-out examples are saved too, so that a colleague sees the same top examples; examples that are no tensors
-        are left out.
+        are left out. Of several processes that accelerate launched the main one writes.
         """
-        write_bundle(directory, saved_tensors(self), saved_record(self))
+        if launched().is_main:
+            write_bundle(directory, saved_tensors(self), saved_record(self))
 
     def bound_to(self: Features, engine: GradientEngine) -> Features:
         """The same features with a model, on its device, its parameters under that model's names, in the same order."""

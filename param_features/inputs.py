@@ -10,7 +10,7 @@ from torch import Tensor
 
 from param_features.adapters import Adapter
 from param_features.errors import InputError, NonFiniteError
-from param_features.params import all_parameters
+from param_features.offloaded import device_for_inputs
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
             f"Got {'neither tokens nor inputs' if tokens is None else 'both tokens and inputs'}. Give tokens= an integer "
             "tensor [batch, pos] or a list of strings, or inputs= what a plain module takes."
         )
-    device = next((p.device for p in all_parameters(adapter.module)), torch.device("cpu"))
+    device = device_for_inputs(adapter.module)
     found = _from_tokens(adapter, tokens) if tokens is not None else _from_inputs(adapter, inputs)
     return found.map(lambda tensor: tensor.to(device))
 

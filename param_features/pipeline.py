@@ -36,7 +36,7 @@ from param_features.gradients import (
 from param_features.measure import MeasureSettings, Metrics, held_out_metrics
 from param_features.params import ParamInfo, ParamSpec, select
 from param_features.processes import ALONE, Processes, launched
-from param_features.readiness import check_ready
+from param_features.readiness import check_present, check_ready
 from param_features.record import ParamRecord
 from param_features.request import Request, check_request, default_fit
 from param_features.source import (
@@ -175,6 +175,7 @@ def decompose(
     subset = select(adapter.views(), names, adapter.aliases(), adapter.parts())
     check_request(request, fit, subset)
     check_ready(adapter)
+    check_present(subset)
     subset.check_finite()
     given = {"divergence": divergence, "method": method}
     if kept is None:

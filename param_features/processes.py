@@ -150,8 +150,8 @@ class Share:
             return
         from accelerate.utils import reduce
 
-        flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-        total = reduce(flat.to(_device()), reduction="sum").to(flat.device)  # pyright: ignore
+        flat = torch.cat([tensor.detach().flatten().to(_device()) for tensor in tensors])
+        total: Any = reduce(flat, reduction="sum")
         for tensor, part in zip(tensors, total.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.detach().copy_(part.view_as(tensor))
 

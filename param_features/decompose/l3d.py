@@ -15,7 +15,7 @@ from param_features.decompose.reconstruction import square_errors, times
 from param_features.decompose.selection import batch_top_k
 from param_features.decompose.settings import FitSettings
 from param_features.directions import Directions, LowRank
-from param_features.gradients import Gradients
+from param_features.gradients import Gradients, summed
 from param_features.processes import Share
 
 
@@ -158,11 +158,11 @@ def remove_parallel(directions: Directions) -> None:
     if len(grads) < len(directions.tensors):
         return
     lengthening = directions.lengthening()
-    along = torch.stack([_per_feature(grad * part) for grad, part in zip(grads, lengthening, strict=True)]).sum(0)
-    square = torch.stack([_per_feature(part.square()) for part in lengthening]).sum(0)
+    along = summed([_per_feature(grad * part) for grad, part in zip(grads, lengthening, strict=True)])
+    square = summed([_per_feature(part.square()) for part in lengthening])
     share = along / square.clamp(min=1e-30)
     for grad, part in zip(grads, lengthening, strict=True):
-        grad.sub_(share.reshape(-1, *(1 for _ in part.shape[1:])) * part)
+        grad.sub_(share.to(part.device).reshape(-1, *(1 for _ in part.shape[1:])) * part)
 
 
 def _per_feature(tensor: Float[Tensor, " feature *axes"]) -> Float[Tensor, " feature"]:

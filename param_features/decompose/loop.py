@@ -146,7 +146,8 @@ def _left_over(gradients: Gradients, v_out: LowRank, coords: Float[Tensor, "samp
     which = coords.abs().topk(int((coords != 0).sum(1).max()), 1).indices
     weight, found = coords.gather(1, which)[:, :, None, None], {}
     for name, (left, right) in v_out.factors.items():
-        taken = (-weight * left[which]).mT.flatten(1, 2), right[which].mT.flatten(1, 2)
+        own, scale = which.to(left.device), weight.to(left.device)
+        taken = (-scale * left[own]).mT.flatten(1, 2), right[own].mT.flatten(1, 2)
         pairs = zip(gradients[name].tensors, taken, strict=True)
         found[name] = Factored(*(torch.cat(pair, 1) for pair in pairs))
     return found

@@ -29,7 +29,7 @@ from param_features.gradients.store import refuse_zero, storable
 from param_features.inputs import ModelInputs
 from param_features.params import ParamSpec, select
 from param_features.processes import Processes, launched
-from param_features.readiness import check_ready
+from param_features.readiness import check_present, check_ready
 from param_features.record import input_tensors
 from param_features.source import HARVEST, PLAN, REFERENCES, Source, read_source, say_notices, stage_generator
 from param_features.store import write_whole
@@ -97,6 +97,7 @@ def harvest(
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
     check_ready(adapter)
+    check_present(subset)
     subset.check_finite()
     source = read_source(adapter, subset, tokens, inputs, divergence=divergence, reference=reference)
     processes = launched()

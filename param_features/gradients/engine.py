@@ -201,7 +201,8 @@ def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Sit
             if source is None:
                 raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
             source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
-            gradient = rule(tap.layer, source, by_row(at_least_float32(deltas[tap.output, index]), n_rows))
+            delta = by_row(at_least_float32(deltas[tap.output, index]), n_rows)
+            gradient = rule(tap.layer, source.to(delta.device), delta)
             parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(source.device)))
     return join_positions(parts)
 

@@ -62,6 +62,17 @@ def plain_kernels() -> Iterator[None]:
         onednn.enabled = was_enabled
 
 
+def _hooked_flags(module: nn.Module) -> list[tuple[nn.Module, str, bool]]:
+    """Flags of offloaded parameters by place: accelerate's hooks put another object there at each call."""
+    owners = [child for child in module.modules() if hasattr(child, "_hf_hook")]
+    return [
+        (owner, name, parameter.requires_grad)
+        for owner in owners
+        for name, parameter in owner._parameters.items()
+        if parameter is not None and parameter.is_meta
+    ]
+
+
 @contextmanager
 def held_still(module: nn.Module) -> Iterator[None]:
     """Run a block with the module in evaluation mode and every parameter frozen; restore both, and the RNG, on exit.
@@ -80,6 +91,7 @@ def held_still(module: nn.Module) -> Iterator[None]:
         )
     modes = [(child, child.training) for child in module.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in all_parameters(module)]
+    hooked = _hooked_flags(module)
     buffers = [_Buffer.of(child, name) for child, _ in modes for name in child._buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     devices = {parameter.device.index or 0 for parameter, _ in flags if parameter.is_cuda}
@@ -96,6 +108,8 @@ def held_still(module: nn.Module) -> Iterator[None]:
                 child.training = training
             for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
+            for owner, name, requires_grad in hooked:
+                owner._parameters[name].requires_grad_(requires_grad)  # pyright: ignore
             for buffer in buffers:
                 buffer.restore()
             torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.errors import MemoryEstimateError, NoGradientError, NonFiniteError
-from param_features.gradients.types import Gradients, compact
+from param_features.gradients.types import Gradients, compact, summed, together
 from param_features.processes import Share
 
 _CHUNK_BYTES = 2**26
@@ -124,7 +124,11 @@ class GradientStore(SampleGradients):
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
         """The gradients of some samples; copies for an index, views for a slice."""
-        return {name: gradient.map(lambda tensor: tensor[index]) for name, gradient in self._gradients.items()}
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[index if isinstance(index, slice) else index.to(tensor.device)]
+
+        return {name: gradient.map(chosen) for name, gradient in self._gradients.items()}
 
     def check_gradients(self) -> None:
         """Refuse a parameter that no sample's output depends on.
@@ -170,12 +174,12 @@ def storable(gradients: Gradients) -> Gradients:
 
 def square_norm(gradients: Gradients) -> Float[Tensor, " sample"]:
     """‖∇‖² over all parameters."""
-    return torch.stack([gradient.square_norm() for gradient in gradients.values()]).sum(0)
+    return summed([gradient.square_norm() for gradient in gradients.values()])
 
 
 def flatten(gradients: Gradients) -> Float[Tensor, "sample n_params"]:
     """Every parameter's matrix in one row per sample. Cost: memory |W| a sample."""
-    return torch.cat([gradient.dense().matrix.flatten(1) for gradient in gradients.values()], 1)
+    return torch.cat(together([gradient.dense().matrix.flatten(1) for gradient in gradients.values()]), 1)
 
 
 def bytes_per_sample(gradients: Gradients) -> int:

@@ -64,7 +64,7 @@ class Dense:
         """
         directions = einsum(left, right, "feature o rank, feature i rank -> feature o i").flatten(1)
         if kept is not None and self.samples_well:
-            return sampled_product(self.matrix.flatten(1), directions, kept)
+            return sampled_product(self.matrix.flatten(1), directions, kept.to(self.matrix.device))
         return _only(self.matrix.flatten(1) @ directions.T, kept)
 
     def square_norm(self) -> Float[Tensor, " sample"]:
@@ -186,7 +186,7 @@ Gradients = dict[str, Gradient]
 
 
 def _only(product: Float[Tensor, "sample feature"], kept: Kept) -> Float[Tensor, "sample feature"]:
-    return product if kept is None else product * kept
+    return product if kept is None else product * kept.to(product.device)
 
 
 def join_positions(parts: list[Gradient]) -> Gradient:
@@ -208,6 +208,16 @@ def join_positions(parts: list[Gradient]) -> Gradient:
         delta, index = torch.cat([p.delta for p in indexed], 1), torch.cat([p.index for p in indexed], 1)
         return Indexed(delta, index, indexed[0].d_in)
     return Dense(torch.stack([part.dense().matrix for part in parts]).sum(0))
+
+
+def together(parts: list[Tensor]) -> list[Tensor]:
+    """What parameters give, on the first one's device: parameters of a model that is spread out lie on several."""
+    return [part.to(parts[0].device) for part in parts]
+
+
+def summed(parts: list[Tensor]) -> Tensor:
+    """The sum over parameters, on the first one's device. What moves is small: a number for each sample or feature."""
+    return torch.stack(together(parts)).sum(0)
 
 
 def compact(gradient: Gradient) -> Gradient:

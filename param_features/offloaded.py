@@ -1,5 +1,7 @@
 """Weights that accelerate's hooks bring in for the time of a call: where they are meanwhile, and which can be read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,7 +47,27 @@ def device_for_inputs(module: nn.Module) -> torch.device:
     return first.device if place is None else torch.device(place)
 
 
-def _hooks(module: nn.Module) -> tuple[Any, ...]:
+def _hooks(module: nn.Module) -> list[Any]:
     """The hooks that accelerate put on a module."""
-    hook = getattr(module, "_hf_hook", None)
-    return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
+    return _flat(getattr(module, "_hf_hook", None))
+
+
+def _flat(hook: Any) -> list[Any]:
+    """A hook, or those that it runs one after the other, which may be such hooks again."""
+    if hook is None:
+        return []
+    return [inner for part in hook.hooks for inner in _flat(part)] if hasattr(hook, "hooks") else [hook]
+
+
+@contextmanager
+def untied(module: nn.Module) -> Iterator[None]:
+    """Run a block in which hooks do not look at addresses to spare tied weights a second copy: forward mode has none."""
+    hooks = [hook for child in module.modules() for hook in _hooks(child) if hasattr(hook, "tied_params_map")]
+    saved = [(hook, hook.tied_params_map, hook.tied_params_names) for hook in hooks]
+    try:
+        for hook in hooks:
+            hook.tied_params_map, hook.tied_params_names = None, set()
+        yield
+    finally:
+        for hook, tied, names in saved:
+            hook.tied_params_map, hook.tied_params_names = tied, names

@@ -185,7 +185,7 @@ class LowRank(Directions):
     def scale_(self, factor: Float[Tensor, " feature"]) -> None:
         """Multiply each direction by a positive number in place, half of it on either factor."""
         for tensor in self.tensors:
-            tensor.mul_(factor.sqrt().to(tensor.device)[:, None, None])
+            tensor.mul_(factor.sqrt().to(tensor.device).reshape(-1, 1, 1))
 
     @torch.no_grad()
     def balance_(self) -> None:

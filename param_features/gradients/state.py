@@ -62,15 +62,10 @@ def plain_kernels() -> Iterator[None]:
         onednn.enabled = was_enabled
 
 
-def _hooked_flags(module: nn.Module) -> list[tuple[nn.Module, str, bool]]:
-    """Flags of offloaded parameters by place: accelerate's hooks put another object there at each call."""
-    owners = [child for child in module.modules() if hasattr(child, "_hf_hook")]
-    return [
-        (owner, name, parameter.requires_grad)
-        for owner in owners
-        for name, parameter in owner._parameters.items()
-        if parameter is not None and parameter.is_meta
-    ]
+def _offloaded(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Parameters that are away: accelerate's hooks leave another object in their place at each call."""
+    places = [(child, name, held) for child in module.modules() for name, held in child._parameters.items()]
+    return [(owner, name, held) for owner, name, held in places if held is not None and held.is_meta]
 
 
 @contextmanager
@@ -91,7 +86,7 @@ def held_still(module: nn.Module) -> Iterator[None]:
         )
     modes = [(child, child.training) for child in module.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in all_parameters(module)]
-    hooked = _hooked_flags(module)
+    away = _offloaded(module)
     buffers = [_Buffer.of(child, name) for child, _ in modes for name in child._buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     devices = {parameter.device.index or 0 for parameter, _ in flags if parameter.is_cuda}
@@ -106,10 +101,10 @@ def held_still(module: nn.Module) -> Iterator[None]:
         finally:
             for child, training in modes:
                 child.training = training
+            for owner, name, parameter in away:
+                owner._parameters[name] = parameter
             for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
-            for owner, name, requires_grad in hooked:
-                owner._parameters[name].requires_grad_(requires_grad)  # pyright: ignore
             for buffer in buffers:
                 buffer.restore()
             torch.backends.mha.set_fastpath_enabled(fast_path)

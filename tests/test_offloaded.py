@@ -9,6 +9,7 @@ from param_features.decompose.l3d import remove_parallel, renormalize
 from param_features.directions import LowRank
 from param_features.errors import ModelStateError
 from param_features.gradients import Factored, flatten, square_norm
+from tests.models import Classifier
 
 PART = "transformer.h.1.attn.c_attn.weight[k]"
 TOKENS = torch.randint(20, (30, 8), generator=torch.Generator().manual_seed(1))
@@ -97,5 +98,36 @@ def test_what_joins_devices_is_small_and_factors_stay_where_they_are(apart):
 
 
 def test_mixing_devices_would_have_failed(apart):
-    with pytest.raises(RuntimeError, match="two different devices"):
+    with pytest.raises(RuntimeError, match="found at least two devices|two different devices"):
         torch.empty(3, device="cuda:0") + torch.empty(3, device="cuda:1")
+
+
+def test_tied_weights_may_come_and_go_too(plain, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    from tests.adapters.zoo import hf_gpt2
+
+    away = MAP | {"transformer.wte": "disk", "lm_head": "disk"}
+    model = accelerate.dispatch_model(hf_gpt2(), away, offload_dir=tmp_path)
+    expected, found = (pf.decompose(one, PART, **CALL, **FIT) for one in (plain, model))
+    assert all(torch.equal(a, b) for a, b in zip(found.v_out.tensors, expected.v_out.tensors, strict=True))
+
+
+def test_inside_nnsight(plain, tmp_path):
+    accelerate, nnsight = pytest.importorskip("accelerate"), pytest.importorskip("nnsight")
+    from tests.adapters.zoo import hf_gpt2
+
+    wrapped = nnsight.NNsight(accelerate.dispatch_model(hf_gpt2(), MAP, offload_dir=tmp_path))
+    expected, found = (pf.decompose(one, PART, **CALL, **FIT) for one in (plain, wrapped))
+    assert all(torch.equal(a, b) for a, b in zip(found.v_out.tensors, expected.v_out.tensors, strict=True))
+
+
+@pytest.mark.parametrize("name", ["classifier.weight", "norm.weight"])
+def test_any_module(images, tmp_path, name):
+    accelerate = pytest.importorskip("accelerate")
+    away = accelerate.dispatch_model(
+        Classifier(), {"conv": "disk", "norm": "cpu", "classifier": "cpu"}, offload_dir=tmp_path
+    )
+    call = {"params": name, "inputs": images, "n_features": 2, "steps": 5, "progress": False}
+    expected, found = (pf.decompose(one, **call) for one in (Classifier(), away))
+    assert all(torch.equal(a, b) for a, b in zip(found.v_out.tensors, expected.v_out.tensors, strict=True))
+    assert torch.equal(found.activations(inputs=images), expected.activations(inputs=images))

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -106,7 +106,8 @@ def harvest(
     say_notices(source, divergence, say)
     folder, recipe = Path(directory), recipe_of(source, settings, seed=seed, shard_mib=shard_mib)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder) if processes.is_main else nullcontext():
+    with ExitStack() as held:
+        processes.from_main(lambda: held.enter_context(_alone_in(folder)))
         before, is_done = processes.from_main(lambda: _begun_before(folder, recipe, say))
         if not is_done:
             _Harvest(source, settings, recipe, folder, say, progress, processes).run(before)

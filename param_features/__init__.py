@@ -26,7 +26,9 @@ from param_features.measure import Match, MeasureSettings, Metrics
 from param_features.pairing import match
 from param_features.pairs import Pairs
 from param_features.pipeline import decompose, list_params
+from param_features.processes import alone
 from param_features.sae import Comparison, compare, sae_metrics, train_sae
+from param_features.streaming import stream_rows
 
 __all__ = [
     "Audit",
@@ -50,6 +52,7 @@ __all__ = [
     "ParamFeaturesError",
     "QueryKey",
     "adapters",
+    "alone",
     "bench",
     "circuit",
     "circuits",
@@ -67,6 +70,7 @@ __all__ = [
     "plot",
     "query_key",
     "sae_metrics",
+    "stream_rows",
     "toys",
     "train_sae",
 ]

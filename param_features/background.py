@@ -20,6 +20,7 @@ from param_features.gradients import (
     plan_samples,
 )
 from param_features.inputs import ModelInputs, read_either
+from param_features.processes import ALONE, Processes
 from param_features.references import collect_references
 
 _MOST = 8192
@@ -89,6 +90,7 @@ class ReadBackground:
         n_features: int,
         generator: torch.Generator,
         progress: bool,
+        processes: Processes = ALONE,
     ) -> tuple[SampleGradients, SampleGradients]:
         """Training and held-out gradients at random positions.
 
@@ -101,6 +103,7 @@ class ReadBackground:
             n_features: How many features are fitted to them.
             generator: Draws rows, positions and references.
             progress: Whether to show progress bars.
+            processes: Who share the batches.
 
         Raises:
             SampleCountError: There are fewer training samples than features.
@@ -108,7 +111,8 @@ class ReadBackground:
         pool = collect_references(engine, divergence, self.data, reference, given, _N_MEAN, generator)
         kind = reference if isinstance(reference, str) else "given"
         settings = replace(harvest, n_samples=self.settings.n_samples, max_samples=_MOST)
-        harvester = Harvester(engine, divergence, Reference(kind, pool if kind in ("mean", "given") else None), settings)
+        drawn = Reference(kind, pool if kind in ("mean", "given") else None)
+        harvester = Harvester(engine, divergence, drawn, settings).agreed(processes)
         plan = plan_samples(
             self.data,
             per_position=engine.per_position,
@@ -118,7 +122,8 @@ class ReadBackground:
         )
 
         def store(rows: Tensor, title: str) -> SampleGradients:
-            return harvester.store(self.data.rows(rows), plan.n_slots, generator, progress=progress, title=title)
+            more = {"progress": progress, "title": title, "processes": processes}
+            return harvester.store(self.data.rows(rows), plan.n_slots, generator, **more)
 
         return store(plan.train, "background"), store(plan.held_out, "held out")
 

@@ -210,6 +210,13 @@ class Reference:
             )
         return (torch.arange(n_samples) + 1 + _integers(n_samples - 1, n_samples, generator)) % n_samples
 
+    def skip(self, n: int, d_output: int, generator: torch.Generator) -> None:
+        """Draw as many random numbers as `draw` would for `n` samples."""
+        if self.pool is None and self.kind == "label":
+            torch.multinomial(torch.ones(n, d_output), 1, generator=generator)
+        elif self.pool is not None or self.kind != "uniform":
+            _integers(2, n, generator)
+
 
 def _integers(high: int, n: int, generator: torch.Generator) -> Tensor:
     return torch.randint(high, (n,), generator=generator)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from param_features.adapters import Adapter
 from param_features.errors import InputError, NonFiniteError
-from param_features.params import all_parameters
+from param_features.offloaded import device_for_inputs
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
             f"Got {'neither tokens nor inputs' if tokens is None else 'both tokens and inputs'}. Give tokens= an integer "
             "tensor [batch, pos] or a list of strings, or inputs= what a plain module takes."
         )
-    device = next((p.device for p in all_parameters(adapter.module)), torch.device("cpu"))
+    device = device_for_inputs(adapter.module)
     found = _from_tokens(adapter, tokens) if tokens is not None else _from_inputs(adapter, inputs)
     return found.map(lambda tensor: tensor.to(device))
 
@@ -227,7 +227,7 @@ def _from_column(adapter: Adapter, column: Any) -> ModelInputs:
     if isinstance(column, str | bytes | Mapping) or not isinstance(column, Sequence) and not hasattr(column, "__getitem__"):
         raise InputError(
             f"tokens is a {type(column).__name__}. Give an integer tensor [batch, pos], a list of strings, or a column of "
-            'a dataset such as dataset["text"].'
+            'a dataset such as dataset["text"]; pf.stream_rows(dataset, n_rows) reads rows of a whole data set.'
         )
     rows = [adapter.to_ids(row) if isinstance(row, str) else _ids(row) for row in column]
     if not rows or not all(rows):
@@ -237,6 +237,11 @@ def _from_column(adapter: Adapter, column: Any) -> ModelInputs:
 
 def _ids(row: Any) -> list[int]:
     values = row.tolist() if hasattr(row, "tolist") else row
+    if isinstance(row, Mapping):
+        raise InputError(
+            f'A row of tokens has the fields {", ".join(map(repr, row))}. Give one column, such as dataset["text"], or rows '
+            "that pf.stream_rows(dataset, n_rows) read."
+        )
     if not isinstance(values, Sequence):
         raise InputError(f"A row of tokens is {values!r}. Rows are strings or sequences of integer ids.")
     values = list(values)

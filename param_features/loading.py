@@ -18,7 +18,7 @@ from param_features.inputs import ModelInputs
 from param_features.matching import matching_views
 from param_features.measure import Metrics
 from param_features.params import ParamSubset
-from param_features.readiness import check_ready
+from param_features.readiness import check_present, check_ready
 from param_features.record import ParamRecord, inputs_from
 from param_features.store import read_bundle
 
@@ -98,6 +98,7 @@ def bind(
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     check_ready(adapter)
     subset = ParamSubset(matching_views(adapter, features.params))
+    check_present(subset)
     probe = features.examples or ModelInputs((torch.zeros(2, 2, dtype=torch.long),), {})
     probe = probe.map(lambda tensor: tensor.to(subset.views[0].tensor.device))
     engine = plan_engine(adapter, subset, probe, inspect_output(adapter, probe))

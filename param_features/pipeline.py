@@ -36,7 +36,8 @@ from param_features.gradients import (
 )
 from param_features.measure import MeasureSettings, Metrics, held_out_metrics
 from param_features.params import ParamInfo, ParamSpec, select
-from param_features.readiness import check_ready
+from param_features.processes import ALONE, Processes, launched
+from param_features.readiness import check_present, check_ready
 from param_features.record import ParamRecord
 from param_features.request import Request, check_request, default_fit
 from param_features.resuming import Asked, CheckpointFolder, resumable
@@ -172,7 +173,8 @@ def decompose(
         metrics' controls are this library's own.
     """
     l0 = max(1.0, n_features / 20) if l0 is None else float(l0)
-    request = Request(method, n_features, rank, format, l0, seed, progress)
+    processes = launched()
+    request = Request(method, n_features, rank, format, l0, seed, progress and processes.is_main)
     kept = None if store is None else FactorStore.open(store)
     harvest = harvest or (HarvestSettings() if kept is None else kept.settings)
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
@@ -183,6 +185,7 @@ def decompose(
     subset = select(adapter.views(), names, adapter.aliases(), adapter.parts())
     check_request(request, fit, subset)
     check_ready(adapter)
+    check_present(subset)
     subset.check_finite()
     given = {"divergence": divergence, "method": method}
     if kept is None:
@@ -196,7 +199,7 @@ def decompose(
     if method == "hessian":
         check_curved(source.divergence)
     say_notices(source, divergence if kept is None else None, request.say)
-    run = Run(source, request, harvest, fit, measure or MeasureSettings(), other, kept)
+    run = Run(source, request, harvest, fit, measure or MeasureSettings(), other, kept, processes=processes)
     if checkpoint_dir is None:
         return run.features()
     with resumable(checkpoint_dir, checkpoint_every, Asked(source, request, harvest, fit, other, kept)) as (store, folder):
@@ -215,12 +218,13 @@ class Run:
     background: ReadBackground | None = None
     store: FactorStore | None = None
     folder: CheckpointFolder | None = None
+    processes: Processes = ALONE
 
     def features(self) -> ParamFeatures:
         """Harvest, fit and measure."""
         engine = self.source.engine(self.request.say)
         drawn, pool = self.source.references(engine, self.measure.n_references, self._generator(REFERENCES))
-        harvester = Harvester(engine, self.source.divergence, drawn, self.harvest)
+        harvester = Harvester(engine, self.source.divergence, drawn, self.harvest).agreed(self.processes)
         plan, train, held_out = self._harvest(harvester)
         fit = partial(self._fit, engine, plan)
         if self.background is None:
@@ -254,7 +258,8 @@ class Run:
         assert background is not None
         kind, given = ("sample", None) if source.pairs is not None else (source.reference, source.given)
         n_own, settings, generator = background.settings.n_own(asked.n_features), self.harvest, self._generator(BACKGROUND)
-        there = background.stores(engine, source.divergence, kind, given, settings, n_own, generator, asked.progress)
+        how = settings, n_own, generator, asked.progress, self.processes
+        there = background.stores(engine, source.divergence, kind, given, *how)
         sizes = {"n_features": asked.n_features, "rank": asked.rank, "l0": asked.l0}
         return fit_beside(fit, target, there, background.settings, generator=self._generator(BESIDE), **sizes)
 
@@ -271,6 +276,7 @@ class Run:
         l0 = min(asked.l0, n_features)
         kept = None if self.folder is None else self.folder.checkpoints(store, given, off_target)
         shared = {"n_features": n_features, "rank": asked.rank, "l0": l0, "progress": asked.progress, "checkpoints": kept}
+        shared |= {"processes": self.processes}
         generator = self._generator(FIT)
         if isinstance(self.fit, HessianSettings):
             divergence, rows = check_curved(self.source.divergence), self.source.data.rows(plan.train)
@@ -287,7 +293,7 @@ class Run:
             is_own = self.folder is not None and self.folder.has_gradients
             train, held_out = near(here.train, here.held_out, n_bytes=harvester.budget if is_own else 0)
             return here.plan, train, held_out
-        settings = limited(self.harvest, harvester, self.source.data)
+        settings = limited(harvester.settings, harvester, self.source.data)
         plan = self.source.plan(settings, self.request.n_features, self._generator(PLAN))
         generator = self._generator(HARVEST)
         train = self._store(harvester, plan.train, plan.n_slots, generator, "harvest")
@@ -299,7 +305,8 @@ class Run:
         self, harvester: Harvester, rows: Tensor, n_slots: int, generator: torch.Generator, title: str
     ) -> GradientStore:
         own, progress = self.source.own(harvester.engine, rows), self.request.progress
-        return harvester.store(self.source.data.rows(rows), n_slots, generator, progress=progress, title=title, own=own)
+        more = {"progress": progress, "title": title, "own": own, "processes": self.processes}
+        return harvester.store(self.source.data.rows(rows), n_slots, generator, **more)
 
     def _result(
         self,

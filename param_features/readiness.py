@@ -2,28 +2,33 @@
 
 from param_features.adapters import Adapter
 from param_features.errors import ModelStateError
-from param_features.params import all_parameters
+from param_features.offloaded import is_offloaded
+from param_features.params import ParamSubset
 
 
 def check_ready(adapter: Adapter) -> None:
-    """Refuse a model whose weights are not all there, on one device.
+    """Refuse a model whose weights are not all there, or are not brought in when it runs.
 
     Raises:
-        ModelStateError: Names a parameter without values and how to load them, or the devices.
+        ModelStateError: Names a parameter without values and how to load them.
     """
-    empty = next((view.name for view in adapter.views().values() if view.stored.is_meta), None)
+    views = adapter.views().values()
+    empty = next((view.name for view in views if view.stored.is_meta and not is_offloaded(view)), None)
     if empty is not None:
+        raise ModelStateError(f"{empty!r} is on the meta device: it has a shape but no values. {_how_to_load(adapter)}")
+
+
+def check_present(subset: ParamSubset) -> None:
+    """Refuse chosen parameters that are there only while the model runs.
+
+    Raises:
+        ModelStateError: Names the first that `device_map=` offloaded.
+    """
+    away = next((view.name for view in subset.views if view.stored.is_meta), None)
+    if away is not None:
         raise ModelStateError(
-            f"{empty!r} is on the meta device: it has a shape but no values. {_how_to_load(adapter)} Weights that "
-            "device_map= offloaded to the disk or the CPU look the same: load the model without it."
-        )
-    devices = sorted({str(parameter.device) for parameter in all_parameters(adapter.module)})
-    mapped = getattr(adapter.module, "hf_device_map", None) or {}
-    places = devices if len(devices) > 1 else sorted({str(place) for place in mapped.values()})
-    if len(places) > 1:
-        raise ModelStateError(
-            f"The model is spread over {', '.join(places)}. Gradients are taken on one device: load it without device_map=, "
-            'or with device_map={"": 0} to put all of it on the first GPU.'
+            f"device_map= offloaded {away!r} to the disk or the CPU: its values come and go with each call. Other weights "
+            "may be offloaded; give the layers of the parameters that are decomposed a device, or leave this one out."
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,6 +16,7 @@ from param_features.factors.harvesting import harvested
 from param_features.factors.opening import FactorStore
 from param_features.factors.recipe import Recipe, recipe_of, sum_of_data
 from param_features.gradients import HarvestSettings, SampleGradients
+from param_features.processes import launched
 from param_features.request import Request
 from param_features.source import PLAN, Source, stage_generator
 from param_features.store import alone_in
@@ -94,7 +95,8 @@ class CheckpointFolder:
         """
         title = _FIT if n_features is None else _BACKGROUND if off_target is None else _TARGET
         stores = [store] if off_target is None else [store, off_target.store]
-        return Checkpoints(self._path(title), self.recipe | {_BITS: _norms_sum(stores)}, self.every)
+        recipe = self.recipe | {_BITS: _norms_sum(stores)}
+        return Checkpoints(self._path(title), recipe, self.every, is_written=launched().is_main)
 
     def refuse_others(self) -> None:
         """Refuse what was begun here with other arguments, before anything is computed.
@@ -122,8 +124,9 @@ def resumable(directory: str | PathLike, every: float, asked: Asked) -> Iterator
         SampleCountError: There would be fewer training samples than features.
         DiskFullError: The gradients do not fit.
     """
-    folder, request = _folder(directory, every), asked.request
-    with alone_in(folder, "decomposition"):
+    folder, request, processes = _folder(directory, every), asked.request, launched()
+    with ExitStack() as held:
+        processes.from_main(lambda: held.enter_context(alone_in(folder, "decomposition")))
         gradients = asked.gradients()
         found = CheckpointFolder(folder, asked.recipe(gradients), every, asked.store is None)
         found.refuse_others()

@@ -75,17 +75,6 @@ class TestWeightsThatAreNotThere:
         with pytest.raises(ModelStateError, match="meta device"):
             pf.load(tmp_path, model=Layer().to("meta"))
 
-    @pytest.mark.parametrize("places", [{"layer": 0, "": 1}, {"layer": "cpu", "": "disk"}], ids=str)
-    def test_a_model_over_several_devices(self, places):
-        model = Layer()
-        model.hf_device_map = places
-        with pytest.raises(
-            ModelStateError, match=r'spread over \w+, \w+.*without device_map=, or with device_map=\{"": 0\}'
-        ):
-            decomposed(model)
-        model.hf_device_map = {"": "cpu"}
-        decomposed(model)
-
 
 class TestRowsThatInfluenceEachOther:
     @pytest.mark.parametrize(

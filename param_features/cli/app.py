@@ -8,6 +8,7 @@ import typer
 from param_features.cli.bench import bench
 from param_features.cli.decompose import decompose
 from param_features.cli.demo import demo
+from param_features.cli.harvest import harvest
 from param_features.cli.listing import list_params
 from param_features.cli.running import run
 from param_features.cli.viewing import compare, report
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, list_params, decompose, report, compare, bench):
+for command in (demo, list_params, harvest, decompose, report, compare, bench):
     app.command()(command)
 
 

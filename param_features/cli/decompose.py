@@ -10,10 +10,11 @@ import param_features as pf
 from param_features.cli import options
 from param_features.cli.datasets import DataSource
 from param_features.cli.models import LoadedModel, ModelSource, load_model
-from param_features.cli.options import FIT, OUTPUT, flag, option
+from param_features.cli.options import DATA, FIT, OUTPUT, flag, option
 from param_features.cli.rows import RowSettings, check_data, load_rows
 from param_features.cli.running import INTERRUPTED, say
 from param_features.errors import SettingError, SourceError
+from param_features.processes import launched
 
 Method = Literal["l3d", "hessian"]
 Format = Literal["matrix", "cp", "tucker"]
@@ -23,9 +24,14 @@ ReferenceName = Literal["sample", "mean", "uniform", "label"]
 
 
 _REFERENCE = "What outputs are compared with: sample, mean, uniform or label."
-Params = Annotated[
-    list[str],
-    option("--params", FIT, "A parameter's name or a glob, as list-params has them; may be repeated.", metavar="NAME"),
+_PARAMS = "A parameter's name or a glob, as list-params has them; may be repeated."
+_STORE = "Gradients that harvest took, instead of --dataset and --params; what decided them is the store's."
+Params = Annotated[list[str], option("--params", FIT, _PARAMS, metavar="NAME")]
+OptionalParams = Annotated[list[str] | None, option("--params", FIT, _PARAMS, metavar="NAME")]
+StoreFolder = Annotated[Path | None, option("--store", DATA, _STORE, metavar="FOLDER")]
+DivergenceName = Annotated[Divergence, option("--divergence", FIT, "How far outputs lie apart.")]
+OptionalReferenceName = Annotated[
+    ReferenceName | None, option("--reference", FIT, _REFERENCE, metavar="KIND", show_default="sample")
 ]
 NFeatures = Annotated[int, option("--n-features", FIT, "How many features.", min=1, metavar="N")]
 L0 = Annotated[
@@ -50,7 +56,8 @@ def decompose(
     library: options.LibraryName = "hf",
     device: options.Device = "cpu",
     dtype: options.DtypeName = "auto",
-    dataset: options.DatasetName,
+    store: StoreFolder = None,
+    dataset: options.OptionalDatasetName = None,
     text_field: options.TextField = "text",
     sample_by: options.SampleByName = "line",
     split: options.Split = "train",
@@ -58,15 +65,15 @@ def decompose(
     n_ctx: options.NCtx = None,
     n_rows: options.NRows = 4096,
     pack: options.Pack = False,
-    params: Params,
+    params: OptionalParams = None,
     n_features: NFeatures = 100,
     l0: L0 = None,
     rank: Rank = 1,
     n_samples: NSamples = None,
     steps: Steps = None,
     seed: Seed = 0,
-    divergence: Annotated[Divergence, option("--divergence", FIT, "How far outputs lie apart.")] = "auto",
-    reference: Annotated[ReferenceName, option("--reference", FIT, _REFERENCE, metavar="KIND")] = "sample",
+    divergence: DivergenceName = "auto",
+    reference: OptionalReferenceName = None,
     format: Annotated[Format, option("--format", FIT, "How a feature is held during the fit.")] = "matrix",
     method: Annotated[Method, option("--method", FIT, "What the directions are fitted to.")] = "l3d",
     selection: SelectionName = None,
@@ -79,21 +86,20 @@ def decompose(
     """Decompose parameters of a language model: find low-rank directions, each of which matters for few inputs.
 
     Prints the held-out metrics beside their controls and saves the features in --out, where pf.load reads them. Ctrl-C
-    during the fit saves what is found so far.
+    during the fit saves what is found so far. Processes that accelerate launched share the work.
     """
+    quiet = quiet or not launched().is_main
     check_vacant(out, is_forced=force)
     fit = _fit_settings(method, selection)
+    _check_store(store, dataset, params)
     source = ModelSource(model, library, device, dtype)
-    data = DataSource(dataset, text_field, sample_by, split, subset)
-    check_data(data, source)
-    loaded = load_model(source)
-    if not quiet:
-        say(_brief(loaded))
-    tokens = load_rows(loaded, source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
+    data = None if dataset is None else DataSource(dataset, text_field, sample_by, split, subset)
+    loaded, tokens = load_both(source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
     features = pf.decompose(
         loaded.model,
         params,
         tokens,
+        store=store,
         tokenizer=loaded.tokenizer,
         n_features=n_features,
         l0=l0,
@@ -109,13 +115,44 @@ def decompose(
         progress=not quiet,
         checkpoint_dir=checkpoint_dir,
     )
+    if launched().is_main:
+        _keep(features, out, report=report, quiet=quiet)
+    _end_if_interrupted(features)
+
+
+def _keep(features: pf.ParamFeatures, out: Path, *, report: bool, quiet: bool) -> None:
+    """Print the metrics, and save what was found."""
     typer.echo(repr(features))
     features.save_pretrained(out)
     if not quiet:
         say(f"Saved in {out}.")
     if report:
         write_report(features, out / "report.html", quiet=quiet)
-    _end_if_interrupted(features)
+
+
+def load_both(source: ModelSource, data: DataSource | None, rows: RowSettings, *, quiet: bool) -> tuple[LoadedModel, Any]:
+    """The model, and rows of its data where there are any."""
+    if data is not None:
+        check_data(data, source)
+    loaded = load_model(source)
+    if not quiet:
+        say(_brief(loaded))
+    return loaded, None if data is None else load_rows(loaded, source, data, rows, quiet=quiet)
+
+
+def _check_store(store: Path | None, dataset: str | None, params: list[str] | None) -> None:
+    """Refuse a run without data or parameters, and data beside a store.
+
+    Raises:
+        SettingError: As said.
+    """
+    if store is None and (dataset is None or not params):
+        missing = "--dataset" if dataset is None else "--params"
+        raise SettingError(
+            f"There is no {missing}. Give --dataset and --params, or --store with a folder that harvest wrote."
+        )
+    if store is not None and dataset is not None:
+        raise SettingError(f"--dataset {dataset} beside --store {store}, which holds its own data. Leave one of them out.")
 
 
 def write_report(

@@ -1,8 +1,7 @@
 """Texts to rows of tokens of one length."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from param_features.cli.datasets import DataSource, check_source, read_texts
 from param_features.cli.models import DEMO, LoadedModel, ModelSource
 from param_features.cli.running import say
 from param_features.errors import InputError, SettingError
+from param_features.streaming import cut_rows, delimited, encoded
 
-_AT_ONCE = 256
 _USUAL_N_CTX = 64
 
 
@@ -88,36 +87,14 @@ def token_rows(
     Raises:
         InputError: Not one row is full.
     """
-    rows: list[list[int]] = []
-    left: list[int] = []
-    n_tokens = n_longest = 0
-    for ids in _encoded(texts, tokenizer):
-        n_tokens, n_longest = n_tokens + len(ids), max(n_longest, len(ids))
-        left = [*left, *_delimited(ids, tokenizer)] if is_packed else ids
-        end = len(left) - len(left) % n_ctx
-        rows += [left[start : start + n_ctx] for start in range(0, end, n_ctx)]
-        left = left[end:]
-        if len(rows) >= n_rows:
-            break
+    found = (delimited(ids, tokenizer) if is_packed else ids for ids in encoded(texts, tokenizer))
+    rows, n_tokens, n_longest = cut_rows(found, n_ctx, n_rows, is_packed)
     if not rows:
         raise InputError(
             f"No text fills a row of {n_ctx} tokens; the longest has {n_longest}, all together {n_tokens}. Give more text, "
             "a smaller --n-ctx, or --pack, which joins texts."
         )
-    return torch.tensor(rows[:n_rows]), n_tokens
-
-
-def _encoded(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    """Ids of each text, a few hundred texts at a time."""
-    remaining = iter(texts)
-    while batch := list(islice(remaining, _AT_ONCE)):
-        yield from tokenizer(batch, verbose=False)["input_ids"]
-
-
-def _delimited(ids: list[int], tokenizer: Any) -> list[int]:
-    """A text with a mark where it begins or ends."""
-    has_start = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-    return ids if has_start or tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+    return torch.tensor(rows), n_tokens
 
 
 def _row_length(loaded: LoadedModel, settings: RowSettings) -> int:

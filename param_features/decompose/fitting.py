@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -28,6 +29,7 @@ from param_features.decompose.settings import FitSettings
 from param_features.directions import Directions, LowRank
 from param_features.gradients import Gradients, SampleGradients
 from param_features.params import Modes
+from param_features.processes import ALONE, Processes, Share
 
 _RESTART_BATCHES = 4
 """What to restart is judged on so many batches."""
@@ -48,6 +50,7 @@ def fit_l3d(
     modes: Mapping[str, Modes] | None = None,
     off_target: OffTarget | None = None,
     checkpoints: Checkpoints | None = None,
+    processes: Processes = ALONE,
 ) -> Fit:
     """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
 
@@ -66,10 +69,11 @@ def fit_l3d(
         modes: Axes of each parameter, for the formats that heed them; those of its matrix by default.
         off_target: What features cost by acting on other samples.
         checkpoints: Where the fit is kept, and gone on with.
+        processes: Who share every batch; Ctrl-C then ends all of them.
     """
-    trainer = Trainer(store, n_features, rank, l0, settings, generator, format, modes, off_target)
+    trainer = Trainer(store, n_features, rank, l0, settings, generator, format, modes, off_target, processes)
     with keeping(trainer, checkpoints) as steps:
-        take_steps(steps, settings.steps, progress=progress)
+        take_steps(steps, settings.steps, progress=progress, is_shared=processes.n > 1)
     return trainer.result()
 
 
@@ -87,9 +91,10 @@ class Trainer:
         format: type[Directions] = LowRank,
         modes: Mapping[str, Modes] | None = None,
         off_target: OffTarget | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """Start from the leading part of real gradients."""
-        self.off_target = off_target
+        self.off_target, self.processes = off_target, processes
         self.store, self.l0, self.settings, self.generator, self.rank = store, l0, settings, generator, rank
         self.format, self.modes = format, modes or matrix_modes(store.rows(slice(0, 1)))
         self.square_norm = store.square_norm()
@@ -98,6 +103,7 @@ class Trainer:
         self.v_in = self.v_out if settings.is_tied else self.v_out.map(lambda tensor: tensor.clone())
         tensors = self.v_out.tensors + ([] if settings.is_tied else self.v_in.tensors)
         for tensor in tensors:
+            processes.spread_(tensor)
             tensor.requires_grad_()
         self.encoder = Encoder(rounds_for(l0, n_features) if settings.selection == "pursuit" else None)
         self.optimizer = torch.optim.Adam(tensors, lr=settings.lr, betas=(0.9, 0.99))
@@ -107,17 +113,20 @@ class Trainer:
 
     @torch.enable_grad()
     def step(self) -> StepLoss:
-        """One Adam step on one batch."""
+        """One Adam step on one batch, of which each process takes its part."""
         index = self._next_batch()
-        gradients, norms = self._scaled(index)
+        share = self.processes.share(len(index))
+        gradients, norms = self._scaled(share.of(index))
         v_out = self.v_out.folded()
         v_in = v_out if self.settings.is_tied else self.v_in.folded()
-        seen = l3d_loss(gradients, norms, v_in, v_out, l0=self.current_l0(), dead=self.dead, settings=self.settings)
+        chosen = {"l0": self.current_l0(), "dead": self.dead, "settings": self.settings, "share": share}
+        seen = l3d_loss(gradients, norms, v_in, v_out, **chosen)
         loss = seen.loss
         if self.off_target is not None:
             loss = loss + self.off_target.penalty(v_in, v_out, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        kept, seen = self._together(share, seen, norms)
         remove_parallel(self.v_out)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * lr_factor(self.n_steps, self.settings.steps)
@@ -125,10 +134,22 @@ class Trainer:
         renormalize(self.v_out)
         self.v_in.balance_()
         self.n_steps += 1
-        self.last_kept[seen.kept.any(0)] = self.n_steps
+        self.last_kept[kept] = self.n_steps
         if self._is_time_to_restart():
             self._restart_idle()
         return seen
+
+    def _together(self, share: Share, seen: StepLoss, norms: Tensor) -> tuple[Bool[Tensor, " feature"], StepLoss]:
+        """The batch's gradient in all processes; which features any of its samples kept, and its error."""
+        kept = seen.kept.any(0)
+        if share.is_whole:
+            return kept, seen
+        grads = [parameter.grad for group in self.optimizer.param_groups for parameter in group["params"]]
+        for grad in grads:
+            grad.mul_(share.weight)
+        counts, sums = kept.to(norms), torch.stack([seen.errors.sum(), norms.sum()])
+        share.sum_([*grads, counts, sums])
+        return counts > 0, replace(seen, error=float(sums[0] / sums[1]))
 
     @property
     def counters(self) -> dict[str, Tensor]:
@@ -162,6 +183,7 @@ class Trainer:
     def result(self) -> Fit:
         """The directions, those with the largest coordinates first, and the threshold that keeps `l0` per sample."""
         renormalize(self.v_out)  # an interruption may have come between a step and its renormalisation
+        self._agree()
         folded = self.v_out.folded()
         folded_in = folded if self.settings.is_tied else self.v_in.folded()
         return ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
@@ -218,6 +240,12 @@ class Trainer:
             useful = (useful - size * self.off_target.costs(v_out)).clamp(min=0)
             gains = gains - size * self.off_target.costs(folded)
         self._replace(*replacements(useful, gains, folded.gram()), candidates)
+        self._agree()
+
+    def _agree(self) -> None:
+        """Take the main process's directions; others' would differ by rounding on another kind of processor."""
+        for tensor in self.v_out.tensors + self.v_in.tensors:
+            self.processes.spread_(tensor)
 
     def _overlaps(self, directions: LowRank, index: Int[Tensor, " sample"]) -> Tensor:
         """⟨∇, v_k⟩ of some samples, as many at a time as take 256 MiB."""

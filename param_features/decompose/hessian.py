@@ -34,6 +34,7 @@ from param_features.directions import LowRank
 from param_features.divergence import CurvedDivergence
 from param_features.gradients import GradientEngine, SampleGradients
 from param_features.inputs import ModelInputs
+from param_features.processes import ALONE, Processes
 
 _TINY = 1e-6
 _NOISE = 1e-3
@@ -53,6 +54,7 @@ def fit_hessian(
     generator: torch.Generator,
     progress: bool,
     checkpoints: Checkpoints | None = None,
+    processes: Processes = ALONE,
 ) -> Fit:
     """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
 
@@ -70,14 +72,16 @@ def fit_hessian(
         generator: Draws batches and starting points.
         progress: Whether to show a progress bar with mean square curvature and interference.
         checkpoints: Where the fit is kept, and gone on with.
+        processes: Who share the rows of every batch; Ctrl-C then ends all of them.
 
     Returns:
         V_in and V_out are one, and codes come by pursuit, as in the default L3D fit.
     """
-    trainer = HessianTrainer(engine, divergence, inputs, store, n_features, rank, settings, generator)
+    trainer = HessianTrainer(engine, divergence, inputs, store, n_features, rank, settings, generator, processes)
     with keeping(trainer, checkpoints) as steps:
-        take_steps(steps, settings.steps, progress=progress)
+        take_steps(steps, settings.steps, progress=progress, is_shared=processes.n > 1)
     renormalize(trainer.directions)  # an interruption may have come between a step and its renormalisation
+    trainer.agree()
     encoder = Encoder(rounds_for(l0, n_features))
     return ranked_fit(store, trainer.directions, trainer.directions, l0, trainer.n_steps, encoder)
 
@@ -114,11 +118,13 @@ class HessianTrainer:
         rank: int,
         settings: HessianSettings,
         generator: torch.Generator,
+        processes: Processes = ALONE,
     ) -> None:
         """Start from the leading part of gradients, which are steep for their own samples, or at random."""
         self.engine, self.divergence, self.inputs = engine, divergence, inputs
-        self.settings, self.generator = settings, generator
+        self.settings, self.generator, self.processes = settings, generator, processes
         self.directions = _start(store, n_features, rank, settings, generator)
+        self.agree()
         for tensor in self.directions.tensors:
             tensor.requires_grad_()
         self.optimizer = torch.optim.Adam(self.directions.tensors, lr=settings.lr, betas=(0.9, 0.99))
@@ -128,12 +134,17 @@ class HessianTrainer:
     @torch.enable_grad()
     def step(self) -> tuple[float, float]:
         """One Adam step on one batch; returns the median direction's curvature (rms over samples), and the interference."""
-        h = curvatures(self.engine, self.divergence, self.directions, self.inputs.rows(self._next_rows()))
+        rows = self._next_rows()
+        share = self.processes.share(len(rows))
+        h = share.joined(curvatures(self.engine, self.divergence, self.directions, self.inputs.rows(share.of(rows))))
         strength = h.detach().square().mean(0).sqrt()
         h = h / strength.clamp(min=torch.finfo(h.dtype).tiny ** 0.5).sqrt()
-        climb, interference = climb_and_interference(h, self.directions.gram(), self.current_spread())
+        gram = self.directions.gram()
+        gram = gram if share.is_whole or share.processes.is_main else gram.detach()  # processes' gradients add up
+        climb, interference = climb_and_interference(h, gram, self.current_spread())
         self.optimizer.zero_grad(set_to_none=True)
         (self.settings.interference * interference - climb).backward()
+        share.sum_([tensor.grad for tensor in self.directions.tensors if tensor.grad is not None])
         remove_parallel(self.directions)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * lr_factor(self.n_steps, self.settings.steps)
@@ -141,6 +152,11 @@ class HessianTrainer:
         renormalize(self.directions)
         self.n_steps += 1
         return float(strength.median()), float(interference.detach())
+
+    def agree(self) -> None:
+        """Take the main process's directions; others' would differ by rounding on another kind of processor."""
+        for tensor in self.directions.tensors:
+            self.processes.spread_(tensor)
 
     def status(self, seen: tuple[float, float]) -> dict[str, str]:
         """What the progress bar shows."""

@@ -38,11 +38,13 @@ class Checkpoints:
         path: The newest one's file.
         recipe: All that decides what the fit finds, as JSON.
         every: Seconds from one to the next; 0 keeps one after each step.
+        is_written: Whether this process writes them; of those that share a fit, all read and the main one writes.
     """
 
     path: Path
     recipe: Recipe
     every: float = 60.0
+    is_written: bool = True
 
     def newest(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is any.
@@ -163,7 +165,8 @@ class _Kept:
             self._is_within = False
 
     def _write(self) -> None:
-        self.checkpoints.write(self.trainer)
+        if self.checkpoints.is_written:
+            self.checkpoints.write(self.trainer)
         self._written_at, self._n_written = time.monotonic(), self.trainer.n_steps
 
     @contextmanager

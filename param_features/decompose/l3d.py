@@ -4,7 +4,7 @@ Source: L3D (arXiv 2504.00194), "Sparse Principal Directions". Differs: the loss
 the data; V_out rows have unit norm exactly; V_in starts equal to V_out; dead features are revived.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,7 +15,8 @@ from param_features.decompose.reconstruction import square_errors, times
 from param_features.decompose.selection import batch_top_k
 from param_features.decompose.settings import FitSettings
 from param_features.directions import Directions, LowRank
-from param_features.gradients import Gradients, is_fast_on
+from param_features.gradients import Gradients, is_fast_on, summed
+from param_features.processes import Share
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def l3d_loss(
     l0: float,
     dead: Tensor,
     settings: FitSettings,
+    share: Share | None = None,
 ) -> StepLoss:
     """The reconstruction loss of a batch, with the penalty or the auxiliary loss that the settings ask for.
 
@@ -57,22 +59,24 @@ def l3d_loss(
         l0: Mean number kept per sample at this step.
         dead: Boolean [feature], features that the auxiliary loss revives.
         settings: The fit's settings.
+        share: Which part of the batch these samples are, where processes share it: one threshold serves the whole batch.
     """
+    share = share or Share()
     if settings.selection == "l1":
         return _penalised_loss(gradients, square_norm, v_out, settings.l1)
     is_sparse = l0 < _FEW * v_in.n_features and all(gradient.samples_well for gradient in gradients.values())
     if settings.selection == "pursuit":
-        return _pursued_loss(gradients, square_norm, v_in, v_out, l0)
+        return _pursued_loss(gradients, square_norm, v_in, v_out, l0, share)
     is_reviving = settings.revive > 0 and bool(dead.any())
     if is_sparse:
         with torch.no_grad():
             every = v_in.overlaps(gradients)
-        kept, revived = batch_top_k(every, l0), _strongest(every, dead, l0)
+        kept, revived = _strongest_of_all(every, dead, l0, share)
         used = kept | revived if is_reviving else kept
         coords, overlaps = v_in.overlaps(gradients, used), v_out.overlaps(gradients, used)
     else:
         coords, overlaps = v_in.joined(v_out).overlaps(gradients).chunk(2, dim=1)
-        kept, revived = batch_top_k(coords, l0), _strongest(coords, dead, l0)
+        kept, revived = _strongest_of_all(coords, dead, l0, share)
     gram, living = v_out.gram(), coords * kept
     errors = square_errors(living, overlaps, gram, square_norm, is_sparse=is_sparse)
     loss = errors.mean()
@@ -100,7 +104,12 @@ def _penalised_loss(
 
 
 def _pursued_loss(
-    gradients: Gradients, square_norm: Float[Tensor, " sample"], v_in: LowRank, v_out: LowRank, l0: float
+    gradients: Gradients,
+    square_norm: Float[Tensor, " sample"],
+    v_in: LowRank,
+    v_out: LowRank,
+    l0: float,
+    share: Share,
 ) -> StepLoss:
     """The error at least-squares coordinates, whose gradient is that with the coordinates held fixed; and V_in's own.
 
@@ -109,7 +118,7 @@ def _pursued_loss(
     told, overlaps = v_in.joined(v_out).overlaps(gradients).chunk(2, dim=1)
     gram = v_out.gram()
     path = pursue(overlaps.detach(), gram.detach(), rounds_for(l0, v_out.n_features), l0=l0)
-    coords = path.coords(path.threshold(l0))
+    coords = path.coords(replace(path, reach=share.gathered(path.reach)).threshold(l0))
     is_sparse = l0 < _FEW * v_out.n_features and is_fast_on(coords.device)
     errors = square_errors(coords, overlaps, gram, square_norm, is_sparse=is_sparse)
     loss = errors.mean() + (told - coords).square().sum(1).mean()
@@ -118,6 +127,12 @@ def _pursued_loss(
 
 def _seen(loss: Tensor, errors: Tensor, square_norm: Tensor, coords: Tensor, kept: Tensor) -> StepLoss:
     return StepLoss(loss, float(errors.detach().sum() / square_norm.sum()), coords.detach(), kept, errors.detach())
+
+
+def _strongest_of_all(coords: Tensor, dead: Tensor, l0: float, share: Share) -> tuple[Tensor, Tensor]:
+    """Which coordinates of these samples are among the batch's largest, and which of dead features are among theirs."""
+    every = share.gathered(coords)
+    return share.of(batch_top_k(every, l0)), share.of(_strongest(every, dead, l0))
 
 
 def _strongest(coords: Tensor, dead: Tensor, l0: float) -> Bool[Tensor, "sample feature"]:
@@ -138,11 +153,11 @@ def remove_parallel(directions: Directions) -> None:
     if len(grads) < len(directions.tensors):
         return
     lengthening = directions.lengthening()
-    along = torch.stack([_per_feature(grad * part) for grad, part in zip(grads, lengthening, strict=True)]).sum(0)
-    square = torch.stack([_per_feature(part.square()) for part in lengthening]).sum(0)
+    along = summed([_per_feature(grad * part) for grad, part in zip(grads, lengthening, strict=True)])
+    square = summed([_per_feature(part.square()) for part in lengthening])
     share = along / square.clamp(min=1e-30)
     for grad, part in zip(grads, lengthening, strict=True):
-        grad.sub_(share.reshape(-1, *(1 for _ in part.shape[1:])) * part)
+        grad.sub_(share.to(part.device).reshape(-1, *(1 for _ in part.shape[1:])) * part)
 
 
 def _per_feature(tensor: Float[Tensor, " feature *axes"]) -> Float[Tensor, " feature"]:

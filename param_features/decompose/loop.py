@@ -64,8 +64,14 @@ class Steps(Protocol):
         ...
 
 
-def take_steps(trainer: Steps, n_steps: int, *, progress: bool) -> None:
-    """Step until `n_steps` are done, under a progress bar; Ctrl-C ends the fit early and keeps what is learned so far."""
+def take_steps(trainer: Steps, n_steps: int, *, progress: bool, is_shared: bool = False) -> None:
+    """Step until `n_steps` are done, under a progress bar; Ctrl-C ends the fit early and keeps what is learned so far.
+
+    Processes that share the fit are interrupted at different steps.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, where the fit is shared.
+    """
     n_done = trainer.n_steps
     with tqdm(total=n_steps, initial=n_done, desc="fit", unit="step", disable=not progress, smoothing=0.05) as bar:
         try:
@@ -75,6 +81,8 @@ def take_steps(trainer: Steps, n_steps: int, *, progress: bool) -> None:
                 if trainer.n_steps % 20 == 0:
                     bar.set_postfix(trainer.status(seen), refresh=False)
         except KeyboardInterrupt:
+            if is_shared:
+                raise
             notice = f"Interrupted after {trainer.n_steps} of {n_steps} steps: keeping the features fitted so far."
             bar.write(notice, file=sys.stderr)
 
@@ -142,7 +150,8 @@ def _left_over(gradients: Gradients, v_out: LowRank, coords: Float[Tensor, "samp
     which = coords.abs().topk(int((coords != 0).sum(1).max()), 1).indices
     weight, found = coords.gather(1, which)[:, :, None, None], {}
     for name, (left, right) in v_out.factors.items():
-        taken = (-weight * left[which]).mT.flatten(1, 2), right[which].mT.flatten(1, 2)
+        own, scale = which.to(left.device), weight.to(left.device)
+        taken = (-scale * left[own]).mT.flatten(1, 2), right[own].mT.flatten(1, 2)
         pairs = zip(gradients[name].tensors, taken, strict=True)
         found[name] = Factored(*(torch.cat(pair, 1) for pair in pairs))
     return found

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -11,7 +10,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.gradients import Gradients, Kept
+from param_features.gradients import Gradients, Kept, summed
 from param_features.params import Modes
 
 Factors = tuple[Tensor, Tensor]
@@ -21,6 +20,7 @@ Format = TypeVar("Format", bound="Directions")
 
 _MOST_NUMBERS = 2**26
 """Directions are built for a product among themselves up to 256 MiB."""
+_REBUILT = "s k, s k o rank, s k i rank -> s o i"
 
 
 class Directions(ABC):
@@ -147,16 +147,16 @@ class LowRank(Directions):
 
     def inner(self, gradients: Gradients) -> Float[Tensor, "sample feature"]:
         """⟨∇, v_k⟩ summed over parameters. Cost: each gradient format's `inner`."""
-        return reduce(torch.add, [gradients[name].inner(*pair) for name, pair in self.factors.items()])
+        return summed([gradients[name].inner(*pair) for name, pair in self.factors.items()])
 
     def overlaps(self, gradients: Gradients, kept: Kept = None) -> Float[Tensor, "sample feature"]:
         """`inner` with constant gradients, for the fit; with `kept`, of those entries alone, zero elsewhere."""
-        return reduce(torch.add, [gradients[name].overlaps(*pair, kept) for name, pair in self.factors.items()])
+        return summed([gradients[name].overlaps(*pair, kept) for name, pair in self.factors.items()])
 
     def gram(self, other: Directions | None = None) -> Float[Tensor, "feature other"]:
         """⟨v_j, w_k⟩ = Σ_rr' (A_jr·A_kr')(B_jr·B_kr'), with itself by default; nothing of size |W| is built."""
         factors = self.factors if other is None else other.folded().factors
-        return torch.stack([_gram(pair, factors[name]) for name, pair in self.factors.items()]).sum(0)
+        return summed([_gram(pair, factors[name]) for name, pair in self.factors.items()])
 
     def norm(self) -> Float[Tensor, " feature"]:
         """‖v_k‖ over all parameters."""
@@ -168,7 +168,7 @@ class LowRank(Directions):
             (einsum(left, left, "f o r, f o s -> f r s") * einsum(right, right, "f i r, f i s -> f r s")).sum((1, 2))
             for left, right in self.factors.values()
         ]
-        return torch.stack(squares).sum(0)
+        return summed(squares)
 
     def materialize(self) -> dict[str, Float[Tensor, "feature d_out d_in"]]:
         """Dense matrices by parameter name. Cost: memory n_features · |W|."""
@@ -183,7 +183,7 @@ class LowRank(Directions):
         which = coords.abs().topk(n_most, 1).indices
         weight = coords.gather(1, which)
         return {
-            name: einsum(weight, left[which], right[which], "s k, s k o rank, s k i rank -> s o i")
+            name: einsum(weight.to(left.device), left[which.to(left.device)], right[which.to(left.device)], _REBUILT)
             for name, (left, right) in self.factors.items()
         }
 
@@ -191,7 +191,7 @@ class LowRank(Directions):
     def scale_(self, factor: Float[Tensor, " feature"]) -> None:
         """Multiply each direction by a positive number in place, half of it on either factor."""
         for tensor in self.tensors:
-            tensor.mul_(factor.sqrt()[:, None, None])
+            tensor.mul_(factor.sqrt().to(tensor.device).reshape(-1, 1, 1))
 
     @torch.no_grad()
     def balance_(self) -> None:

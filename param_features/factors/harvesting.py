@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -27,7 +28,8 @@ from param_features.gradients.shards import ShardWriter, Stored, checksum, colum
 from param_features.gradients.store import refuse_zero, storable
 from param_features.inputs import ModelInputs
 from param_features.params import ParamSpec, select
-from param_features.readiness import check_ready
+from param_features.processes import Processes, launched
+from param_features.readiness import check_present, check_ready
 from param_features.record import input_tensors
 from param_features.source import HARVEST, PLAN, REFERENCES, Source, read_source, say_notices, stage_generator
 from param_features.store import alone_in, is_full, size_text, write_whole
@@ -54,6 +56,9 @@ def harvest(
 
     Called again with the same arguments it goes on after the last whole shard, re-makes shards that are damaged, and ends
     with the same bits as a harvest that was never cut short. The model is left exactly as it was.
+
+    Of several processes that accelerate launched each takes its share of the shards; the store is that of one process, bit
+    for bit, and a kill loses at most one shard of each.
 
     Cost: as the harvest of `pf.decompose`, and writing and hashing every shard once. Memory: one slot of a batch; gradients
     go to the disk as they come. Disk: of a factored sample, 4 bytes times positions times (d_out + d_in).
@@ -90,8 +95,10 @@ def harvest(
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
     check_ready(adapter)
+    check_present(subset)
     subset.check_finite()
     source = read_source(adapter, subset, tokens, inputs, divergence=divergence, reference=reference)
+    progress = progress and launched().is_main
     say = _speaker(progress)
     say_notices(source, divergence, say)
     recipe = recipe_of(source, settings, seed=seed, shard_mib=shard_mib)
@@ -109,15 +116,23 @@ def harvested(
 ) -> FactorStore:
     """Gradients of what was read and checked, by a recipe that says so, begun or gone on with; errors as of `harvest`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder, "harvest"):
-        before = _found(folder, recipe, say)
-        if before is None or before.missing or not has_inputs(folder, before):
-            _Harvest(source, settings, recipe, folder, say, progress).run(before)
+    processes = launched()
+    with ExitStack() as held:
+        processes.from_main(lambda: held.enter_context(alone_in(folder, "harvest")))
+        before, is_done = processes.from_main(lambda: _begun_before(folder, recipe, say))
+        if not is_done:
+            _Harvest(source, settings, recipe, folder, say, progress, processes).run(before)
     return FactorStore.open(folder, is_checked=False)
 
 
 def _speaker(progress: bool) -> Callable[[str], None]:
     return (lambda message: tqdm.write(message, file=sys.stderr)) if progress else (lambda _: None)
+
+
+def _begun_before(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Manifest | None, bool]:
+    """What was harvested here before, and whether nothing is missing."""
+    before = _found(folder, recipe, say)
+    return before, before is not None and not before.missing and has_inputs(folder, before)
 
 
 def _found(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> Manifest | None:
@@ -137,7 +152,7 @@ def _found(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> Manifest
 
 @dataclass(frozen=True)
 class _Harvest:
-    """One run over the shards that are missing."""
+    """One run over the shards that are missing, in rounds of one shard for each process."""
 
     source: Source
     settings: HarvestSettings
@@ -145,37 +160,76 @@ class _Harvest:
     folder: Path
     say: Callable[[str], None]
     progress: bool
+    processes: Processes
 
     def run(self, before: Manifest | None) -> None:
         """Write them, and the manifest after each."""
         manifest = before
         try:
-            manifest = self._begun() if before is None else replace(before, inputs_sha256=self._write_inputs())
-            self._check_room(manifest)
-            manifest.write(self.folder)
+            manifest = self.processes.from_main(lambda: self._started(before))
             n_samples = sum(shard.n_samples for shard in manifest.planned)
             with tqdm(total=n_samples, desc="harvest", unit="sample", disable=not self.progress) as bar:
-                for place, shard in enumerate(manifest.planned):
-                    manifest = self._with(place, manifest)
-                    bar.update(shard.n_samples)
+                bar.update(n_samples - sum(shard.n_samples for shard in manifest.missing))
+                for split in (TRAIN, HELD_OUT):
+                    if split == HELD_OUT:
+                        _check_reached(manifest)
+                    for places in self._rounds(split, manifest):
+                        manifest = self._with(places, manifest)
+                        bar.update(sum(manifest.planned[place].n_samples for place in places))
         except OSError as error:
             if is_full(error):
                 self._refuse_full(error, manifest)
             raise
 
-    def _with(self, place: int, manifest: Manifest) -> Manifest:
-        """The manifest with the shard at a place, which is harvested if it is missing."""
-        shard = manifest.planned[place]
-        if shard.split == HELD_OUT:
-            _check_reached(manifest)
-        if shard.name in manifest.whole:
-            return manifest
-        generator = torch.Generator()
-        generator.set_state(manifest.state(place))
-        whole = self._write(shard, manifest, generator)
-        manifest = manifest.with_shard(place, whole, generator.get_state())
+    def _started(self, before: Manifest | None) -> Manifest:
+        """The manifest that the run goes on from, on the disk."""
+        manifest = self._begun() if before is None else replace(before, inputs_sha256=self._write_inputs())
+        self._check_room(manifest)
         manifest.write(self.folder)
         return manifest
+
+    def _rounds(self, split: str, manifest: Manifest) -> list[list[int]]:
+        """The places of a split's missing shards, as many together as there are processes."""
+        planned = enumerate(manifest.planned)
+        missing = [n for n, shard in planned if shard.split == split and shard.name not in manifest.whole]
+        return [missing[start : start + self.processes.n] for start in range(0, len(missing), self.processes.n)]
+
+    def _with(self, places: list[int], manifest: Manifest) -> Manifest:
+        """The manifest with the shards of a round, each harvested by one process."""
+
+        def harvest_own() -> tuple[Whole, Tensor] | None:
+            if self.processes.index >= len(places):
+                return None
+            place = places[self.processes.index]
+            generator = self._generator_before(place, manifest)
+            return self._write(manifest.planned[place], manifest, generator), generator.get_state()
+
+        for place, (whole, state) in zip(places, self.processes.all_of(harvest_own), strict=False):
+            manifest = manifest.with_shard(place, whole, state)
+        self.processes.from_main(lambda: manifest.write(self.folder))
+        return manifest
+
+    def _generator_before(self, place: int, manifest: Manifest) -> torch.Generator:
+        """The generator as it stands before a shard: as the manifest knows it, or after the draws of those in between."""
+        known = min(place, len(manifest.states) - 1)
+        generator = torch.Generator()
+        generator.set_state(manifest.state(known))
+        for shard in manifest.planned[known:place]:
+            rows, inputs = self._split(shard.split)
+            own = self.source.own(self.harvester.engine, rows)
+            for batch in self._batches(shard, inputs, manifest):
+                self.harvester.skip(inputs, batch, manifest.n_slots, generator, self.d_output, own)
+        return generator
+
+    def _batches(self, shard: Planned, inputs: ModelInputs, manifest: Manifest) -> list[Tensor]:
+        """A shard's batches, as rows of its split."""
+        end = shard.first_row + shard.n_rows
+        return [b for b in self.harvester.batches(inputs, manifest.n_slots) if shard.first_row <= int(b[0]) < end]
+
+    @cached_property
+    def d_output(self) -> int:
+        """Numbers of one sample's output."""
+        return self.harvester.width(self.source.data)
 
     @cached_property
     def harvester(self) -> Harvester:
@@ -233,8 +287,6 @@ class _Harvest:
         """Harvest one shard to its file."""
         rows, inputs = self._split(shard.split)
         own, reached = self.source.own(self.harvester.engine, rows), set()
-        end = shard.first_row + shard.n_rows
-        batches = [b for b in self.harvester.batches(inputs, manifest.n_slots) if shard.first_row <= int(b[0]) < end]
         with ShardWriter(self.folder / shard.name, columns_of(manifest.stored), shard.n_samples) as writer:
 
             def consume(chosen: Tensor, positions: Tensor, gradients: Gradients) -> None:
@@ -243,7 +295,7 @@ class _Harvest:
                 reached.update(new)
                 writer.add(tensors_of(kept) | {"row": rows[chosen], "position": positions})
 
-            for batch in batches:
+            for batch in self._batches(shard, inputs, manifest):
                 self.harvester.each_slot(inputs, batch, manifest.n_slots, generator, consume, own)
             n_bytes, sha256 = writer.finish()
         return Whole(n_bytes, sha256, tuple(sorted(reached)))

@@ -18,6 +18,7 @@ from param_features.factors.recipe import recipe_of, refuse_differences, setting
 from param_features.gradients import DiskGradients, HarvestSettings, SamplePlan, inspect_output
 from param_features.gradients.shards import ShardFile
 from param_features.inputs import ModelInputs, read_inputs
+from param_features.offloaded import device_for_inputs
 from param_features.pairs import PairInputs, as_pairs, check_pairs, read_pairs
 from param_features.params import ParamSubset
 from param_features.record import inputs_from
@@ -190,7 +191,7 @@ class FactorStore:
 
 
 def _device(adapter: Adapter) -> torch.device:
-    return next(iter(adapter.views().values())).stored.device
+    return device_for_inputs(adapter.module)
 
 
 def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:

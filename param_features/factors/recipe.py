@@ -15,6 +15,7 @@ from param_features.divergence import CustomDivergence
 from param_features.errors import StoreError
 from param_features.gradients import HarvestSettings
 from param_features.inputs import ModelInputs
+from param_features.offloaded import values_of
 from param_features.record import ParamRecord
 from param_features.source import Source
 
@@ -101,7 +102,7 @@ def _short(value: Any) -> str:
 
 def _weights(adapter: Adapter) -> str:
     """SHA-256 of every parameter and saved buffer, by name."""
-    tensors = {name: view.stored for name, view in adapter.views().items()}
+    tensors = {name: values_of(view) for name, view in adapter.views().items()}
     for prefix, module in adapter.module.named_modules():
         saved = (name for name in module._buffers if name not in module._non_persistent_buffers_set)
         tensors |= {f"{prefix}.{name}": module._buffers[name] for name in saved if module._buffers[name] is not None}

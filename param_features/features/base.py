@@ -17,6 +17,7 @@ from param_features.gradients import GradientEngine
 from param_features.inputs import ModelInputs, read_inputs
 from param_features.measure import Metrics, activations
 from param_features.params import unfold_matrix
+from param_features.processes import launched
 from param_features.record import ParamRecord, saved_record, saved_tensors
 from param_features.store import write_bundle
 
@@ -103,12 +104,13 @@ class FittedFeatures:
         """Write `features.safetensors` and `config.json` into a directory: data only, no code.
 
         The held-out examples are saved too, so that a colleague sees the same top examples; examples that are no tensors
-        are left out.
+        are left out. Of several processes that accelerate launched the main one writes.
         """
-        write_bundle(directory, saved_tensors(self), saved_record(self))
+        if launched().is_main:
+            write_bundle(directory, saved_tensors(self), saved_record(self))
 
     def bound_to(self: Features, engine: GradientEngine) -> Features:
-        """The same features with a model, on its device, its parameters under that model's names, in the same order."""
+        """The same features with a model, each factor on its parameter's device, parameters under that model's names."""
         names = dict(zip(self.params, engine.subset.names, strict=True))
         fingerprints = [record.fingerprint for record in self.params.values()]
         views = zip(engine.subset.views, fingerprints, strict=True)
@@ -116,10 +118,17 @@ class FittedFeatures:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(engine.subset.views[0].tensor.device)
 
-        v_out = self.v_out.map(move).renamed(names)
+        def beside_weights(directions: LowRank) -> LowRank:
+            factors = directions.renamed(names).factors
+            places = {view.name: view.tensor.device for view in engine.subset.views}
+            return LowRank(
+                {name: (left.to(places[name]), right.to(places[name])) for name, (left, right) in factors.items()}
+            )
+
+        v_out = beside_weights(self.v_out)
         return replace(
             self,
-            v_in=v_out if self.v_in is self.v_out else self.v_in.map(move).renamed(names),
+            v_in=v_out if self.v_in is self.v_out else beside_weights(self.v_in),
             v_out=v_out,
             params={view.name: ParamRecord.of(view, fingerprint) for view, fingerprint in views},
             references=move(self.references),

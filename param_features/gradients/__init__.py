@@ -11,7 +11,7 @@ from param_features.gradients.rules import LayerRule, register_rule
 from param_features.gradients.sparse import is_fast_on, sparse_product
 from param_features.gradients.state import copied_buffers, held_still, plain_kernels
 from param_features.gradients.store import GradientStore, SampleGradients, flatten, square_norm
-from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed, Kept
+from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed, Kept, summed, together
 
 __all__ = [
     "AgainstMean",
@@ -53,4 +53,6 @@ __all__ = [
     "register_rule",
     "sparse_product",
     "square_norm",
+    "summed",
+    "together",
 ]

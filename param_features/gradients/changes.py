@@ -11,6 +11,7 @@ from torch import Tensor
 from param_features.gradients.engine import GradientEngine, at_least_float32
 from param_features.gradients.state import copied_buffers, held_still, plain_kernels
 from param_features.inputs import ModelInputs
+from param_features.offloaded import untied
 
 Matrices = Mapping[str, Float[Tensor, "feature d_out d_in"]]
 
@@ -46,7 +47,7 @@ def output_changes(
         return reduce(torch.func.jvp(run, (primals,), (tangent,))[1])
 
     n_features = len(next(iter(tangents.values())))
-    with held_still(adapter.module), torch.no_grad(), plain_kernels():
+    with held_still(adapter.module), torch.no_grad(), plain_kernels(), untied(adapter.module):
         return _map_features(push, tangents, n_features, n_together(engine, inputs))
 
 

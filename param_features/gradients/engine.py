@@ -97,7 +97,8 @@ class GradientEngine:
             with capturing(self.taps, stop_at=self.stop_at, keep=self.routes.cut) as capture:
                 root = self.root(inputs, capture)
             cut = root if capture.kept is None else capture.kept
-            for slots in self._slot_groups(root, positions):
+            d_root = root.shape[-1] if self.per_position else root[0].numel()
+            for slots in self.slot_groups(len(positions), positions.shape[1], d_root):
                 at_root = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
                 cotangents = _at_cut(root, cut, at_root, positions[:, slots].to(root.device))
                 for slot, at_cut in zip(slots.tolist(), cotangents.unbind(1), strict=True):
@@ -117,15 +118,21 @@ class GradientEngine:
         """Where the forward pass ends; None where it runs to its end."""
         return self.adapter.head() if self.routes.through_head else None
 
-    def _slot_groups(self, root: Tensor, positions: Int[Tensor, "batch slot"]) -> tuple[Tensor, ...]:
-        """Slots whose outputs exist together: few enough for memory, and two samples at least, to compare one another."""
-        n_rows, n_slots = positions.shape
-        d_output = root.shape[-1] if self.per_position else root[0].numel()
+    def slot_groups(self, n_rows: int, n_slots: int, d_root: int) -> tuple[Tensor, ...]:
+        """Slots whose outputs exist together: few enough for memory, and two samples at least, to compare one another.
+
+        Outputs are as wide as what backward passes start from, `d_root`, or as the vocabulary where it is known.
+        """
+        d_output = d_root
         if self.routes.through_head and self.adapter.d_vocab:
             d_output = self.adapter.d_vocab
         n_wanted = -(-n_rows * n_slots * d_output // _MAX_LOGITS)
         n_most = n_slots if n_rows > 1 else n_slots // 2
         return torch.arange(n_slots).tensor_split(max(1, min(n_wanted, n_most)))
+
+    def d_root(self, d_output: int) -> int:
+        """The width of what backward passes start from, given an output's: the head's input, where they start there."""
+        return getattr(self.adapter.head(), "in_features", d_output) if self.routes.through_head else d_output
 
     def root(self, inputs: ModelInputs, capture: Capture) -> Tensor:
         """The tensor that backward passes start from: the head's input, or the output."""
@@ -242,7 +249,8 @@ def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Sit
             if source is None:
                 raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
             source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
-            gradient = rule(tap.layer, source, by_row(at_least_float32(deltas[tap.output, index]), n_rows))
+            delta = by_row(at_least_float32(deltas[tap.output, index]), n_rows)
+            gradient = rule(tap.layer, source.to(delta.device), delta)
             parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(source.device)))
     return join_positions(parts)
 

@@ -15,6 +15,7 @@ from param_features.gradients.engine import GradientEngine
 from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory, memory_budget, storable
 from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
+from param_features.processes import ALONE, Processes, Share
 
 OwnReferences = Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_output"]]
 """Which rows -> the reference of each."""
@@ -133,6 +134,7 @@ class Harvester:
         progress: bool,
         title: str,
         own: OwnReferences | None = None,
+        processes: Processes = ALONE,
     ) -> GradientStore:
         """Gradients of `n_slots` positions of every row.
 
@@ -143,20 +145,31 @@ class Harvester:
             progress: Whether to show a progress bar.
             title: Its label.
             own: Gives each row's own reference, where references belong to rows; they are drawn otherwise.
+            processes: Who share the batches; each has the whole store in the end. The bar shows this one's part.
 
         Raises:
             MemoryEstimateError: The gradients would not fit; said before the run.
         """
         batches = self.batches(inputs, n_slots)
         store = self._reserve(inputs, len(inputs) * n_slots)
-        with tqdm(total=store.n_samples, desc=title, unit="sample", disable=not progress) as bar:
+        share = Share(processes, len(batches))
+        mine, d_output = range(len(batches))[share.own], None if share.is_whole else self.width(inputs)
+        n_own = sum(len(batches[place]) for place in mine) * n_slots
+        with tqdm(total=n_own, desc=title, unit="sample", disable=not progress) as bar:
 
             def consume(rows: Tensor, _: Tensor, gradients: Gradients) -> None:
                 store.add(gradients)
                 bar.update(len(rows))
 
-            for rows in batches:
-                self.each_slot(inputs, rows, n_slots, generator, consume, own)
+            for place, rows in enumerate(batches):
+                if place in mine:
+                    store.go_to(int(rows[0]) * n_slots)
+                    self.each_slot(inputs, rows, n_slots, generator, consume, own)
+                else:
+                    assert d_output is not None
+                    self.skip(inputs, rows, n_slots, generator, d_output, own)
+        starts = [int(rows[0]) * n_slots for rows in batches] + [store.n_samples]
+        store.spread_out(share, starts)
         return store
 
     def each_slot(
@@ -180,6 +193,35 @@ class Harvester:
             batch, positions, cotangent_of, lambda slot, gradients: consume(rows, positions[:, slot], gradients)
         )
 
+    def skip(
+        self,
+        inputs: ModelInputs,
+        rows: Int[Tensor, " row"],
+        n_slots: int,
+        generator: torch.Generator,
+        d_output: int,
+        own: OwnReferences | None = None,
+    ) -> None:
+        """Draw what `each_slot` would and take no gradients, which another process does.
+
+        How many numbers are drawn depends on an output's width alone, so that the generator ends where it would have.
+        """
+        self._positions(inputs.rows(rows), n_slots, generator)
+        if own is None:
+            for slots in self.engine.slot_groups(len(rows), n_slots, self.engine.d_root(d_output)):
+                self.reference.skip(len(rows) * len(slots), d_output, generator)
+
+    def width(self, inputs: ModelInputs) -> int:
+        """Numbers of one sample's output, from two rows."""
+        found, rows = [], inputs.rows(slice(0, 2))
+
+        def read(output: Tensor, *_: Tensor) -> Tensor:
+            found.append(output.shape[1])
+            return torch.zeros_like(output)
+
+        self.engine.each_slot(rows, _zeros(rows), read, lambda *_: None)
+        return found[0]
+
     def _positions(self, batch: ModelInputs, n_slots: int, generator: torch.Generator) -> Int[Tensor, "batch slot"]:
         if not self.engine.per_position:
             return _zeros(batch)
@@ -201,6 +243,13 @@ class Harvester:
         """Bytes that stored gradients may take."""
         limit = self.settings.max_memory_gib
         return memory_budget() if limit is None else int(limit * 2**30)
+
+    def agreed(self, processes: Processes) -> "Harvester":
+        """With a bound on memory that every process that shares the harvest can keep, where none was given."""
+        if processes.n == 1 or self.settings.max_memory_gib is not None:
+            return self
+        n_bytes = processes.least(memory_budget() // processes.n_on_machine)
+        return replace(self, settings=replace(self.settings, max_memory_gib=n_bytes / 2**30))
 
     def probe(self, inputs: ModelInputs) -> Gradients:
         """Gradients of two rows, for their formats and shapes."""

@@ -62,6 +62,12 @@ def plain_kernels() -> Iterator[None]:
         onednn.enabled = was_enabled
 
 
+def _offloaded(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Parameters that are away: accelerate's hooks leave another object in their place at each call."""
+    places = [(child, name, held) for child in module.modules() for name, held in child._parameters.items()]
+    return [(owner, name, held) for owner, name, held in places if held is not None and held.is_meta]
+
+
 @contextmanager
 def held_still(module: nn.Module) -> Iterator[None]:
     """Run a block with the module in evaluation mode and every parameter frozen; restore both, and the RNG, on exit.
@@ -80,6 +86,7 @@ def held_still(module: nn.Module) -> Iterator[None]:
         )
     modes = [(child, child.training) for child in module.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in all_parameters(module)]
+    away = _offloaded(module)
     buffers = [_Buffer.of(child, name) for child, _ in modes for name in child._buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     devices = {parameter.device.index or 0 for parameter, _ in flags if parameter.is_cuda}
@@ -94,6 +101,8 @@ def held_still(module: nn.Module) -> Iterator[None]:
         finally:
             for child, training in modes:
                 child.training = training
+            for owner, name, parameter in away:
+                owner._parameters[name] = parameter
             for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
             for buffer in buffers:

@@ -2,14 +2,15 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.errors import MemoryEstimateError, NoGradientError, NonFiniteError
-from param_features.gradients.types import Gradients, compact
+from param_features.gradients.types import Gradients, compact, summed, together
+from param_features.processes import Share
 
 _CHUNK_BYTES = 2**26
 
@@ -103,6 +104,23 @@ class GradientStore(SampleGradients):
                 room[self._n_filled : self._n_filled + n_new] = new
         self._n_filled += n_new
 
+    def go_to(self, sample: int) -> None:
+        """Have the next samples added in this one's place and after it."""
+        self._n_filled = sample
+
+    def spread_out(self, share: Share, starts: Sequence[int]) -> None:
+        """Bring what each process has added to all of them.
+
+        Args:
+            share: Of the batches.
+            starts: Where each batch's samples begin, and where the last one's end.
+        """
+        for gradient in self._gradients.values():
+            for tensor in gradient.tensors:
+                for index in range(share.processes.n):
+                    part = share.part(index)
+                    share.processes.spread_(tensor[starts[part.start] : starts[part.stop]], index)
+
     @property
     def sample_bytes(self) -> int:
         """Bytes that a sample takes once it is read."""
@@ -162,12 +180,12 @@ def storable(gradients: Gradients) -> Gradients:
 
 def square_norm(gradients: Gradients) -> Float[Tensor, " sample"]:
     """‖∇‖² over all parameters."""
-    return torch.stack([gradient.square_norm() for gradient in gradients.values()]).sum(0)
+    return summed([gradient.square_norm() for gradient in gradients.values()])
 
 
 def flatten(gradients: Gradients) -> Float[Tensor, "sample n_params"]:
     """Every parameter's matrix in one row per sample. Cost: memory |W| a sample."""
-    return torch.cat([gradient.dense().matrix.flatten(1) for gradient in gradients.values()], 1)
+    return torch.cat(together([gradient.dense().matrix.flatten(1) for gradient in gradients.values()]), 1)
 
 
 def bytes_per_sample(gradients: Gradients, dtype: torch.dtype | None = None) -> int:

@@ -73,7 +73,7 @@ class Dense:
     ) -> Float[Tensor, "sample feature"]:
         """`inner` with constant gradients, for the fit; with `kept`, of those entries alone, at their cost."""
         if kept is not None and self.samples_well:
-            return sampled_product(self.matrix.flatten(1), _built(left, right), kept)
+            return sampled_product(self.matrix.flatten(1), _built(left, right), kept.to(self.matrix.device))
         return _only(product(self.matrix.flatten(1), _built(left, right)), kept)
 
     def square_norm(self) -> Float[Tensor, " sample"]:
@@ -243,7 +243,7 @@ def _columns(factor: Float[Tensor, "feature d rank"]) -> Float[Tensor, "feature_
 
 
 def _only(found: Float[Tensor, "sample feature"], kept: Kept) -> Float[Tensor, "sample feature"]:
-    return found if kept is None else found * kept
+    return found if kept is None else found * kept.to(found.device)
 
 
 def join_positions(parts: list[Gradient]) -> Gradient:
@@ -265,6 +265,16 @@ def join_positions(parts: list[Gradient]) -> Gradient:
         delta, index = torch.cat([p.delta for p in indexed], 1), torch.cat([p.index for p in indexed], 1)
         return Indexed(delta, index, indexed[0].d_in)
     return Dense(torch.stack([part.dense().matrix for part in parts]).sum(0))
+
+
+def together(parts: list[Tensor]) -> list[Tensor]:
+    """What parameters give, on the first one's device: parameters of a model that is spread out lie on several."""
+    return [part.to(parts[0].device) for part in parts]
+
+
+def summed(parts: list[Tensor]) -> Tensor:
+    """The sum over parameters, on the first one's device. What moves is small: a number for each sample or feature."""
+    return torch.stack(together(parts)).sum(0)
 
 
 def compact(gradient: Gradient) -> Gradient:

@@ -1,0 +1,233 @@
+"""Several processes that share one run, as Hugging Face accelerate launched them: each takes its part, all know the whole.
+
+Every process makes the same calls with the same arguments and draws the same random numbers; only what costs time is shared
+out. Where accelerate launched nothing, none of this imports it or changes a bit.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from param_features.errors import MissingExtraError, ParamFeaturesError, SettingError
+
+Found = TypeVar("Found")
+
+_PIECE = 2**24
+_is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes share the run, and which of them this one is.
+
+    Attributes:
+        n: How many.
+        index: From 0, the main one.
+    """
+
+    n: int = 1
+    index: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes files, prints and shows progress."""
+        return self.index == 0
+
+    @property
+    def n_on_machine(self) -> int:
+        """How many share this machine's memory."""
+        return 1 if self.n == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", self.n))
+
+    def share(self, n_items: int) -> "Share":
+        """This process's part of some items; all of them where they are fewer than the processes."""
+        return Share(self if n_items >= self.n else ALONE, n_items)
+
+    def objects(self, own: Any) -> list[Any]:
+        """What every process has found, in their order."""
+        if self.n == 1:
+            return [own]
+        from accelerate.utils import gather_object
+
+        return gather_object([own])
+
+    def least(self, number: int) -> int:
+        """The smallest of every process's number."""
+        return min(self.objects(number))
+
+    def from_main(self, find: Callable[[], Found]) -> Found:
+        """What the main process finds; the others wait for it, and raise what it raises."""
+        return self.all_of(find if self.is_main else lambda: None)[0]
+
+    def all_of(self, find: Callable[[], Any]) -> list[Any]:
+        """What every process finds, in their order; an error in any of them is raised in all, none waits for ever."""
+        found = error = None
+        try:
+            found = find()
+        except (ParamFeaturesError, OSError) as raised:
+            if self.n == 1:
+                raise
+            error = raised
+        every = self.objects((found, error))
+        failed = next((raised for _, raised in every if raised is not None), None)
+        if failed is not None:
+            raise failed if error is None else error
+        return [result for result, _ in every]
+
+    def spread_(self, tensor: Tensor, source: int = 0) -> None:
+        """Fill a contiguous tensor with what it holds in one of the processes."""
+        if self.n == 1:
+            return
+        from accelerate.utils import broadcast
+
+        for piece in tensor.detach().reshape(-1).split(_PIECE):
+            sent = piece.to(_device())
+            broadcast(sent, from_process=source)
+            if sent.data_ptr() != piece.data_ptr():
+                piece.copy_(sent)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's part of some items in a row: near-equal parts that follow each other.
+
+    Attributes:
+        processes: Who shares them.
+        n_items: How many there are.
+    """
+
+    processes: Processes = Processes()
+    n_items: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process has all of them."""
+        return self.processes.n == 1
+
+    def part(self, index: int) -> slice:
+        """Which items a process has."""
+        n = self.processes.n
+        return slice(self.n_items * index // n, self.n_items * (index + 1) // n)
+
+    @property
+    def own(self) -> slice:
+        """Which items this process has."""
+        return self.part(self.processes.index)
+
+    @property
+    def weight(self) -> float:
+        """Which share of the items it has: a mean over its own, times this, adds up to the mean over all."""
+        return 1.0 if self.is_whole else (self.own.stop - self.own.start) / self.n_items
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Its own rows of what belongs to all items."""
+        return whole if self.is_whole else whole[self.own]
+
+    def gathered(self, own: Tensor) -> Tensor:
+        """The rows of all items, from every process's own; no gradient flows through it."""
+        if self.is_whole:
+            return own
+        parts = [self.part(index) for index in range(self.processes.n)]
+        return torch.cat(_gathered(own, [part.stop - part.start for part in parts]))
+
+    def joined(self, own: Tensor) -> Tensor:
+        """What every process has found for its items, any number of rows each; gradients flow to its own alone."""
+        if self.is_whole:
+            return own
+        parts = _gathered(own, self.processes.objects(len(own)))
+        parts[self.processes.index] = own
+        return torch.cat(parts)
+
+    def sum_(self, tensors: list[Tensor]) -> None:
+        """Put the sum over processes in the place of each tensor; the same bits in all. Cost: one exchange of them all."""
+        if self.is_whole:
+            return
+        from accelerate.utils import reduce
+
+        flat = torch.cat([tensor.detach().flatten().to(_device()) for tensor in tensors])
+        total: Any = reduce(flat, reduction="sum")
+        for tensor, part in zip(tensors, total.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.detach().copy_(part.view_as(tensor))
+
+
+def _gathered(own: Tensor, sizes: list[int]) -> list[Tensor]:
+    """The rows of every process, whose numbers are known."""
+    from accelerate.utils import gather
+
+    padded = own.new_zeros(max(sizes), *own.shape[1:])
+    padded[: len(own)] = own.detach()
+    found = gather(padded.to(_device())).to(own.device).split(max(sizes))  # pyright: ignore
+    return [rows[:size] for rows, size in zip(found, sizes, strict=True)]
+
+
+ALONE = Processes()
+"""One process that has everything."""
+
+
+def launched() -> Processes:
+    """The processes that share this run: those that accelerate launched, or this one alone.
+
+    Raises:
+        MissingExtraError: accelerate's variables are set and it is not installed.
+        SettingError: accelerate does not see the processes that were launched.
+    """
+    if _is_alone.get() or not _is_one_of_several():
+        return ALONE
+    state = _state()
+    return Processes(state.num_processes, state.process_index)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Calls inside wait for no other process: for what one process alone does, such as the main one."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
+
+def _is_one_of_several() -> bool:
+    """Whether accelerate's state says so where there is one, or else the variables that `accelerate launch` sets."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.PartialState._shared_state:
+        return state.PartialState().num_processes > 1
+    is_launched = any(name.startswith("ACCELERATE_") for name in os.environ)
+    return is_launched and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def _state() -> Any:
+    """The state that accelerate keeps, made at the first call: the processes meet there."""
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{os.environ.get('WORLD_SIZE')} processes were launched, and accelerate cannot be imported: {error}. Run: pip "
+            'install "param_features[hf]".'
+        ) from error
+    is_new = not PartialState._shared_state
+    state = PartialState(cpu=_is_on_cpu()) if is_new else PartialState()
+    if is_new and state.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise SettingError(
+            f"{os.environ['WORLD_SIZE']} processes were launched, and accelerate knows of {state.num_processes} on "
+            f"{state.device}. Set ACCELERATE_USE_CPU=true for processes that talk over the CPU."
+        )
+    return state
+
+
+def _is_on_cpu() -> bool:
+    """Whether processes talk over the CPU: where it was asked for, or there is no device that could."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    device = torch.accelerator.current_accelerator()
+    return asked or device is None or device.type == "mps" or not torch.accelerator.is_available()
+
+
+def _device() -> torch.device:
+    """Where tensors must lie to be sent."""
+    return _state().device

@@ -3,7 +3,7 @@
 Each is scored as the fit is: same number of directions, same l0, same held-out samples, batch top-k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -130,6 +130,32 @@ def principal_directions(
         basis = torch.linalg.qr(sum(rows.T @ (rows @ basis) for rows in map(flatten, store.chunks(chunk)))).Q
     small = sum((rows @ basis).T @ (rows @ basis) for rows in map(flatten, store.chunks(chunk)))
     return (basis @ torch.linalg.eigh(small).eigenvectors.flip(1))[:, :n_kept].T.contiguous()
+
+
+def control_bytes(
+    shapes: Mapping[str, tuple[int, int]], *, n_features: int, n_samples: int, n_held_out: int, is_pursued: bool = True
+) -> int:
+    """Most memory that `control_errors` takes at a time, in bytes, beside the gradients that are in memory already.
+
+    Args:
+        shapes: (d_out, d_in) of each parameter's matrix.
+        n_features: Number of directions.
+        n_samples: Training samples.
+        n_held_out: Samples that errors are measured on.
+        is_pursued: Whether the fit encodes by pursuit, with l0 = n_features / 20.
+    """
+    n_params = sum(d_out * d_in for d_out, d_in in shapes.values())
+    chunk = 3 * 4 * min(n_samples, max(16, min(4096, _CHUNK_NUMBERS // n_params))) * n_params
+    n_kept = min(n_features, n_params)
+    if n_params <= _EXACT_UP_TO:
+        is_sparse = n_params >= _DENSE_UP_TO and n_kept * 4 <= n_params
+        finding = max(chunk + 12 * n_params**2, (8 if is_sparse else 24) * n_params**2) + 8 * n_kept * n_params
+    else:
+        finding = chunk + 4 * 4 * (n_kept + 10) * n_params
+    rounds = rounds_for(max(1, n_features / 20), n_features) if is_pursued else 0
+    n_scored = min(n_held_out, MOST_OVERLAPS // n_features)
+    scoring = 4 * n_features * (6 * n_scored + min(n_scored, 1024) * rounds) + chunk + 4 * n_kept * n_params
+    return max(finding, scoring)
 
 
 def leading_eigenvectors(matrix: Float[Tensor, "n n"], n_kept: int) -> Float[Tensor, "n_kept n"]:

@@ -20,7 +20,8 @@ from param_features.measure.metrics import fit_error
 from param_features.params import ParamSubset
 
 _LEAST_BATCH, _N_STEPS, _NOISE = 64, 3, 0.1
-_CONTROL_WORK = 5e10
+_CHUNK_NUMBERS = 2**25
+_CONTROL_WORK = 2e10
 """Multiplications that finding the principal directions of few samples may take, beyond the exact ones."""
 
 
@@ -154,8 +155,8 @@ class FitProbe:
             found.update(control_dictionaries(Tiled(self.few, n), self.subset, **call))
 
         with torch.no_grad():
-            find(16)
-            fixed, rest = self.ladder.beyond_fixed(find, sizes.n_train, least=16)
+            more = max(64, min(2048, _CHUNK_NUMBERS // sizes.n_params))
+            fixed, rest = self.ladder.beyond_fixed(find, sizes.n_train, least=16, more=more)
             errors = sum(self._error_of(dictionary) for dictionary in found.values())
         return fixed * wider**2 + (rest + errors) * wider
 

@@ -41,18 +41,11 @@ class Ladder:
             seen.append((size, min(self.timed(work, size) for _ in range(runs))))
         return extended(seen, full)
 
-    def beyond_fixed(self, work: Callable[[int], object], full: int, *, least: int) -> tuple[float, float]:
-        """Seconds that `work` takes whatever the size, and those that come with the size `full`.
-
-        The size grows until the second part shows beside the first.
-        """
-        size = least = min(full, least)
-        fixed = seconds = self.timed(work, least)
-        while size < full and seconds < 1.5 * fixed + self.budget:
-            size = min(full, 4 * size)
-            seconds = self.timed(work, size)
-        slope = max(0.0, seconds - fixed) / max(1, size - least)
-        return fixed, slope * (full - least)
+    def beyond_fixed(self, work: Callable[[int], object], full: int, *, least: int, more: int) -> tuple[float, float]:
+        """Seconds that `work` takes whatever the size, and those that come with the size `full`, from two sizes."""
+        least, more = min(full, least), min(full, more)
+        fixed, seconds = self.timed(work, least), self.timed(work, more)
+        return fixed, max(0.0, seconds - fixed) * (full - least) / max(1, more - least)
 
     def timed(self, work: Callable[[int], object], size: int) -> float:
         """Seconds of one run."""

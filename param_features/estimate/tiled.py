@@ -1,4 +1,4 @@
-"""A few samples' gradients that stand for many: what a fit reads, at the cost in time of the many, at the memory of the few."""
+"""A few samples' gradients that stand for many: reading them costs the time of the many and the memory of the few."""
 
 import torch
 from jaxtyping import Float, Int

@@ -55,7 +55,7 @@ class Estimate:
     @property
     def n_samples(self) -> int:
         """Samples, training and held out."""
-        return self.sizes.n_train + self.sizes.n_held_out
+        return self.sizes.n_samples
 
     def fits(self, memory_gib: float | None = None) -> dict[str, int]:
         """Settings with which the run stays within so much memory above what the process holds now; what is free by default.

@@ -1,11 +1,14 @@
 """How much memory there is, and refusing what does not fit in it."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from param_features.decompose import FitSettings
 from param_features.errors import MemoryEstimateError
 from param_features.estimate.sizes import Sizes
 
@@ -42,18 +45,31 @@ def advice(fitting: dict[str, int]) -> str:
     return " or ".join(_ADVICE[name].format(f"{n:_}") for name, n in fitting.items())
 
 
-def check_room(sizes: Sizes, budget: int) -> None:
-    """Refuse a decomposition whose largest stage would not fit.
+def fit_in_room(
+    sizes: Sizes, budget: int, say: Callable[[str], None] = lambda _: None, *, is_batch_open: bool = False
+) -> FitSettings:
+    """The fit's settings with which a decomposition fits in memory, its batch halved where that is open and helps.
 
     Raises:
         MemoryEstimateError: Names the stage, the estimate, what is free, and the settings with which it would fit.
     """
-    if sizes.peak_bytes <= budget:
-        return
+    found = sizes
+    while is_batch_open and found.peak_bytes > budget and found.fit.batch_size > _LEAST_BATCH:
+        found = replace(found, fit=replace(found.fit, batch_size=found.fit.batch_size // 2))
+    if found.peak_bytes <= budget:
+        if found.fit != sizes.fit:
+            say(f"batch_size={found.fit.batch_size} for the fit: {sizes.fit.batch_size} samples would not fit in memory.")
+        return found.fit
     fitting = sizes.within(budget)
-    then = f"Set {advice(fitting)}" if fitting else "Take fewer features and fewer samples, or fewer parameters"
-    raise MemoryEstimateError(
-        f"{sizes.n_features} features of rank {sizes.rank} from {sizes.n_train + sizes.n_held_out:,} samples of "
-        f"{sizes.sample_bytes / 2**10:,.0f} KiB need about {sizes.peak_bytes / 2**30:.1f} GiB of memory in the stage "
-        f"{sizes.largest!r}; {budget / 2**30:.1f} GiB are free. {then}."
+    then = (
+        f"Set {advice(fitting)}" if fitting else "Take fewer features, a lower rank and fewer samples, or fewer parameters"
     )
+    raise MemoryEstimateError(
+        f"{sizes.n_features:,} features of rank {sizes.rank} from {sizes.n_samples:,} samples of "
+        f"{sizes.sample_bytes / 2**10:,.1f} KiB need about {_gib(sizes.peak_bytes)} GiB of memory, in the stage "
+        f"{sizes.largest!r}; {_gib(budget)} GiB are free. {then}. pf.estimate says what other settings need."
+    )
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{max(0, n_bytes) / 2**30:.3g}"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from param_features.decompose.loop import MOST_OVERLAPS
 from param_features.decompose.pursuit import rounds_for
 from param_features.gradients import Factored, Gradient, Gradients
 from param_features.gradients.store import bytes_per_sample
+from param_features.gradients.types import compact
 from param_features.measure.controls import control_bytes
 
 _CHUNK_BYTES = 2**26
@@ -46,6 +48,16 @@ class Sizes:
     batch_bytes: int = 0
     is_stored: bool = False
 
+    @classmethod
+    def of(cls, gradients: Gradients, *numbers: Any, **more: Any) -> "Sizes":
+        """From gradients of a few samples as they are taken, and the other attributes."""
+        return cls({name: compact(gradient) for name, gradient in gradients.items()}, *numbers, **more)
+
+    @property
+    def n_samples(self) -> int:
+        """Training and held out."""
+        return self.n_train + self.n_held_out
+
     @property
     def sample_bytes(self) -> int:
         """Bytes that a stored sample takes."""
@@ -54,12 +66,12 @@ class Sizes:
     @property
     def gradient_bytes(self) -> int:
         """Bytes of all gradients."""
-        return (self.n_train + self.n_held_out) * self.sample_bytes
+        return self.n_samples * self.sample_bytes
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of a store of these gradients; each sample's row and position beside it."""
-        return self.gradient_bytes + 16 * (self.n_train + self.n_held_out)
+        return self.gradient_bytes + 16 * self.n_samples
 
     @cached_property
     def stages(self) -> dict[str, int]:
@@ -92,9 +104,9 @@ class Sizes:
         """
         if self.peak_bytes <= n_bytes:
             return {}
-        share = self.n_train / (self.n_train + self.n_held_out)
+        share = self.n_train / self.n_samples
         tries = {
-            "n_samples": (self.n_train + self.n_held_out, lambda n: self._with_samples(n, share)),
+            "n_samples": (self.n_samples, lambda n: self._with_samples(n, share)),
             "n_features": (self.n_features, self._with_features),
             "batch_size": (self.fit.batch_size, lambda n: replace(self, fit=replace(self.fit, batch_size=n))),
         }
@@ -173,7 +185,9 @@ class Sizes:
     def _read_bytes(self, n: int) -> int:
         """Codes of as many samples as are read together."""
         n = min(n, MOST_OVERLAPS // self.n_features)
-        return min(2048 * self.sample_bytes, _CHUNK_BYTES) + self._code_bytes(n)
+        together = min(n, 2048, max(1, _CHUNK_BYTES // self.sample_bytes))
+        inner = sum(self._inner_bytes(gradient, together) for gradient in self.like.values()) // 2
+        return max(together * self.sample_bytes + inner, self._code_bytes(n))
 
     @property
     def _control_bytes(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from param_features.adapters import adapter_for
-from param_features.decompose import FitSettings
+from param_features.decompose import FitSettings, HessianSettings
 from param_features.errors import SettingError
 from param_features.estimate.fitting import FitProbe
 from param_features.estimate.harvesting import HarvestProbe
@@ -45,7 +45,7 @@ def estimate(
     seed: int = 0,
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
-    fit: FitSettings | None = None,
+    fit: FitSettings | HessianSettings | None = None,
     measure: MeasureSettings | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Estimate:
@@ -110,7 +110,7 @@ def estimate(
     return Estimate(seconds, sizes, base, touched, free_bytes(device))
 
 
-def _with_steps(fit: FitSettings, steps: int | None) -> FitSettings:
+def _with_steps(fit: FitSettings | HessianSettings, steps: int | None) -> FitSettings:
     if not isinstance(fit, FitSettings):
         raise SettingError(f"fit is a {type(fit).__name__}. pf.estimate is for method='l3d': give a pf.FitSettings(…).")
     return fit if steps is None else replace(fit, steps=steps)

@@ -1,13 +1,19 @@
 """What cannot fit is refused with what to set."""
 
+from importlib import import_module
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import param_features as pf
 from param_features.errors import MemoryEstimateError
 from param_features.estimate.room import fit_in_room, free_bytes, held_bytes
-from tests.estimate.test_sizes import DENSE, FACTORED, sizes_of
+from param_features.gradients import Harvester
+from param_features.inputs import ModelInputs
+from tests.estimate.test_sizes import DENSE, THIN, sizes_of
 
+SIZES = import_module("param_features.estimate.sizes")  # `param_features.estimate` is the function
 CALL = {"params": "blocks.1.attn.W_K", "n_features": 20, "n_samples": 1000, "steps": 2, "progress": False}
 
 
@@ -17,15 +23,15 @@ def demo():
 
 
 def test_a_batch_left_open_is_halved_until_it_fits():
-    sizes, said = sizes_of(FACTORED, 200, 4), []
+    sizes, said = sizes_of(THIN, 200, 8), []
     assert fit_in_room(sizes, sizes.peak_bytes, said.append, is_batch_open=True) == sizes.fit and not said
     found = fit_in_room(sizes, sizes.peak_bytes * 2 // 3, said.append, is_batch_open=True)
     assert found.batch_size in (128, 256, 512) and f"batch_size={found.batch_size} for the fit" in said[0]
 
 
 def test_a_batch_that_was_given_is_refused_with_one_that_fits():
-    sizes = sizes_of(FACTORED, 200, 4)
-    with pytest.raises(MemoryEstimateError, match=r"200 features of rank 4.*'fit'.*batch_size=\d+") as error:
+    sizes = sizes_of(THIN, 200, 8)
+    with pytest.raises(MemoryEstimateError, match=r"200 features of rank 8.*'fit'.*batch_size=\d+") as error:
         fit_in_room(sizes, sizes.peak_bytes * 2 // 3)
     assert "n_features=" in str(error.value)
 
@@ -49,14 +55,25 @@ def test_decompose_refuses_before_the_harvest(demo, monkeypatch):
 
 def test_decompose_takes_a_smaller_batch_and_records_it(demo, monkeypatch):
     model, tokens = demo
-    call = {**CALL, "n_samples": 3000, "n_features": 200}
-    monkeypatch.setattr("param_features.pipeline.free_bytes", lambda _: 140 * 2**20)
-    features = pf.decompose(model, tokens=tokens, **call)
-    assert features.config["fit"]["batch_size"] < 1024
-    with pytest.raises(MemoryEstimateError, match="batch_size"):
-        pf.decompose(model, tokens=tokens, fit=pf.FitSettings(), **call)
+    monkeypatch.setattr(SIZES, "control_bytes", lambda *_, **__: 0)  # so that the batch matters
+    monkeypatch.setattr("param_features.pipeline.free_bytes", lambda _: 38 * 10**6)
+    features = pf.decompose(model, tokens=tokens, **CALL)
+    assert features.config["fit"]["batch_size"] == 128
+    with pytest.raises(MemoryEstimateError, match="batch_size=[0-9]+"):
+        pf.decompose(model, tokens=tokens, fit=pf.FitSettings(), **CALL)
 
 
 def test_memory_is_known_here():
     device = torch.device("cpu")
     assert 2**20 < held_bytes(device) < free_bytes(device) + 2**40 and free_bytes(device) > 2**20
+
+
+def test_batches_of_whole_outputs_over_a_large_vocabulary_are_small():
+    inputs = ModelInputs((torch.zeros(600, 8, dtype=torch.long),), {})
+    adapter = SimpleNamespace(d_vocab=2**20)
+    sizes = []
+    for through_head in (True, False):
+        engine = SimpleNamespace(per_position=True, adapter=adapter, routes=SimpleNamespace(through_head=through_head))
+        harvester = Harvester(engine, None, None, pf.HarvestSettings())  # type: ignore[arg-type]
+        sizes.append(max(map(len, harvester.batches(inputs, 2))))
+    assert sizes[0] == 600 and sizes[1] * 8 * 2**20 <= 2**27

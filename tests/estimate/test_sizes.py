@@ -19,6 +19,7 @@ WITHIN = 1.5
 DENSE = {"w": Dense(torch.randn(32, 32, 64))}
 FACTORED = {"w": Factored(torch.randn(32, 16, 64), torch.randn(32, 16, 64))}
 WIDE = {"w": Factored(torch.randn(32, 8, 256), torch.randn(32, 8, 128)), "b": Dense(torch.randn(32, 256, 1))}
+THIN = {"w": Factored(torch.randn(32, 8, 32), torch.randn(32, 8, 32))}
 CASES = [(DENSE, 100, 1), (FACTORED, 50, 1), (FACTORED, 50, 4), (WIDE, 40, 2), (DENSE, 300, 1)]
 
 
@@ -87,10 +88,10 @@ def test_more_never_takes_less(name):
 
 
 def test_settings_that_fit_do_and_larger_ones_do_not():
-    sizes = sizes_of(FACTORED, 200, 4)
+    sizes = sizes_of(THIN, 200, 8)
     budget = sizes.peak_bytes * 2 // 3
     found = sizes.within(budget)
-    assert {"n_features", "batch_size"} <= set(found) and sizes.within(sizes.peak_bytes) == {}
+    assert sizes.largest == "fit" and {"n_features", "batch_size"} <= set(found) and sizes.within(sizes.peak_bytes) == {}
     fewer = replace(sizes, n_features=found["n_features"], l0=sizes.l0 * found["n_features"] / 200)
     assert fewer.peak_bytes <= budget
     more = replace(sizes, n_features=found["n_features"] * 11 // 10, l0=sizes.l0 * found["n_features"] * 11 / 2000)

@@ -27,14 +27,14 @@ BLOCK = ["transformer.h.4.attn.attention.[qkv]_proj.weight", "transformer.h.4.at
 GPT2 = "transformer.h.11.attn.c_attn.weight[k]"
 CASES = {
     "stories W_K 100×1": ("stories", "blocks.2.attn.W_K", 100, 1, 16_000, 100),
+    "stories attn 100×4": ("stories", "blocks.2.attn.W_[QKVO]", 100, 4, 2_000, 20),
+    "stories MLP 100×25": ("stories", "blocks.2.mlp.W_out", 100, 25, 2_000, 20),
+    "1M W_K 100×1": ("1M", NEO, 100, 1, 1_600, 30),
+    "1M W_K 100×25": ("1M", NEO, 100, 25, 1_600, 8),
+    "8M attn 100×1": ("8M", BLOCK, 100, 1, 480, 10),
+    "8M MLP 100×4": ("8M", "transformer.h.4.mlp.c_fc.weight", 100, 4, 480, 10),
+    "GPT-2 W_K 100×1": ("GPT-2", GPT2, 100, 1, 320, 5),
     "stories W_K 1000×1": ("stories", "blocks.2.attn.W_K", 1000, 1, 3_000, 5),
-    "stories attn 100×4": ("stories", "blocks.2.attn.W_[QKVO]", 100, 4, 4_000, 30),
-    "stories MLP 100×25": ("stories", "blocks.2.mlp.W_out", 100, 25, 4_000, 30),
-    "1M W_K 100×1": ("1M", NEO, 100, 1, 3_000, 60),
-    "1M W_K 100×25": ("1M", NEO, 100, 25, 2_000, 8),
-    "8M attn 100×1": ("8M", BLOCK, 100, 1, 1_000, 15),
-    "8M MLP 100×4": ("8M", "transformer.h.4.mlp.c_fc.weight", 100, 4, 800, 10),
-    "GPT-2 W_K 100×1": ("GPT-2", GPT2, 100, 1, 640, 10),
 }
 
 

@@ -1,12 +1,13 @@
 """What cannot fit is refused with what to set."""
 
+from dataclasses import replace
 from importlib import import_module
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import param_features as pf
+from param_features.divergence import Reference
 from param_features.errors import MemoryEstimateError
 from param_features.estimate.room import fit_in_room, free_bytes, held_bytes
 from param_features.gradients import Harvester
@@ -68,12 +69,14 @@ def test_memory_is_known_here():
     assert 2**20 < held_bytes(device) < free_bytes(device) + 2**40 and free_bytes(device) > 2**20
 
 
-def test_batches_of_whole_outputs_over_a_large_vocabulary_are_small():
-    inputs = ModelInputs((torch.zeros(600, 8, dtype=torch.long),), {})
-    adapter = SimpleNamespace(d_vocab=2**20)
+def test_batches_of_whole_outputs_over_a_large_vocabulary_are_small(tiny_features, tiny_tokens, monkeypatch):
+    engine, inputs = tiny_features.engine, ModelInputs((tiny_tokens,), {})
+    monkeypatch.setattr("param_features.gradients.harvest._MOST_OUTPUTS", 4 * tiny_tokens.shape[1] * 20)  # of 20 tokens
     sizes = []
     for through_head in (True, False):
-        engine = SimpleNamespace(per_position=True, adapter=adapter, routes=SimpleNamespace(through_head=through_head))
-        harvester = Harvester(engine, None, None, pf.HarvestSettings())  # type: ignore[arg-type]
+        routes = replace(engine.routes, through_head=through_head)
+        harvester = Harvester(
+            replace(engine, routes=routes), tiny_features.divergence, Reference("sample"), pf.HarvestSettings()
+        )
         sizes.append(max(map(len, harvester.batches(inputs, 2))))
-    assert sizes[0] == 600 and sizes[1] * 8 * 2**20 <= 2**27
+    assert sizes == [len(tiny_tokens), 4]

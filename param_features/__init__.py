@@ -18,6 +18,7 @@ from param_features.circuits import (
 from param_features.decompose import FitSettings, HessianSettings
 from param_features.describe import describe
 from param_features.errors import ParamFeaturesError
+from param_features.estimate import Estimate, estimate
 from param_features.factors import FactorStore, harvest
 from param_features.features import ParamFeatures
 from param_features.gradients import HarvestSettings
@@ -36,6 +37,7 @@ __all__ = [
     "Background",
     "Circuit",
     "Comparison",
+    "Estimate",
     "FactorStore",
     "FitSettings",
     "HarvestSettings",
@@ -61,6 +63,7 @@ __all__ = [
     "demo",
     "describe",
     "errors",
+    "estimate",
     "harvest",
     "indirect_effects",
     "interactions",

@@ -22,6 +22,8 @@ from param_features.decompose import (
 )
 from param_features.directions import FORMATS
 from param_features.divergence import Reference, check_curved
+from param_features.estimate.room import fit_in_room, free_bytes
+from param_features.estimate.sizes import Sizes
 from param_features.factors import FactorStore
 from param_features.features import ParamFeatures
 from param_features.gradients import (
@@ -142,7 +144,8 @@ def decompose(
         progress: Whether to show progress bars and notices, on the error stream.
         n_samples: Samples to harvest; overrides `harvest.n_samples`.
         harvest: Further settings of harvesting.
-        fit: Further settings of the fit: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for `"hessian"`.
+        fit: Further settings of the fit: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for `"hessian"`. Where none are
+            given and a batch of 1,024 samples does not fit in memory, a smaller one is taken, and said.
         measure: Further settings of measuring.
         checkpoint_dir: A folder in which harvest and fit are kept as they go. The same call goes on from there after a kill,
             and ends with the bits of an unbroken one on the same machine; Ctrl-C leaves a checkpoint too. Gradients then lie
@@ -164,7 +167,7 @@ def decompose(
         NoGradientError: A chosen parameter does not influence the output.
         OutputError: The model returns neither a tensor nor an object with `.logits`, and there is no `output`.
         ModelStateError: The model is on the meta device, spread over devices, or mixes the rows of a batch.
-        MemoryEstimateError: The gradients would not fit in memory.
+        MemoryEstimateError: The gradients, the fit or the controls would not fit in memory; `pf.estimate` tells beforehand.
         StoreError: The store is unfinished or damaged, or was harvested from something else than what is given; or a
             checkpoint is.
         DiskFullError: Gradients or a checkpoint do not fit in `checkpoint_dir`; what was whole stays.
@@ -178,7 +181,7 @@ def decompose(
     kept = None if store is None else FactorStore.open(store)
     harvest = harvest or (HarvestSettings() if kept is None else kept.settings)
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
-    fit = fit or default_fit(request)
+    is_batch_open, fit = fit is None, fit or default_fit(request)
     fit = fit if steps is None else replace(fit, steps=steps)
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     names = kept.names if kept is not None and params is None else params or []
@@ -199,7 +202,8 @@ def decompose(
     if method == "hessian":
         check_curved(source.divergence)
     say_notices(source, divergence if kept is None else None, request.say)
-    run = Run(source, request, harvest, fit, measure or MeasureSettings(), other, kept, processes=processes)
+    is_open = is_batch_open and checkpoint_dir is None  # a resumed fit must find the batch that it began with
+    run = Run(source, request, harvest, fit, measure or MeasureSettings(), other, kept, is_open, processes)
     if checkpoint_dir is None:
         return run.features()
     with resumable(checkpoint_dir, checkpoint_every, Asked(source, request, harvest, fit, other, kept)) as (store, folder):
@@ -208,7 +212,11 @@ def decompose(
 
 @dataclass(frozen=True)
 class Run:
-    """One decomposition after its inputs were checked."""
+    """One decomposition after its inputs were checked.
+
+    Attributes:
+        is_batch_open: Whether the fit's batch may be made smaller where memory wants it.
+    """
 
     source: Source
     request: Request
@@ -217,14 +225,38 @@ class Run:
     measure: MeasureSettings
     background: ReadBackground | None = None
     store: FactorStore | None = None
-    folder: CheckpointFolder | None = None
+    is_batch_open: bool = False
     processes: Processes = ALONE
+    folder: CheckpointFolder | None = None
 
     def features(self) -> ParamFeatures:
         """Harvest, fit and measure."""
         engine = self.source.engine(self.request.say)
         drawn, pool = self.source.references(engine, self.measure.n_references, self._generator(REFERENCES))
         harvester = Harvester(engine, self.source.divergence, drawn, self.harvest).agreed(self.processes)
+        return replace(self, fit=self._fit_in_room(harvester))._found(engine, harvester, drawn, pool)
+
+    def _fit_in_room(self, harvester: Harvester) -> FitSettings | HessianSettings:
+        """Settings of the fit with which the run fits in memory.
+
+        Raises:
+            MemoryEstimateError: There are none, or the settings were given.
+        """
+        if isinstance(self.fit, HessianSettings):
+            return self.fit
+        if self.store is None:
+            settings = limited(harvester.settings, harvester, self.source.data)
+            plan = self.source.plan(settings, self.request.n_features, self._generator(PLAN))
+            like = harvester.probe(self.source.data)
+            counts = [len(rows) * plan.n_slots for rows in (plan.train, plan.held_out)]
+        else:
+            like, counts = self.store.train.rows(slice(0, 2)), [self.store.train.n_samples, self.store.held_out.n_samples]
+        asked, free = self.request, free_bytes(self.source.subset.views[0].tensor.device)
+        free = self.processes.least(free // self.processes.n_on_machine)
+        sizes = Sizes.of(like, *counts, asked.n_features, asked.rank, asked.l0, self.fit, is_stored=self.store is not None)
+        return fit_in_room(sizes, free, asked.say, is_batch_open=self.is_batch_open)
+
+    def _found(self, engine: GradientEngine, harvester: Harvester, drawn: Reference, pool: Tensor) -> ParamFeatures:
         plan, train, held_out = self._harvest(harvester)
         fit = partial(self._fit, engine, plan)
         if self.background is None:

@@ -30,6 +30,10 @@ class Encoder:
         """The directions whose overlaps with a gradient the code is made from: V_out by pursuit, V_in otherwise."""
         return v_in if self.n_rounds is None else v_out
 
+    def is_twice(self, n_samples: int) -> bool:
+        """Whether so many samples are pursued twice to find both the threshold and the coordinates, for want of memory."""
+        return self.n_rounds is not None and n_samples * self.n_rounds**2 > _MOST_NUMBERS
+
     @torch.no_grad()
     def kept(
         self, overlaps: Float[Tensor, "sample feature"], gram: Float[Tensor, "feature feature"], l0: float
@@ -46,7 +50,7 @@ class Encoder:
         """
         if self.n_rounds is None:
             return overlaps * batch_top_k(overlaps, l0), threshold_for(overlaps, l0)
-        if len(overlaps) * self.n_rounds**2 > _MOST_NUMBERS:
+        if self.is_twice(len(overlaps)):
             threshold = pursued_threshold(overlaps, gram, self.n_rounds, l0)
             return self.codes(overlaps, gram, threshold), threshold
         path = pursue(overlaps, gram, self.n_rounds, l0=l0)

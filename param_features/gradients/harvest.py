@@ -17,6 +17,8 @@ from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
 from param_features.processes import ALONE, Processes, Share
 
+_MOST_OUTPUTS = 2**27
+
 OwnReferences = Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_output"]]
 """Which rows -> the reference of each."""
 
@@ -29,7 +31,8 @@ class HarvestSettings:
         n_samples: Samples in all, training and held out; the default is as many as fit in memory, up to `max_samples`.
         max_samples: Bound on the default.
         held_out_fraction: Share of the sequences kept for measuring, in (0, 1).
-        batch_size: Sequences (inputs) per forward pass; the default holds about 4,096 positions.
+        batch_size: Sequences (inputs) per forward pass; the default holds about 4,096 positions, fewer where outputs over a
+            large vocabulary are kept for all of them.
         max_memory_gib: Bound on the gradients kept, in GiB; the default is half of what is free.
         memory_dtype: Of training gradients kept in memory: `"float32"` (as they come) or `"bfloat16"`, half as large and
             rounded to 0.4 %. They are read, and summed, as float32.
@@ -263,9 +266,15 @@ class Harvester:
     def batches(self, inputs: ModelInputs, n_slots: int) -> tuple[Tensor, ...]:
         """Rows in near-equal batches, none of a single sample, which could draw no other as its reference."""
         n_pos = inputs.n_pos if self.engine.per_position else 1
-        size = self.settings.batch_size or max(1, min(1024, 4096 // n_pos))
+        size = self.settings.batch_size or max(1, min(1024, min(4096, self._most_positions) // n_pos))
         n_batches = max(1, len(inputs) // max(size, _least_rows(n_slots)))
         return torch.arange(len(inputs)).tensor_split(n_batches)
+
+    @property
+    def _most_positions(self) -> int:
+        """Positions whose outputs take 512 MiB, where those of all positions exist together: shapes alone decide."""
+        d_output = 0 if self.engine.routes.through_head else self.engine.adapter.d_vocab or 0
+        return _MOST_OUTPUTS // max(1, d_output)
 
 
 def _least_rows(n_slots: int) -> int:

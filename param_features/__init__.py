@@ -27,6 +27,7 @@ from param_features.pairing import match
 from param_features.pairs import Pairs
 from param_features.pipeline import decompose, list_params
 from param_features.sae import Comparison, compare, sae_metrics, train_sae
+from param_features.sweep import Sweep, SweepRow, SweepSettings, sweep
 
 __all__ = [
     "Audit",
@@ -49,6 +50,9 @@ __all__ = [
     "ParamFeatures",
     "ParamFeaturesError",
     "QueryKey",
+    "Sweep",
+    "SweepRow",
+    "SweepSettings",
     "adapters",
     "bench",
     "circuit",
@@ -67,6 +71,7 @@ __all__ = [
     "plot",
     "query_key",
     "sae_metrics",
+    "sweep",
     "toys",
     "train_sae",
 ]

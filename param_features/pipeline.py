@@ -300,6 +300,7 @@ class Run:
             "fit": asdict(self.fit),
             "measure": asdict(self.measure),
             "steps_done": found.steps_done,
+            "history": found.history,
             "model": self.source.adapter.description,
             "output": None if self.source.adapter.given_output is None else _name_of(self.source.adapter.given_output),
             **record,

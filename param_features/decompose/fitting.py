@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -99,6 +100,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(tensors, lr=settings.lr, betas=(0.9, 0.99))
         self.last_kept = torch.zeros(n_features, dtype=torch.long, device=tensors[0].device)
         self.n_steps = 0
+        self.errors: list[float] = []
         self._order = torch.empty(0, dtype=torch.long)
 
     @torch.enable_grad()
@@ -121,6 +123,7 @@ class Trainer:
         renormalize(self.v_out)
         self.v_in.balance_()
         self.n_steps += 1
+        self.errors.append(seen.error)
         self.last_kept[seen.kept.any(0)] = self.n_steps
         if self._is_time_to_restart():
             self._restart_idle()
@@ -155,7 +158,8 @@ class Trainer:
         renormalize(self.v_out)  # an interruption may have come between a step and its renormalisation
         folded = self.v_out.folded()
         folded_in = folded if self.settings.is_tied else self.v_in.folded()
-        return ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
+        found = ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
+        return replace(found, errors=tuple(self.errors))
 
     def _start(self, n_features: int) -> Directions:
         """The leading part of randomly chosen samples' gradients, preferring strong ones."""

@@ -25,6 +25,8 @@ _LARGE = 2**18
 _DENSE_NUMBERS = 2**25
 """Dense gradients that exist at a time."""
 
+_MOST_HISTORY = 100
+
 Format = TypeVar("Format", bound=Directions)
 
 
@@ -38,6 +40,7 @@ class Fit:
         threshold: |coordinate| from which a feature is kept.
         steps_done: Steps taken; fewer than asked for after an interruption.
         encoder: How codes follow from activations V_in ∇.
+        errors: Reconstruction error of each step's batch, where a step has one.
     """
 
     v_in: LowRank
@@ -45,6 +48,13 @@ class Fit:
     threshold: float
     steps_done: int
     encoder: Encoder = LINEAR
+    errors: tuple[float, ...] = ()
+
+    @property
+    def history(self) -> list[float]:
+        """Mean error of each hundredth of the steps, or of each step where they are fewer."""
+        n_parts = min(len(self.errors), _MOST_HISTORY)
+        return [] if n_parts == 0 else [float(part.mean()) for part in torch.tensor(self.errors).tensor_split(n_parts)]
 
 
 @runtime_checkable

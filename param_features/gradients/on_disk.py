@@ -29,7 +29,7 @@ class DiskGradients(SampleGradients):
 
     def to(self, device: torch.device) -> "DiskGradients":
         """The same gradients, brought to a device as they are read."""
-        return DiskGradients(self._shards, self._stored, device)
+        return self if device == self._device else DiskGradients(self._shards, self._stored, device)
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
         """The gradients of some samples. Cost: one read a parameter and factor for each run of neighbours."""

@@ -212,6 +212,7 @@ class Run:
             found, extra, record = fit(train), {}, {}
         else:
             found, extra, record = self._contrasted(fit, engine, (train, held_out))
+        extra |= {} if self.store is None else self.store.metrics
         metrics = Metrics({**self._metrics(found, train, held_out), **extra})
         for control in metrics.matched_by:
             self.request.say(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")

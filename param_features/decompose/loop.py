@@ -14,6 +14,7 @@ from tqdm import tqdm
 from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.directions import Directions, LowRank
 from param_features.gradients import Dense, Factored, Gradient, Gradients, SampleGradients
+from param_features.gradients.leading import leading_of_factored
 from param_features.params import Modes
 
 MOST_OVERLAPS = 2**26
@@ -164,14 +165,11 @@ def _is_low_rank(gradient: Gradient) -> bool:
 
 
 def _leading_factors(gradient: Gradient, rank: int) -> tuple[Tensor, Tensor]:
-    """As `leading_factors` of the dense matrices, by a QR decomposition of either side and an SVD of what is between."""
+    """As `leading_factors` of the dense matrices, padded with zeros to the rank."""
     assert isinstance(gradient, Factored)
-    (left, inner), (right, outer) = torch.linalg.qr(gradient.delta.mT), torch.linalg.qr(gradient.inputs.mT)
-    u, s, vh = torch.linalg.svd(inner @ outer.mT)
-    root = s[:, :rank].sqrt().unsqueeze(1)
-    factors = left @ (u[:, :, :rank] * root), right @ (vh[:, :rank].mT * root)
-    n_lacking = rank - root.shape[2]
-    return tuple(nn.functional.pad(factor, (0, max(0, n_lacking))) for factor in factors)  # type: ignore[return-value]
+    left, right = leading_of_factored(gradient, rank)
+    room = 0, max(0, rank - left.shape[2])
+    return nn.functional.pad(left, room), nn.functional.pad(right, room)
 
 
 @torch.no_grad()

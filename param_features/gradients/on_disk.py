@@ -45,7 +45,7 @@ class DiskGradients(SampleGradients):
     @property
     def sample_bytes(self) -> int:
         """Bytes that a sample takes once it is read."""
-        return sum(stored.row_bytes for stored in self._stored.values())
+        return sum(stored.read_bytes for stored in self._stored.values())
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² of each sample over all parameters; computed once."""

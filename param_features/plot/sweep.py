@@ -24,7 +24,7 @@ _NAMES = {"n_features": "{} features", "rank": "rank {}", "l0": "l0 {:g}"}
 def sweep(found: "Sweep", against: Literal["l0", "n_features", "size"] = "l0") -> "go.Figure":
     """Held-out reconstruction error of every fit, one line for all that else was the same; its strongest control dashed.
 
-    A star marks the recommended fit, a cross what collapsed or is matched by a control, an open circle what is
+    A star marks the recommended fit, a cross what may not be recommended, an open circle what is
     under-trained or overfit. With several seeds, points are means over them.
 
     Args:
@@ -117,7 +117,7 @@ def _control(points: Points, against: str, name: str, colour: str) -> Any:
 
 
 def _symbol(rows: Sequence["SweepRow"]) -> str:
-    if any(row.is_collapsed or not row.beats_controls for row in rows):
+    if not all(row.is_eligible for row in rows):
         return "x"
     return "circle-open" if any(row.flags for row in rows) else "circle"
 

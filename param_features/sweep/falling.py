@@ -1,31 +1,34 @@
-"""Whether a fit's error was still falling."""
+"""Whether a fit had enough steps."""
 
-import math
 from collections.abc import Sequence
+from statistics import fmean
 
-import torch
+_AT = ((0.09, 0.16), (0.18, 0.31), (0.37, 0.5))
+"""Around an eighth, a quarter and (before) a half of the steps."""
 
-_FROM, _TO = 1 / 8, 1 / 2
-_LEAST = 8
+_LEAST = 64
 
 
-def fall_per_doubling(history: Sequence[float]) -> float:
-    """By how much the batches' error fell for each doubling of the steps, as a share of the error then; NaN if unknown.
+def expected_fall(history: Sequence[float]) -> float | None:
+    """By what share the error would fall with twice the steps; None of a history of fewer than 64 parts.
 
-    Read off the steps from an eighth to a half, in which the learning rate is constant: later the rate falls to zero, which
-    lowers the error of any fit, finished or not. The slope is that of a straight line through the errors over log₂(step), so
-    that one batch's luck does not decide.
+    From an eighth of the steps to a quarter it fell by f₁, from there to a half by f₂; each further doubling is expected to
+    bring f₂/f₁ of the one before (all of it where that is above 1), and the doubling from all steps to twice as many is the
+    second one: f₂ (f₂/f₁)², here as a share of the error at half of the steps. The second half of the steps is left out: the learning rate falls to zero over it, which lowers
+    the error of any fit, finished or not.
 
     Args:
         history: Mean error of each part of the steps, the parts of one size.
+
+    Returns:
+        A share of the error; 0 where it did not fall.
     """
     n = len(history)
-    first, last = math.ceil(n * _FROM), math.floor(n * _TO)
-    if last - first < _LEAST:
-        return math.nan
-    errors = torch.tensor(history[first:last], dtype=torch.float64)
-    doublings = (torch.arange(first, last, dtype=torch.float64) + 0.5).log2()
-    centred = doublings - doublings.mean()
-    slope = float((centred * errors).sum() / centred.square().sum())
-    at_end = float(errors.mean()) + slope * float(doublings[-1] - doublings.mean())
-    return -slope / max(at_end, 1e-12)
+    if n < _LEAST:
+        return None
+    first, second, third = (fmean(history[int(n * a) : max(int(n * a) + 1, int(n * b))]) for a, b in _AT)
+    before, last = first - second, second - third
+    if last <= 0:
+        return 0.0
+    ratio = min(1.0, last / before) if before > 0 else 1.0
+    return last * ratio**2 / max(third, 1e-12)

@@ -30,9 +30,10 @@ def read_kept(folder: Path, wanted: Wanted, **call: Any) -> ParamFeatures | None
     except StoreError:
         return None
     plain = json.loads(json.dumps(dict(wanted)))
-    differing = [name for name, value in plain.items() if found.config.get(name) != value]
+    there = {**found.config, "gradients": found.config.get("store", {}).get("recipe_sha256")}
+    differing = [name for name, value in plain.items() if there.get(name) != value]
     if differing:
-        lines = "; ".join(f"{name} {_short(plain[name])}, there {_short(found.config.get(name))}" for name in differing)
+        lines = "; ".join(f"{name} {_short(plain[name])}, there {_short(there.get(name))}" for name in differing)
         raise StoreError(
             f"{folder} holds a fit that was made otherwise: {lines}. Give the same arguments to go on with this sweep, or "
             "another directory=."

@@ -42,7 +42,7 @@ class _Candidate:
 
     @property
     def is_eligible(self) -> bool:
-        return all(row.beats_controls and not row.is_collapsed for row in self.rows)
+        return all(row.is_eligible for row in self.rows)
 
     def __str__(self) -> str:
         n_features, rank, l0 = self.key
@@ -52,7 +52,8 @@ class _Candidate:
 def recommend(rows: Sequence[SweepRow]) -> Recommendation:
     """The smallest setting that gains nearly as much over its controls as the best one.
 
-    1. A setting is out if, with any seed, a control comes within `least_gain` of it, or it collapsed.
+    1. A setting is out if, with any seed, a control comes within `least_gain` of it or it collapsed; and if it has more
+       features than there are parameters, so that no control has as many directions.
     2. Of the others, the gain is by what share the held-out error lies below the strongest control's at the same l0 and
        number of features, the mean over seeds. More features or a higher l0 lower the error of anything; the gain grows only
        while the features explain what a control of the same budget does not.
@@ -103,6 +104,9 @@ def _cautions(chosen: _Candidate, candidates: Sequence[_Candidate]) -> list[str]
 
 
 def _why_none(rows: Sequence[SweepRow]) -> str:
+    rows = [row for row in rows if not row.is_overcomplete]
+    if not rows:
+        return "none. Every setting has more features than there are parameters: ask for fewer."
     nearest = max(rows, key=lambda row: row.gain)
     limits, control = nearest.limits, nearest.controls[nearest.control]
     if not any(row.beats_controls for row in rows):

@@ -7,10 +7,10 @@ import torch
 
 from param_features.features import ParamFeatures
 from param_features.gradients import SampleGradients
-from param_features.sweep.falling import fall_per_doubling
+from param_features.sweep.falling import expected_fall
 from param_features.sweep.settings import Setting, SweepSettings
 
-_LEAST_FALL = 0.005
+_LEAST_FALL = 0.002
 """Of the gradients' squared norm: what falls by less is not worth more steps."""
 
 _SAMPLES = 8192
@@ -24,13 +24,14 @@ class SweepRow:
     Attributes:
         setting: What it was made with.
         size: Numbers that V_out consists of: n_features · rank · (d_out + d_in), summed over the parameters.
+        n_params: Numbers that a gradient consists of.
         error: Held-out reconstruction error; 0 is perfect, 1 predicts nothing.
         training_error: The same on training samples.
         controls: The held-out error of `control_pca`, `control_random` and `control_svd_w`, at the same l0 and number.
         dead: Share of the features that no held-out sample keeps.
         top_kept: Largest share of the coordinates kept on held-out samples that is one feature's.
         top_norm: The same of their squares.
-        fall: By how much the error still fell for each doubling of the steps, as a share; see `fall_per_doubling`.
+        fall: By what share the error is expected to fall with twice the steps; None where the history does not tell.
         steps: That the fit took.
         limits: By which it is judged.
         agreement: Mean |cosine| with the features of other seeds, matched one to one; None where there is one seed.
@@ -38,13 +39,14 @@ class SweepRow:
 
     setting: Setting
     size: int
+    n_params: int
     error: float
     training_error: float
     controls: Mapping[str, float]
     dead: float
     top_kept: float
     top_norm: float
-    fall: float
+    fall: float | None
     steps: int
     limits: SweepSettings
     agreement: float | None = None
@@ -66,6 +68,19 @@ class SweepRow:
         return self.gain > self.limits.least_gain
 
     @property
+    def is_overcomplete(self) -> bool:
+        """Whether there are more features than parameters: then no control has as many directions, and the gain says little.
+
+        Of noise in 16 dimensions, 24 learned directions leave 23 % less than any control does.
+        """
+        return self.setting.n_features > self.n_params
+
+    @property
+    def is_eligible(self) -> bool:
+        """Whether it may be recommended: it beats every control of its own number of directions, and did not collapse."""
+        return self.beats_controls and not self.is_collapsed and not self.is_overcomplete
+
+    @property
     def is_collapsed(self) -> bool:
         """Whether one feature does most of the work, or most features none."""
         top = self.setting.n_features > 1 and max(self.top_kept, self.top_norm) >= self.limits.top_share
@@ -73,8 +88,8 @@ class SweepRow:
 
     @property
     def is_undertrained(self) -> bool:
-        """Whether the error was still falling, and by what matters."""
-        return self.fall >= self.limits.still_falling and self.fall * self.error >= _LEAST_FALL
+        """Whether more steps would lower the error; see `expected_fall`."""
+        return self.fall is not None and self.fall >= self.limits.still_falling and self.fall * self.error >= _LEAST_FALL
 
     @property
     def is_overfit(self) -> bool:
@@ -86,6 +101,7 @@ class SweepRow:
         """What is wrong with it, in a word each; none where nothing is."""
         found = {
             "matched by a control": not self.beats_controls,
+            "more features than parameters": self.is_overcomplete,
             "collapsed": self.is_collapsed,
             "under-trained": self.is_undertrained,
             "overfit": self.is_overfit,
@@ -100,13 +116,14 @@ def row_of(features: ParamFeatures, setting: Setting, held_out: SampleGradients,
     return SweepRow(
         setting=setting,
         size=sum(tensor.numel() for tensor in features.v_out.tensors),
+        n_params=sum(left.shape[1] * right.shape[1] for left, right in features.v_out.factors.values()),
         error=metrics["reconstruction_error"],
         training_error=metrics["training_error"],
         controls={name: metrics[name] for name in metrics if name.startswith("control_")},
         dead=metrics["dead"] / features.n_features,
         top_kept=top_kept,
         top_norm=top_norm,
-        fall=fall_per_doubling(features.config.get("history", [])),
+        fall=expected_fall(features.config.get("history", [])),
         steps=features.config["steps_done"],
         limits=limits,
     )

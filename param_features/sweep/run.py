@@ -210,7 +210,7 @@ class _Run:
         asked = {name: value for name, value in asdict(request).items() if name != "progress"}
         measure = self.call["measure"] or MeasureSettings()
         made = {"fit": asdict(fit), "measure": asdict(measure), "steps_done": fit.steps}
-        return {**asked, **made, "store": self.store.summary}
+        return {**asked, **made, "gradients": self.store.summary["recipe_sha256"]}
 
     def _code(self) -> dict[str, Any]:
         """What saved features do not hold."""

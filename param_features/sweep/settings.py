@@ -18,8 +18,7 @@ class SweepSettings:
         within: A smaller setting is as good as the best one where its gain is lower by no more than this share.
         top_share: Collapsed: one feature has so much of the coordinates kept, by number or by squared size.
         dead_share: Collapsed: so many features are kept by no held-out sample.
-        still_falling: Under-trained: at a constant learning rate the error fell by this share, and by 0.005, for each
-            doubling of the steps.
+        still_falling: Under-trained: with twice the steps the error is expected to be lower by this share, and by 0.002.
         overfit: Overfit: the error on training samples lies this share below that on held-out ones.
     """
 
@@ -27,7 +26,7 @@ class SweepSettings:
     within: float = 0.1
     top_share: float = 0.5
     dead_share: float = 0.5
-    still_falling: float = 0.02
+    still_falling: float = 0.012
     overfit: float = 0.2
 
     def __post_init__(self) -> None:

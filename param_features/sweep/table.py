@@ -51,8 +51,8 @@ class Sweep:
 
     @property
     def best(self) -> ParamFeatures | None:
-        """The features with the lowest held-out error of those that beat their controls and did not collapse, or None."""
-        places = [place for place, row in enumerate(self.rows) if row.beats_controls and not row.is_collapsed]
+        """The features with the lowest held-out error of those that may be recommended, or None."""
+        places = [place for place, row in enumerate(self.rows) if row.is_eligible]
         return self.fits[min(places, key=lambda place: self.rows[place].error)] if places else None
 
     @property

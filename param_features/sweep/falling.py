@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-_AT = ((0.09, 0.16), (0.18, 0.31), (0.37, 0.5))
-"""Around an eighth, a quarter and (before) a half of the steps."""
+_AT = ((0.09, 0.125), (0.18, 0.25), (0.36, 0.5))
+"""Up to an eighth, a quarter and a half of the steps: each window is the one before, doubled."""
 
 _LEAST = 64
 
@@ -14,8 +14,8 @@ def expected_fall(history: Sequence[float]) -> float | None:
 
     From an eighth of the steps to a quarter it fell by f₁, from there to a half by f₂; each further doubling is expected to
     bring f₂/f₁ of the one before (all of it where that is above 1), and the doubling from all steps to twice as many is the
-    second one: f₂ (f₂/f₁)², here as a share of the error at half of the steps. The second half of the steps is left out: the learning rate falls to zero over it, which lowers
-    the error of any fit, finished or not.
+    second one: f₂ (f₂/f₁)², here as a share of the error at half of the steps. The second half of the steps is left out: the
+    learning rate falls to zero over it, which lowers the error of any fit, finished or not.
 
     Args:
         history: Mean error of each part of the steps, the parts of one size.

@@ -200,7 +200,7 @@ class _Run:
         if found.config["steps_done"] < fit.steps:
             return None
         found.save_pretrained(place)
-        return found
+        return read_kept(place, wanted, model=self.model, **self._code())  # to the bit what the next call will read
 
     def _fitted(self, setting: Setting) -> ParamFeatures:
         return decompose(self.model, **setting._asdict(), **self.call)

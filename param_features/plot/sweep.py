@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from param_features.errors import SettingError, nearest
 from param_features.plot.figures import COLOURS, GREYS, laid_out, plotly
@@ -21,7 +21,7 @@ _AXES = {
 _NAMES = {"n_features": "{} features", "rank": "rank {}", "l0": "l0 {:g}"}
 
 
-def sweep(found: "Sweep", against: Literal["l0", "n_features", "size"] = "l0") -> "go.Figure":
+def sweep(found: "Sweep", against: str = "l0") -> "go.Figure":
     """Held-out reconstruction error of every fit, one line for all that else was the same; its strongest control dashed.
 
     A star marks the recommended fit, a cross what may not be recommended, an open circle what is

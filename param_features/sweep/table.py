@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from param_features.features import ParamFeatures
 from param_features.sweep.recommend import Recommendation, recommend
@@ -11,8 +11,6 @@ from param_features.sweep.row import SweepRow
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-Against = Literal["l0", "n_features", "size"]
 
 _WIDTH = 110
 
@@ -83,7 +81,7 @@ class Sweep:
             for number, row in enumerate(self.rows)
         ]
 
-    def plot(self, against: Against = "l0") -> "go.Figure":
+    def plot(self, against: str = "l0") -> "go.Figure":
         """The error of every fit and of its controls against `"l0"`, `"n_features"` or `"size"`; see `pf.plot.sweep`."""
         from param_features.plot.sweep import sweep as draw  # drawing comes after what it draws
 

@@ -89,9 +89,10 @@ class FactorStore:
         recipe, manifest = self.manifest.recipe, self.manifest
         n_bytes, how = sum(shard.n_bytes for shard in manifest.whole.values()), ""
         if not manifest.compression.is_none:
+            lost, worst = (f"{100 * share:.2g} %" for share in (manifest.loss.share, manifest.loss.worst))
             how = (
-                f"\nTraining gradients are compressed {manifest.compression}: {manifest.loss.share:.2%} of their squared "
-                f"norm is lost, {manifest.loss.worst:.1%} of one sample's at worst. Held-out ones are whole."
+                f"\nTraining gradients are compressed {manifest.compression}: {lost} of their squared norm is lost, {worst} of "
+                "one sample's at worst. Held-out ones are whole."
             )
         return (
             f"FactorStore: {self.train.n_samples:,} training and {self.held_out.n_samples:,} held-out gradients of "

@@ -44,7 +44,7 @@ def sweep(found: "Sweep", against: str = "l0") -> "go.Figure":
     lines = _lines(found.rows, against)
     varied = [name for name in _NAMES if len({getattr(row.setting, name) for row in found.rows}) > 1]
     for points, colour in zip(lines, COLOURS * len(lines), strict=False):
-        name = _name(points[0][0], against, varied)
+        name = _name(points[0], against, varied)
         figure.add_trace(_fits(points, against, name, colour))
         figure.add_trace(_control(points, against, name, colour))
     place = found.recommendation.place

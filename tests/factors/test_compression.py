@@ -68,8 +68,8 @@ def test_what_is_lost_is_said_sample_by_sample(whole, small):
     assert (loss.share, loss.worst) == pytest.approx((lost / norms, worst), rel=1e-4)
     assert 1e-3 < loss.share < loss.worst < 1
     text = repr(small)
-    assert f"compressed to rank 2 and to bfloat16: {loss.share:.2%} of their squared norm is lost" in text
-    assert f"{loss.worst:.1%} of one sample's at worst. Held-out ones are whole." in text
+    assert f"compressed to rank 2 and to bfloat16: {100 * loss.share:.2g} % of their squared norm is lost" in text
+    assert f"{100 * loss.worst:.2g} % of one sample's at worst. Held-out ones are whole." in text
     assert "compressed" not in repr(whole)
     assert whole.manifest.loss.share == 0
 

@@ -8,13 +8,13 @@ from tests.sweep_made import row, sweep_of
 
 
 def test_the_smallest_setting_near_the_largest_gain_is_taken():
-    rows = [row(10, error=0.40), row(20, error=0.21), row(40, error=0.20), row(80, error=0.19)]
+    rows = [row(10, error=0.40), row(20, error=0.25), row(40, error=0.20), row(80, error=0.19)]
     found = recommend(rows)
     assert found.place == 2
     assert "n_features=40, rank=1, l0=2: error 0.200 on held-out samples, 60% below control_pca" in found.reason
     assert "smallest setting within 10% of the largest gain, 62% at n_features=80" in found.reason
-    wider = SweepSettings(within=0.15)
-    assert recommend([row(n, error=e, limits=wider) for n, e in ((20, 0.22), (40, 0.20), (80, 0.19))]).place == 0
+    wider = SweepSettings(within=0.2)
+    assert recommend([row(n, error=e, limits=wider) for n, e in ((20, 0.25), (40, 0.20), (80, 0.19))]).place == 0
 
 
 def test_of_settings_of_one_size_the_least_l0_is_taken():

@@ -91,8 +91,8 @@ class FactorStore:
         if not manifest.compression.is_none:
             lost, worst = (f"{100 * share:.2g} %" for share in (manifest.loss.share, manifest.loss.worst))
             how = (
-                f"\nTraining gradients are compressed {manifest.compression}: {lost} of their squared norm is lost, {worst} of "
-                "one sample's at worst. Held-out ones are whole."
+                f"\nTraining gradients are compressed {manifest.compression}: {lost} of their squared norm is lost, {worst} "
+                "of one sample's at worst. Held-out ones are whole."
             )
         return (
             f"FactorStore: {self.train.n_samples:,} training and {self.held_out.n_samples:,} held-out gradients of "

@@ -13,6 +13,9 @@ from param_features.sweep.settings import Setting, SweepSettings
 _LEAST_FALL = 0.002
 """Of the gradients' squared norm: what falls by less is not worth more steps."""
 
+_TIMES_EVEN = 4
+"""Of few features one has a large share anyway: it counts as all of the work from four times an even share on."""
+
 _SAMPLES = 8192
 """Held-out samples that the shares of features are counted on at most, spread evenly."""
 
@@ -83,8 +86,9 @@ class SweepRow:
     @property
     def is_collapsed(self) -> bool:
         """Whether one feature does most of the work, or most features none."""
-        top = self.setting.n_features > 1 and max(self.top_kept, self.top_norm) >= self.limits.top_share
-        return top or self.dead >= self.limits.dead_share
+        top_share = max(self.limits.top_share, min(1.0, _TIMES_EVEN / self.setting.n_features))
+        has_one = self.setting.n_features > 1 and max(self.top_kept, self.top_norm) >= top_share
+        return has_one or self.dead >= self.limits.dead_share
 
     @property
     def is_undertrained(self) -> bool:

@@ -16,7 +16,8 @@ class SweepSettings:
         least_gain: A fit beats a control when its error is lower by this share of the control's. Above zero, since
             many learned directions rebuild even pure noise a little better than random ones do.
         within: A smaller setting is as good as the best one where its gain is lower by no more than this share.
-        top_share: Collapsed: one feature has so much of the coordinates kept, by number or by squared size.
+        top_share: Collapsed: one feature has so much of the coordinates kept, by number or by squared size, and four times
+            an even share.
         dead_share: Collapsed: so many features are kept by no held-out sample.
         still_falling: Under-trained: with twice the steps the error is expected to be lower by this share, and by 0.002.
         overfit: Overfit: the error on training samples lies this share below that on held-out ones.

@@ -46,7 +46,14 @@ def test_what_collapsed_is_never_taken(change):
     none = recommend(rows[1:])
     assert none.place is None
     assert "collapsed (one feature does most of the work" in none.reason
-    assert not row(1, **change | {"dead": 0.0}).is_collapsed
+
+
+def test_of_few_features_one_may_have_a_large_share():
+    assert not row(1, top_kept=1.0, top_norm=1.0).is_collapsed
+    assert not row(5, top_norm=0.79).is_collapsed
+    assert row(5, top_norm=0.8).is_collapsed
+    assert row(2, top_norm=1.0).is_collapsed
+    assert not row(100, top_norm=0.49).is_collapsed
 
 
 def test_more_features_than_parameters_are_never_taken():

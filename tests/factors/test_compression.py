@@ -123,6 +123,14 @@ def test_every_fit_takes_it(single, small, call):
     assert found.metrics["reconstruction_error"] < 1
 
 
+def test_the_other_method_and_a_background_take_it(single, tiny_tokens, small):
+    fit = pf.HessianSettings(steps=2, batch_size=2)
+    found = pf.decompose(single, store=small, n_features=3, l0=1, method="hessian", fit=fit, progress=False)
+    assert found.n_features == 3
+    found = pf.decompose(single, store=small, background=tiny_tokens[:20], **{**QUICK, "steps": 4})
+    assert {"off_target", "training_lost"} <= set(found.metrics)
+
+
 @pytest.mark.parametrize("call", [{"compress_rank": 3}, {"dtype": "float32"}, {"compress_rank": None}], ids=str)
 def test_another_compression_is_another_store(single, tiny_tokens, small, call):
     name, value = next(iter(call.items()))

@@ -71,7 +71,8 @@ class Compression:
     def __str__(self) -> str:
         """As the store is printed."""
         parts = [] if self.rank is None else [f"to rank {self.rank}"]
-        return " and ".join([*parts, *([] if _DTYPES[self.dtype] is None else [f"to {self.dtype}"])])
+        parts += [] if _DTYPES[self.dtype] is None else [f"to {self.dtype}"]
+        return " and ".join(parts) or "none"
 
     def applied(self, gradients: Gradients) -> Gradients:
         """The gradients as they are stored. Cost: a small decomposition of each sample's gradient."""

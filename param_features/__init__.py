@@ -30,6 +30,7 @@ from param_features.pipeline import decompose, list_params
 from param_features.processes import alone
 from param_features.sae import Comparison, compare, sae_metrics, train_sae
 from param_features.streaming import stream_rows
+from param_features.sweep import Sweep, SweepRow, SweepSettings, sweep
 
 __all__ = [
     "Audit",
@@ -53,6 +54,9 @@ __all__ = [
     "ParamFeatures",
     "ParamFeaturesError",
     "QueryKey",
+    "Sweep",
+    "SweepRow",
+    "SweepSettings",
     "adapters",
     "alone",
     "bench",
@@ -74,6 +78,7 @@ __all__ = [
     "query_key",
     "sae_metrics",
     "stream_rows",
+    "sweep",
     "toys",
     "train_sae",
 ]

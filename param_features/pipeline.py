@@ -263,6 +263,7 @@ class Run:
             found, extra, record = fit(train), {}, {}
         else:
             found, extra, record = self._contrasted(fit, engine, (train, held_out))
+        extra |= {} if self.store is None else self.store.metrics
         metrics = Metrics({**self._metrics(found, train, held_out), **extra})
         for control in metrics.matched_by:
             self.request.say(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
@@ -358,6 +359,7 @@ class Run:
             "fit": asdict(self.fit),
             "measure": asdict(self.measure),
             "steps_done": found.steps_done,
+            "history": found.history,
             "model": self.source.adapter.description,
             "output": None if self.source.adapter.given_output is None else _name_of(self.source.adapter.given_output),
             **record,

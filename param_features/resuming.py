@@ -12,6 +12,7 @@ from param_features.decompose import Checkpoints, FitSettings, HessianSettings, 
 from param_features.decompose.checkpoint import read_newest
 from param_features.decompose.keeping import refuse_other_fit
 from param_features.errors import SettingError
+from param_features.factors.compression import Compression
 from param_features.factors.harvesting import harvested
 from param_features.factors.opening import FactorStore
 from param_features.factors.recipe import Recipe, recipe_of, sum_of_data
@@ -52,7 +53,7 @@ class Asked:
         """What decides the gradients. Cost: hashes the model's weights and the data."""
         if self.store is not None:
             return self.store.manifest.recipe
-        return recipe_of(self.source, self.harvest, seed=self.request.seed, shard_mib=SHARD_MIB)
+        return recipe_of(self.source, self.harvest, seed=self.request.seed, shard_mib=SHARD_MIB, compression=Compression())
 
     def recipe(self, gradients: Recipe) -> Recipe:
         """All that decides what a fit finds, but for the gradients' own bits."""
@@ -134,7 +135,7 @@ def resumable(directory: str | PathLike, every: float, asked: Asked) -> Iterator
             yield asked.store, found
             return
         asked.source.plan(asked.harvest, request.n_features, stage_generator(request.seed, PLAN))
-        call = {"say": request.say, "progress": request.progress}
+        call = {"say": request.say, "progress": request.progress, "compression": Compression()}
         store = harvested(asked.source, asked.harvest, gradients, folder / _GRADIENTS, **call)
         yield store, found
 

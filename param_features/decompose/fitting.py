@@ -109,6 +109,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(tensors, lr=settings.lr, betas=(0.9, 0.99))
         self.last_kept = torch.zeros(n_features, dtype=torch.long, device=tensors[0].device)
         self.n_steps = 0
+        self.errors = torch.zeros(settings.steps, dtype=torch.float64)
         self.order = torch.empty(0, dtype=torch.long)
 
     @torch.enable_grad()
@@ -134,6 +135,7 @@ class Trainer:
         renormalize(self.v_out)
         self.v_in.balance_()
         self.n_steps += 1
+        self.errors[self.n_steps - 1 : self.n_steps] = seen.error
         self.last_kept[kept] = self.n_steps
         if self._is_time_to_restart():
             self._restart_idle()
@@ -154,7 +156,7 @@ class Trainer:
     @property
     def counters(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside directions, optimiser and data."""
-        return {"last_kept": self.last_kept}
+        return {"last_kept": self.last_kept, "errors": self.errors}
 
     @property
     def dead(self) -> Bool[Tensor, " feature"]:
@@ -186,7 +188,8 @@ class Trainer:
         self._agree()
         folded = self.v_out.folded()
         folded_in = folded if self.settings.is_tied else self.v_in.folded()
-        return ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
+        found = ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
+        return replace(found, errors=tuple(self.errors[: self.n_steps].tolist()))
 
     def _start(self, n_features: int) -> Directions:
         """The leading part of randomly chosen samples' gradients, preferring strong ones."""

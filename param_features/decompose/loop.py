@@ -14,6 +14,7 @@ from tqdm import tqdm
 from param_features.decompose.encoder import LINEAR, Encoder
 from param_features.directions import Directions, LowRank
 from param_features.gradients import Dense, Factored, Gradient, Gradients, SampleGradients
+from param_features.gradients.leading import leading_of_factored
 from param_features.params import Modes
 
 MOST_OVERLAPS = 2**26
@@ -24,6 +25,8 @@ _LARGE = 2**18
 
 _DENSE_NUMBERS = 2**25
 """Dense gradients that exist at a time."""
+
+_MOST_HISTORY = 100
 
 Format = TypeVar("Format", bound=Directions)
 
@@ -38,6 +41,7 @@ class Fit:
         threshold: |coordinate| from which a feature is kept.
         steps_done: Steps taken; fewer than asked for after an interruption.
         encoder: How codes follow from activations V_in ∇.
+        errors: Reconstruction error of each step's batch, where a step has one.
     """
 
     v_in: LowRank
@@ -45,6 +49,13 @@ class Fit:
     threshold: float
     steps_done: int
     encoder: Encoder = LINEAR
+    errors: tuple[float, ...] = ()
+
+    @property
+    def history(self) -> list[float]:
+        """Mean error of each hundredth of the steps, or of each step where they are fewer."""
+        n_parts = min(len(self.errors), _MOST_HISTORY)
+        return [] if n_parts == 0 else [float(part.mean()) for part in torch.tensor(self.errors).tensor_split(n_parts)]
 
 
 @runtime_checkable
@@ -167,14 +178,11 @@ def _is_low_rank(gradient: Gradient) -> bool:
 
 
 def _leading_factors(gradient: Gradient, rank: int) -> tuple[Tensor, Tensor]:
-    """As `leading_factors` of the dense matrices, by a QR decomposition of either side and an SVD of what is between."""
+    """As `leading_factors` of the dense matrices, padded with zeros to the rank."""
     assert isinstance(gradient, Factored)
-    (left, inner), (right, outer) = torch.linalg.qr(gradient.delta.mT), torch.linalg.qr(gradient.inputs.mT)
-    u, s, vh = torch.linalg.svd(inner @ outer.mT)
-    root = s[:, :rank].sqrt().unsqueeze(1)
-    factors = left @ (u[:, :, :rank] * root), right @ (vh[:, :rank].mT * root)
-    n_lacking = rank - root.shape[2]
-    return tuple(nn.functional.pad(factor, (0, max(0, n_lacking))) for factor in factors)  # type: ignore[return-value]
+    left, right = leading_of_factored(gradient, rank)
+    room = 0, max(0, rank - left.shape[2])
+    return nn.functional.pad(left, room), nn.functional.pad(right, room)
 
 
 @torch.no_grad()

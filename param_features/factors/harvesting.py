@@ -20,7 +20,19 @@ from tqdm import tqdm
 from param_features.adapters import adapter_for
 from param_features.divergence import Reference
 from param_features.errors import DiskFullError, SettingError
-from param_features.factors.manifest import HELD_OUT, INPUTS, MANIFEST, TRAIN, Manifest, Planned, Whole, has_inputs, packed
+from param_features.factors.compression import Compression, Loss, loss_of
+from param_features.factors.manifest import (
+    HELD_OUT,
+    INPUTS,
+    MANIFEST,
+    TRAIN,
+    Manifest,
+    Planned,
+    Whole,
+    has_inputs,
+    packed,
+    row_bytes,
+)
 from param_features.factors.opening import FactorStore
 from param_features.factors.recipe import Recipe, recipe_of, refuse_differences
 from param_features.gradients import Gradients, Harvester, HarvestSettings, SamplePlan
@@ -49,6 +61,8 @@ def harvest(
     n_samples: int | None = None,
     settings: HarvestSettings | None = None,
     shard_mib: float = 256,
+    compress_rank: int | None = None,
+    dtype: str = "float32",
     seed: int = 0,
     progress: bool = True,
 ) -> FactorStore:
@@ -77,6 +91,9 @@ def harvest(
             memory.
         settings: Further settings.
         shard_mib: Size of a shard, in MiB; one batch at least, and what a kill loses at most.
+        compress_rank: Keep so many leading factors of each training sample's gradient of a matrix, where that is smaller;
+            None keeps it whole. The store says what is lost. Held-out gradients are always whole: errors are honest.
+        dtype: Of the numbers in training shards: `"float32"` (as they come) or `"bfloat16"`. They are read as float32.
         seed: Draws samples, positions and references, as that of `pf.decompose` does.
         progress: Whether to show a progress bar and notices, on the error stream.
 
@@ -90,6 +107,7 @@ def harvest(
     """
     if shard_mib <= 0:
         raise SettingError(f"shard_mib={shard_mib} must be positive; a few hundred is usual.")
+    compression = Compression(compress_rank, dtype)
     settings = settings or HarvestSettings()
     settings = settings if n_samples is None else replace(settings, n_samples=n_samples)
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
@@ -101,8 +119,8 @@ def harvest(
     progress = progress and launched().is_main
     say = _speaker(progress)
     say_notices(source, divergence, say)
-    recipe = recipe_of(source, settings, seed=seed, shard_mib=shard_mib)
-    return harvested(source, settings, recipe, Path(directory), say=say, progress=progress)
+    recipe = recipe_of(source, settings, seed=seed, shard_mib=shard_mib, compression=compression)
+    return harvested(source, settings, recipe, Path(directory), say=say, progress=progress, compression=compression)
 
 
 def harvested(
@@ -113,6 +131,7 @@ def harvested(
     *,
     say: Callable[[str], None],
     progress: bool,
+    compression: Compression,
 ) -> FactorStore:
     """Gradients of what was read and checked, by a recipe that says so, begun or gone on with; errors as of `harvest`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +140,7 @@ def harvested(
         processes.from_main(lambda: held.enter_context(alone_in(folder, "harvest")))
         before, is_done = processes.from_main(lambda: _begun_before(folder, recipe, say))
         if not is_done:
-            _Harvest(source, settings, recipe, folder, say, progress, processes).run(before)
+            _Harvest(source, settings, recipe, folder, say, progress, processes, compression).run(before)
     return FactorStore.open(folder, is_checked=False)
 
 
@@ -161,6 +180,7 @@ class _Harvest:
     say: Callable[[str], None]
     progress: bool
     processes: Processes
+    compression: Compression
 
     def run(self, before: Manifest | None) -> None:
         """Write them, and the manifest after each."""
@@ -248,14 +268,15 @@ class _Harvest:
         """The manifest of an empty store, whose data are on the disk."""
         like = storable(self.harvester.probe(self.source.data))
         stored = {name: Stored.like(gradient) for name, gradient in like.items()}
-        n_bytes = 16 + sum(kind.row_bytes for kind in stored.values())
-        planned = [shard for split in (TRAIN, HELD_OUT) for shard in self._planned(split, n_bytes)]
+        kinds = {TRAIN: self.compression.stored(like), HELD_OUT: stored}
+        planned = [shard for split, kind in kinds.items() for shard in self._planned(split, row_bytes(kind))]
         state = stage_generator(self.recipe["seed"], HARVEST).get_state()
         return Manifest(
             recipe=self.recipe,
             model=self.source.adapter.description,
             n_slots=self.plan.n_slots,
             stored=stored,
+            compressed=kinds[TRAIN],
             planned=tuple(planned),
             whole={},
             states=(packed(state),),
@@ -286,19 +307,24 @@ class _Harvest:
     def _write(self, shard: Planned, manifest: Manifest, generator: torch.Generator) -> Whole:
         """Harvest one shard to its file."""
         rows, inputs = self._split(shard.split)
-        own, reached = self.source.own(self.harvester.engine, rows), set()
-        with ShardWriter(self.folder / shard.name, columns_of(manifest.stored), shard.n_samples) as writer:
+        own, reached, losses = self.source.own(self.harvester.engine, rows), set(), []
+        is_compressed = shard.split == TRAIN and not self.compression.is_none
+        columns = columns_of(manifest.kinds(shard.split))
+        with ShardWriter(self.folder / shard.name, columns, shard.n_samples) as writer:
 
             def consume(chosen: Tensor, positions: Tensor, gradients: Gradients) -> None:
                 kept = storable(gradients)
                 new = (name for name in kept.keys() - reached if bool(kept[name].square_norm().any()))
                 reached.update(new)
+                if is_compressed:
+                    whole, kept = kept, self.compression.applied(kept)
+                    losses.append(loss_of(whole, kept))
                 writer.add(tensors_of(kept) | {"row": rows[chosen], "position": positions})
 
             for batch in self._batches(shard, inputs, manifest):
                 self.harvester.each_slot(inputs, batch, manifest.n_slots, generator, consume, own)
             n_bytes, sha256 = writer.finish()
-        return Whole(n_bytes, sha256, tuple(sorted(reached)))
+        return Whole(n_bytes, sha256, tuple(sorted(reached)), sum(losses, Loss()))
 
     def _check_room(self, manifest: Manifest) -> None:
         """Refuse a harvest that the disk cannot hold, as the disk would halfway."""
@@ -321,7 +347,7 @@ class _Harvest:
 
 
 def _bytes_left(manifest: Manifest) -> int:
-    return sum(shard.n_samples for shard in manifest.missing) * manifest.row_bytes
+    return sum(shard.n_samples * manifest.row_bytes(shard.split) for shard in manifest.missing)
 
 
 def _check_reached(manifest: Manifest) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from param_features.errors import StoreError
+from param_features.factors.compression import Compression, Loss
 from param_features.factors.recipe import Recipe
 from param_features.gradients.shards import Stored, checksum
 from param_features.store import library_version, write_whole
@@ -20,7 +21,7 @@ MANIFEST = "manifest.json"
 INPUTS = "inputs.safetensors"
 TRAIN, HELD_OUT = "train", "held_out"
 
-_FORMAT, _VERSION = "param_features gradients", 1
+_FORMAT, _VERSION, _READABLE = "param_features gradients", 2, (1, 2)
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class Whole(NamedTuple):
         n_bytes: Size of its file.
         sha256: Of its file.
         reached: Parameters whose gradient is not zero for all of its samples.
+        loss: What its samples lost by compression.
     """
 
     n_bytes: int
     sha256: str
     reached: tuple[str, ...]
+    loss: Loss = Loss()
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Manifest:
         recipe: What it is made from.
         model: Library and class, for the record.
         n_slots: Positions per row.
-        stored: How each parameter's gradients lie in a shard.
+        stored: How each parameter's gradients lie in a held-out shard, and in a training shard where nothing is compressed.
+        compressed: How they lie in a training shard.
         planned: Every shard in order.
         whole: Those on the disk, by name.
         states: The random generator's state before each shard that was begun, and after the last of them.
@@ -75,6 +79,7 @@ class Manifest:
     model: str
     n_slots: int
     stored: Mapping[str, Stored]
+    compressed: Mapping[str, Stored]
     planned: tuple[Planned, ...]
     whole: Mapping[str, Whole]
     states: tuple[str, ...]
@@ -86,9 +91,22 @@ class Manifest:
         return [shard for shard in self.planned if shard.name not in self.whole]
 
     @property
-    def row_bytes(self) -> int:
+    def compression(self) -> Compression:
+        """How training gradients are stored."""
+        return Compression(self.recipe.get("compress_rank"), self.recipe.get("dtype", "float32"))
+
+    @property
+    def loss(self) -> Loss:
+        """What training gradients lost by it."""
+        return sum((self.whole[shard.name].loss for shard in self.planned if shard.name in self.whole), Loss())
+
+    def kinds(self, split: str) -> Mapping[str, Stored]:
+        """How each parameter's gradients lie in a split's shards."""
+        return self.compressed if split == TRAIN else self.stored
+
+    def row_bytes(self, split: str) -> int:
         """Bytes of one sample, with its row and position."""
-        return 16 + sum(stored.row_bytes for stored in self.stored.values())
+        return row_bytes(self.kinds(split))
 
     def n_samples(self, split: str) -> int:
         """Samples of a split."""
@@ -139,12 +157,18 @@ class Manifest:
             recipe=record["recipe"],
             model=record["model"],
             n_slots=record["n_slots"],
-            stored={name: Stored.read(kind) for name, kind in record["stored"].items()},
+            stored=_read_kinds(record["stored"]),
+            compressed=_read_kinds(record.get("compressed", record["stored"])),
             planned=tuple(Planned(**shard) for shard in record["planned"]),
-            whole={name: Whole(w["n_bytes"], w["sha256"], tuple(w["reached"])) for name, w in record["whole"].items()},
+            whole={name: _read_whole(found) for name, found in record["whole"].items()},
             states=tuple(record["states"]),
             inputs_sha256=record["inputs_sha256"],
         )
+
+
+def row_bytes(stored: Mapping[str, Stored]) -> int:
+    """Bytes of one sample in a shard, with its row and position."""
+    return 16 + sum(kind.row_bytes for kind in stored.values())
 
 
 def damage(path: Path, whole: Whole) -> str:
@@ -172,6 +196,15 @@ def unpacked(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8)
 
 
+def _read_kinds(record: Mapping[str, Any]) -> dict[str, Stored]:
+    return {name: Stored.read(kind) for name, kind in record.items()}
+
+
+def _read_whole(record: Mapping[str, Any]) -> Whole:
+    loss = Loss(*record.get("loss", ()))
+    return Whole(record["n_bytes"], record["sha256"], tuple(record["reached"]), loss)
+
+
 def _checked(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
@@ -179,9 +212,10 @@ def _checked(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path} is not JSON ({error}): it was edited. Harvest into another folder.") from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise StoreError(f"{path} does not describe a store of gradients: its 'format' is not {_FORMAT!r}.")
-    if record.get("format_version") != _VERSION:
+    if record.get("format_version") not in _READABLE:
         raise StoreError(
-            f"{path} has format version {record.get('format_version')!r}; this library reads version {_VERSION}. It was "
+            f"{path} has format version {record.get('format_version')!r}; this library reads versions "
+            f"{' and '.join(map(str, _READABLE))}. It was "
             f"written by param_features {record.get('library_version')}: install that version, or harvest anew."
         )
     stated = record.pop("manifest_sha256", None)

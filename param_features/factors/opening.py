@@ -1,5 +1,7 @@
 """A store of gradients that is whole: opened, checked, and made the source of a decomposition."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -69,7 +71,7 @@ class FactorStore:
             _refuse_damaged(folder, manifest)
         tensors = load_file(folder / INPUTS)
         train, held_out = (
-            DiskGradients([ShardFile(folder / s.name) for s in manifest.planned if s.split == split], manifest.stored)
+            DiskGradients([ShardFile(folder / s.name) for s in manifest.planned if s.split == split], manifest.kinds(split))
             for split in (TRAIN, HELD_OUT)
         )
         return cls(
@@ -86,11 +88,17 @@ class FactorStore:
     def __repr__(self) -> str:
         """What it holds."""
         recipe, manifest = self.manifest.recipe, self.manifest
-        n_bytes = sum(shard.n_bytes for shard in manifest.whole.values())
+        n_bytes, how = sum(shard.n_bytes for shard in manifest.whole.values()), ""
+        if not manifest.compression.is_none:
+            lost, worst = (f"{100 * share:.2g} %" for share in (manifest.loss.share, manifest.loss.worst))
+            how = (
+                f"\nTraining gradients are compressed {manifest.compression}: {lost} of their squared norm is lost, {worst} "
+                "of one sample's at worst. Held-out ones are whole."
+            )
         return (
             f"FactorStore: {self.train.n_samples:,} training and {self.held_out.n_samples:,} held-out gradients of "
             f"{', '.join(self.names)} (divergence {recipe['divergence']!r}, reference {recipe['reference']!r}), "
-            f"{n_bytes / 2**20:,.1f} MiB in {len(manifest.planned)} shards at {self.directory}"
+            f"{n_bytes / 2**20:,.1f} MiB in {len(manifest.planned)} shards at {self.directory}{how}"
         )
 
     @property
@@ -106,7 +114,19 @@ class FactorStore:
     @property
     def summary(self) -> dict[str, Any]:
         """What the record of a fit says of it."""
-        return {"directory": str(self.directory), "seed": self.manifest.recipe["seed"]}
+        recipe = json.dumps(self.manifest.recipe, sort_keys=True).encode()
+        return {
+            "directory": str(self.directory),
+            "seed": self.manifest.recipe["seed"],
+            "recipe_sha256": hashlib.sha256(recipe).hexdigest(),
+            "compression": str(self.manifest.compression),
+        }
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a fit's metrics say of it: the share of the training gradients that compression lost, where there is one."""
+        manifest = self.manifest
+        return {} if manifest.compression.is_none else {"training_lost": manifest.loss.share}
 
     def on(self, device: torch.device) -> "FactorStore":
         """The same store, whose tensors are brought to a device as they are read."""
@@ -145,7 +165,8 @@ class FactorStore:
         named = kind if reference is None or pairs is not None else reference
         kept = None if self.reference is None else self.reference.to(subset.views[0].tensor.device)
         source = Source(adapter, subset, data, output, chosen, named, pairs, kept)
-        asked = recipe_of(source, settings or self.settings, seed=recipe["seed"], shard_mib=recipe["shard_mib"])
+        made = {"seed": recipe["seed"], "shard_mib": recipe["shard_mib"], "compression": self.manifest.compression}
+        asked = recipe_of(source, settings or self.settings, **made)
         asked |= {"reference": recipe["reference"]} if reference is None else {}
         then = "Leave out what differs to use what the store holds, or harvest into another directory=."
         refuse_differences(recipe, asked, where=str(self.directory), then=then)

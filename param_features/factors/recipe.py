@@ -13,6 +13,7 @@ from torch import Tensor
 from param_features.adapters import Adapter
 from param_features.divergence import CustomDivergence
 from param_features.errors import StoreError
+from param_features.factors.compression import Compression
 from param_features.gradients import HarvestSettings
 from param_features.inputs import ModelInputs
 from param_features.offloaded import values_of
@@ -39,7 +40,7 @@ _IN_MEMORY = ("max_memory_gib", "memory_dtype")
 """Settings of a harvest that change nothing on disk."""
 
 
-def recipe_of(source: Source, settings: HarvestSettings, *, seed: int, shard_mib: float) -> Recipe:
+def recipe_of(source: Source, settings: HarvestSettings, *, seed: int, shard_mib: float, compression: Compression) -> Recipe:
     """All that decides what a store holds. Cost: hashes the model's weights and the data."""
     own, asked = source.divergence, source.adapter.given_output
     fingerprints = source.subset.fingerprint()
@@ -55,6 +56,8 @@ def recipe_of(source: Source, settings: HarvestSettings, *, seed: int, shard_mib
         "reference": source.reference if isinstance(source.reference, str) else f"given {_tensor(source.reference)}",
         "seed": seed,
         "shard_mib": shard_mib,
+        "compress_rank": compression.rank,
+        "dtype": compression.dtype,
     }
     rest = {name: value for name, value in asdict(settings).items() if name not in _IN_MEMORY}
     return json.loads(json.dumps(recipe | rest))
@@ -73,6 +76,7 @@ def refuse_differences(
     Raises:
         StoreError: Names every difference, with both values.
     """
+    kept = {"compress_rank": None, "dtype": "float32", **kept}  # as in stores made before these were settings
     found = [line for name in kept if kept[name] != asked.get(name) for line in _lines(name, kept, asked)]
     if found:
         raise StoreError(f"{where} {was}: {'; '.join(found)}. {then}")

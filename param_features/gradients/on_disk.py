@@ -29,7 +29,7 @@ class DiskGradients(SampleGradients):
 
     def to(self, device: torch.device) -> "DiskGradients":
         """The same gradients, brought to a device as they are read."""
-        return DiskGradients(self._shards, self._stored, device)
+        return self if device == self._device else DiskGradients(self._shards, self._stored, device)
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
         """The gradients of some samples. Cost: one read a parameter and factor for each run of neighbours."""
@@ -45,7 +45,7 @@ class DiskGradients(SampleGradients):
     @property
     def sample_bytes(self) -> int:
         """Bytes that a sample takes once it is read."""
-        return sum(stored.row_bytes for stored in self._stored.values())
+        return sum(stored.read_bytes for stored in self._stored.values())
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² of each sample over all parameters; computed once."""

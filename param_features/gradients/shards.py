@@ -62,11 +62,13 @@ class Stored:
         format: `"dense"`, `"factored"` or `"indexed"`.
         columns: By the name of the format's field.
         d_in: Of an indexed one.
+        read_as: The dtype that numbers have once they are read, where it is not the shard's: float32 for those kept in less.
     """
 
     format: str
     columns: Mapping[str, Column]
     d_in: int | None = None
+    read_as: str | None = None
 
     @classmethod
     def like(cls, gradient: Gradient) -> "Stored":
@@ -79,17 +81,27 @@ class Stored:
     def read(cls, record: Mapping[str, Any]) -> "Stored":
         """From JSON."""
         columns = {name: Column(dtype, tuple(shape)) for name, (dtype, shape) in record["columns"].items()}
-        return cls(record["format"], columns, record["d_in"])
+        return cls(record["format"], columns, record["d_in"], record.get("read_as"))
 
     def gradient(self, tensors: Mapping[str, Tensor]) -> Gradient:
         """The gradients whose tensors were read."""
         more = {} if self.d_in is None else {"d_in": self.d_in}
-        return _FORMATS[self.format](**{name: tensors[name] for name in self.columns}, **more)
+        return _FORMATS[self.format](**{name: self._widened(tensors[name]) for name in self.columns}, **more)
+
+    def _widened(self, tensor: Tensor) -> Tensor:
+        return tensor if self.read_as is None or not tensor.is_floating_point() else tensor.to(_DTYPES[self.read_as])
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one sample."""
         return sum(column.row_bytes for column in self.columns.values())
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that a sample takes once it is read."""
+        is_wider = self.read_as is not None
+        columns = (c._replace(dtype=self.read_as) if is_wider and "F" in c.dtype else c for c in self.columns.values())
+        return sum(column.row_bytes for column in columns)
 
 
 def columns_of(stored: Mapping[str, Stored]) -> dict[str, Column]:

@@ -16,6 +16,7 @@ from param_features.typed import typed
 _MEANINGS = {
     "reconstruction_error": "held out; 0 is perfect, 1 predicts nothing",
     "training_error": "the same on training samples",
+    "training_lost": "share of the training gradients that the store's compression lost: beyond training_error's reach",
     "l0": "features kept per sample, here and in the controls",
     "l0_at_threshold": "features kept by the stored threshold",
     "density": "share of held-out samples that keep a feature, median over features",

@@ -10,5 +10,6 @@ from param_features.plot.fit import density, pareto
 from param_features.plot.query_key import query_key
 from param_features.plot.save import save
 from param_features.plot.steering import steering
+from param_features.plot.sweep import sweep
 
-__all__ = ["activations", "circuit", "compare", "density", "direction", "pareto", "query_key", "save", "steering"]
+__all__ = ["activations", "circuit", "compare", "density", "direction", "pareto", "query_key", "save", "steering", "sweep"]

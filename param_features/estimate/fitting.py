@@ -89,7 +89,7 @@ class FitProbe:
 
     def _step(self, n: int) -> None:
         trainer = self.trainer
-        trainer.settings, trainer._order = (
+        trainer.settings, trainer.order = (
             replace(self.sizes.fit, batch_size=n, resample=0),
             torch.empty(0, dtype=torch.long),
         )

@@ -251,9 +251,9 @@ def numbers(way: str, n: dict, turns: list[dict], fastest: str) -> list[str]:
     passes = f"{median(turn[way] / turn[ORDINARY] for turn in turns):.2f}"
     if way == ORDINARY:
         return [f"{median(turn[way] for turn in turns):.2f} s", "", "", passes]
-    rate = f"{median(n[way] / turn[way] for turn in turns):,.3g}"
+    rate = median(n[way] / turn[way] for turn in turns)
     ratios = [f"{median(n[way] / turn[way] * turn[other] / n[other] for turn in turns):.3g}" for other in (fastest, LOOP)]
-    return [rate, *ratios, passes if n[way] in (n[ALL], n[ONE]) else ""]
+    return [f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}", *ratios, passes if n[way] in (n[ALL], n[ONE]) else ""]
 
 
 def main() -> None:

@@ -36,6 +36,9 @@ _LABELS = {
 }
 """How entries whose names say too little are called in messages."""
 
+_SINCE = {"compress_rank": None, "dtype": "float32"}
+"""What stores were made with before these were settings."""
+
 _IN_MEMORY = ("max_memory_gib", "memory_dtype")
 """Settings of a harvest that change nothing on disk."""
 
@@ -76,7 +79,7 @@ def refuse_differences(
     Raises:
         StoreError: Names every difference, with both values.
     """
-    kept = {"compress_rank": None, "dtype": "float32", **kept}  # as in stores made before these were settings
+    kept, asked = ({**_SINCE, **recipe} for recipe in (kept, asked))
     found = [line for name in kept if kept[name] != asked.get(name) for line in _lines(name, kept, asked)]
     if found:
         raise StoreError(f"{where} {was}: {'; '.join(found)}. {then}")

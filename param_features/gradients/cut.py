@@ -47,7 +47,8 @@ def _noting_inputs(model: nn.Module, seen: dict[nn.Module, Tensor]) -> Iterator[
         if isinstance(tensor, Tensor) and tensor.dim() == 3:
             seen[module] = tensor
 
-    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.modules()]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
     try:
         yield
     finally:

@@ -172,8 +172,8 @@ class GradientEngine:
         head = LinearHead.of(self.adapter) if self.routes.is_linear else None
         if head is None or not isinstance(cotangent_of, Cotangents):
             return None
-        found = cotangent_of.below(head, states, row)
-        return None if found is None else check_finite_output(found, d_output=len(head.weight))
+        found = cotangent_of.below(head, states.to(head.weight.device), row)
+        return None if found is None else check_finite_output(found, d_output=len(head.weight)).to(states.device)
 
     def _head_alone(self, states: Float[Tensor, "sample one d_model"]) -> Float[Tensor, "sample one d_output"]:
         """Call the head without its hooks, since the user's expect whole batches."""
@@ -230,13 +230,14 @@ def _at_cut(
         return cotangents
     row = torch.arange(len(root), device=root.device).unsqueeze(1).expand_as(positions)
     n_before = (positions.unsqueeze(2) == positions.unsqueeze(1)).tril(-1).sum(2)
-    found = cotangents.new_empty(*positions.shape, cut.shape[-1])
+    found = torch.empty(*positions.shape, cut.shape[-1], dtype=cotangents.dtype, device=cut.device)
     for turn in range(int(n_before.max()) + 1):
         chosen = n_before == turn
         where = row[chosen], positions[chosen]
         spread = torch.zeros_like(root)
         spread[where] = cotangents[chosen].to(root.dtype)
-        found[chosen] = torch.autograd.grad(root, cut, spread, retain_graph=True)[0][where].to(found.dtype)
+        gradient = torch.autograd.grad(root, cut, spread, retain_graph=True)[0].to(found.dtype)
+        found[chosen.to(cut.device)] = gradient[tuple(index.to(cut.device) for index in where)]
     return found
 
 

@@ -31,7 +31,7 @@ class LinearHead:
     @torch.no_grad()
     def agrees(self, head: torch.nn.Module) -> bool:
         """Whether the head's own forward is this product, in a precision where differences of its means are exact enough."""
-        if self.weight.dtype not in _EXACT or not bool(torch.isfinite(self.weight).all()):
+        if self.weight.is_meta or self.weight.dtype not in _EXACT or not bool(torch.isfinite(self.weight).all()):
             return False
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(2, 1, self.weight.shape[1], generator=generator).to(self.weight)

@@ -54,8 +54,9 @@ def fit_l3d(
 ) -> Fit:
     """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
 
-    Cost: a step costs inner products of a batch with n_features directions, and with V_in's as many, and their backward
-    passes; where gradients are dense and few features are kept, V_out's backward pass costs what those few do.
+    Cost: a step costs inner products of a batch with n_features directions, and with V_in's as many, and the backward pass
+    of V_in's; V_out's costs what the few features kept do. Gradients in factors are multiplied as factors, at positions
+    where they are not zero, or as matrices, whichever costs less.
 
     Args:
         store: Training gradients.

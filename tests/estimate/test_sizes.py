@@ -63,9 +63,9 @@ def test_a_step_takes_what_shapes_say(like, n_features, rank, selection):
 def test_the_ranking_takes_what_shapes_say(like, n_features, rank):
     sizes = replace(sizes_of(like, n_features, rank), is_stored=True)
     trainer = trainer_of(sizes)
-    directions = [part.folded().map(torch.detach) for part in (trainer.v_in, trainer.v_out)]
+    v_in, v_out = (part.folded().map(torch.detach) for part in (trainer.v_in, trainer.v_out))
     with LiveBytes() as live:
-        ranked_fit(trainer.store, *directions, sizes.l0, 0, trainer.encoder)
+        ranked_fit(trainer.store, v_in, v_out, sizes.l0, 0, trainer.encoder)
     assert live.peak / WITHIN < sizes.stages["ranking"] < live.peak * WITHIN
 
 

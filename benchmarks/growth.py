@@ -14,6 +14,7 @@ import os
 import resource
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -100,6 +101,8 @@ def apart(function: Callable[[], float]) -> tuple[float, float]:
         before = peak_mib()
         value = function()
         os.write(write, f"{value} {peak_mib() - before}".encode())
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(0)
 

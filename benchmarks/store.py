@@ -6,7 +6,7 @@ python benchmarks/store.py memory [FOLDER] [N] [STEPS] [N_FEATURES]
 python benchmarks/store.py principal [FOLDER]   principal directions by slices, and held whole: error, CPU s, peak
 python benchmarks/store.py million FOLDER [N]   a million samples (or N, for a slice of it) of a key matrix of the real model
 
-Peaks are `ru_maxrss` of processes of their own. FOLDER (a temporary one) needs 2 GB, 100 kB a sample, 0.3 GB, 8 kB
+Peaks are `ru_maxrss` of processes of their own. FOLDER (a temporary one) needs 2 GB, 100 kB a sample, 0.4 GB, 8 kB
 a sample and 100 MB. The real model lies in ../shared/real beside the repository. `million` and `memory` decompose with as
 many threads as torch takes, the rest with one.
 """
@@ -135,21 +135,20 @@ def timed(name: str, function: Callable) -> Callable:
     return run
 
 
-PRINCIPAL = ((3008, 64), (3008, 128))
-"""Samples of GPT-2 small's shape, and principal directions of them."""
-
-
 def principal(folder: Path) -> None:
-    """A table: held-out error, CPU seconds and peak memory of either way on the same gradients."""
+    """A table: held-out error and CPU seconds of either way, on gradients of an MLP matrix of the real model."""
+    import param_features as pf
+
+    model, module = stories()
+    call = {"directory": folder / "real", "n_samples": 8000, "progress": False}
+    pf.harvest(model, "blocks.2.mlp.W_in", module.load_tokens(), **call)
     print(
         "| samples | directions | way | held-out error at l0 = a twentieth | CPU s | peak MiB |\n|---|---|---|---|---|---|",
         flush=True,
     )
-    for n_samples, n in PRINCIPAL:
-        store = folder / f"store-{n_samples}"
-        in_process("harvest", store, n_samples).wait()
+    for n in (20, 50, 150):
         for way in ("whole", "slices"):
-            in_process("one-principal", store, n, way).wait()
+            in_process("one-principal", folder / "real", n, way).wait()
 
 
 def one_principal(folder: Path, n: int, way: str) -> None:
@@ -216,15 +215,19 @@ def windows(n_rows: int | None) -> tuple:
     """The real model, and rows of 64 tokens of its stories that overlap."""
     import json
 
-    place = Path(__file__).resolve().parents[2] / "shared" / "real"
-    sys.path.insert(0, str(place))
-    import load_stories
-
-    model, rows = load_stories.load_hooked(), []
-    for story in json.loads((place / "tinystories_500.json").read_text()):
+    (model, module), rows = stories(), []
+    for story in json.loads((module.HERE / "tinystories_500.json").read_text()):
         ids = model.tokenizer(story)["input_ids"]
         rows += [ids[i : i + 64] for i in range(0, len(ids) - 63, STRIDE)]
     return model, torch.tensor(rows)[:n_rows]
+
+
+def stories() -> tuple:
+    """The real model, and the module that loads it and its texts."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared" / "real"))
+    import load_stories
+
+    return load_stories.load_hooked(), load_stories
 
 
 def main(what: str, *arguments: str) -> None:

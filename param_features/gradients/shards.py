@@ -235,7 +235,8 @@ def _header(columns: Mapping[str, Column], n_samples: int) -> tuple[dict[str, in
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.as_strided((tensor.numel(),), (1,))  # a contiguous tensor of one entry may have any stride
+    return flat.view(torch.uint8).numpy().data
 
 
 def _write(file: int, data: bytes | memoryview, place: int) -> None:

@@ -12,14 +12,14 @@ from param_features.decompose.loop import MOST_OVERLAPS
 from param_features.decompose.pursuit import rounds_for
 from param_features.gradients import Factored, Gradient, Gradients
 from param_features.gradients.store import bytes_per_sample
-from param_features.gradients.types import compact
+from param_features.gradients.types import compact, costs_less_as_matrices
 from param_features.measure.controls import control_bytes
 
 _CHUNK_BYTES = 2**26
 _DENSE_NUMBERS = 2**25
 _LARGE = 2**18
 _RESTART_BYTES = 2**28
-_PURSUED, _PIECE = 1024, 4096
+_PIECE = 4096
 
 
 @dataclass(frozen=True)
@@ -153,27 +153,34 @@ class Sizes:
         """One step: a batch and its scaled copy; then the products with directions, pursuit and the Gram matrix."""
         n = min(self.fit.batch_size, self.n_train)
         batch = n * self.sample_bytes
-        inner = sum(self._inner_bytes(gradient, n) for gradient in self.like.values())
+        inner = self._overlap_bytes(n, 2 * self.n_features, is_graded=True)
         gram = sum(3 * (self.n_features * _rank(g, self.rank)) ** 2 * self.item for g in self.like.values())
         code = self._code_bytes(n)
         scaled = n * sum(gradient.tensors[0].shape[1:].numel() for gradient in self.like.values()) * self.item
         return max(batch + scaled, batch + inner + code // 4, batch + inner // 3 + code) + gram
 
-    def _inner_bytes(self, gradient: Gradient, n: int) -> int:
-        """What ⟨∇, v⟩ with V_in and V_out keeps for its backward pass, and makes there."""
-        rank = _rank(gradient, self.rank)
-        if isinstance(gradient, Factored) or len(gradient.tensors) > 1:
-            return 6 * n * gradient.tensors[0].shape[1] * self.n_features * rank * self.item
-        return 3 * self.n_features * torch.Size(gradient.matrix_shape).numel() * self.item
+    def _overlap_bytes(self, n: int, n_directions: int, *, is_graded: bool) -> int:
+        """What ⟨∇, v⟩ of so many samples and directions makes, and keeps for its backward pass where there is one."""
+        more = 1.5 if is_graded else 1.0
+        return round(more * self.item * sum(self._overlap_numbers(g, n, n_directions) for g in self.like.values()))
+
+    def _overlap_numbers(self, gradient: Gradient, n: int, n_directions: int) -> int:
+        rank, n_params = _rank(gradient, self.rank), torch.Size(gradient.matrix_shape).numel()
+        if len(gradient.tensors) == 1:
+            return n_directions * n_params
+        n_heard = n * gradient.tensors[0].shape[1]
+        is_factored = isinstance(gradient, Factored)
+        if is_factored and costs_less_as_matrices(gradient.matrix_shape, n, n_heard, n_directions, rank):
+            return (n + n_directions) * n_params
+        return 3 * n_heard * n_directions * rank
 
     def _code_bytes(self, n: int) -> int:
         """Coordinates of so many samples, by pursuit where that is asked for."""
         overlaps, rounds = n * self.n_features, self.n_rounds
         if rounds is None:
             return 6 * overlaps * self.item
-        chunk = min(n, _PURSUED) * rounds * (self.n_features + rounds)
         kept = (min(n, _PIECE) if Encoder(rounds).is_twice(n) else n) * rounds**2
-        return (6 * overlaps + chunk + kept) * self.item
+        return (6 * overlaps + kept) * self.item
 
     @property
     def _restart_bytes(self) -> int:
@@ -186,7 +193,7 @@ class Sizes:
         """Codes of as many samples as are read together."""
         n = min(n, MOST_OVERLAPS // self.n_features)
         together = min(n, 2048, max(1, _CHUNK_BYTES // self.sample_bytes))
-        inner = sum(self._inner_bytes(gradient, together) for gradient in self.like.values()) // 2
+        inner = self._overlap_bytes(together, self.n_features, is_graded=False)
         return max(together * self.sample_bytes + inner, self._code_bytes(n))
 
     @property

@@ -137,7 +137,7 @@ class Factored:
         up to the sample's own); as matrices d_out · d_in a sample and feature.
         """
         delta, inputs, sample = self._positions_heard()
-        if self._costs_less_as_matrices(len(delta), *left.shape[::2]):
+        if costs_less_as_matrices(self.matrix_shape, self.n_samples, len(delta), *left.shape[::2]):
             return self.dense().overlaps(left, right, kept)
         each = product(delta, _columns(left)) * product(inputs, _columns(right))
         if left.shape[2] > 1:
@@ -155,13 +155,6 @@ class Factored:
         if len(heard) > _MOST_HEARD * len(delta):
             return delta, inputs, None
         return delta.index_select(0, heard), inputs.index_select(0, heard), heard // self.delta.shape[1]
-
-    def _costs_less_as_matrices(self, n_heard: int, n_features: int, rank: int) -> bool:
-        d_out, d_in = self.matrix_shape
-        n_numbers = self.n_samples * d_out * d_in
-        as_factors = n_heard * n_features * rank * (d_out + d_in)
-        built = n_heard * d_out * d_in + n_features * rank * d_out * d_in
-        return n_numbers <= _MOST_NUMBERS and n_numbers * n_features + built < as_factors
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² = Σ_ss' (δ_s·δ_s')(a_s·a_s')."""
@@ -232,6 +225,15 @@ class Indexed:
 
 Gradient = Dense | Factored | Indexed
 Gradients = dict[str, Gradient]
+
+
+def costs_less_as_matrices(shape: tuple[int, int], n_samples: int, n_heard: int, n_features: int, rank: int) -> bool:
+    """Whether factored gradients of `n_heard` positions are better built for their overlaps, and can be."""
+    d_out, d_in = shape
+    n_numbers = n_samples * d_out * d_in
+    as_factors = n_heard * n_features * rank * (d_out + d_in)
+    built = n_heard * d_out * d_in + n_features * rank * d_out * d_in
+    return n_numbers <= _MOST_NUMBERS and n_numbers * n_features + built < as_factors
 
 
 def _built(left: Tensor, right: Tensor) -> Float[Tensor, "feature d_out_d_in"]:

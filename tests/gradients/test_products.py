@@ -50,7 +50,7 @@ def factored(n_heard: int) -> Factored:
 @pytest.mark.parametrize("n_heard", [0, 2, 6])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_overlaps_and_their_gradients_are_those_of_inner(monkeypatch, rank, n_heard, as_matrices):
-    monkeypatch.setattr(Factored, "_costs_less_as_matrices", lambda *_: as_matrices)
+    monkeypatch.setattr(types, "costs_less_as_matrices", lambda *_: as_matrices)
     directions = LowRank({"w": (normal(7, 5, rank), normal(7, 4, rank))}).map(lambda tensor: tensor.requires_grad_())
     gradients, back = {"w": factored(n_heard)}, normal(12, 7)
     found, oracle = directions.overlaps(gradients), directions.inner(gradients)
@@ -62,8 +62,8 @@ def test_overlaps_and_their_gradients_are_those_of_inner(monkeypatch, rank, n_he
 
 def test_matrices_are_built_where_they_cost_less_and_fit(monkeypatch):
     """Rank 1 of a large matrix goes through factors, many factors through matrices, unless those would be too large."""
-    large = Factored(torch.randn(400, 6, 200), torch.randn(400, 6, 300))
-    assert not large._costs_less_as_matrices(2400, 50, 1)
-    assert large._costs_less_as_matrices(2400, 50, 80)
+    large = (200, 300), 400, 2400, 50
+    assert not types.costs_less_as_matrices(*large, 1)
+    assert types.costs_less_as_matrices(*large, 80)
     monkeypatch.setattr(types, "_MOST_NUMBERS", 400 * 200 * 300 - 1)
-    assert not large._costs_less_as_matrices(2400, 50, 80)
+    assert not types.costs_less_as_matrices(*large, 80)

@@ -117,7 +117,8 @@ def _pursued_loss(
     """
     told, overlaps = v_in.joined(v_out).overlaps(gradients).chunk(2, dim=1)
     gram = v_out.gram()
-    path = pursue(overlaps.detach(), gram.detach(), rounds_for(l0, v_out.n_features), l0=l0)
+    cut_at = l0 if share.is_whole else None  # other processes' samples count for the threshold too
+    path = pursue(overlaps.detach(), gram.detach(), rounds_for(l0, v_out.n_features), l0=cut_at)
     coords = path.coords(replace(path, reach=share.gathered(path.reach)).threshold(l0))
     is_sparse = l0 < _FEW * v_out.n_features and is_fast_on(coords.device)
     errors = square_errors(coords, overlaps, gram, square_norm, is_sparse=is_sparse)

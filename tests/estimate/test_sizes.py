@@ -19,7 +19,7 @@ WITHIN = 1.5
 DENSE = {"w": Dense(torch.randn(32, 32, 64))}
 FACTORED = {"w": Factored(torch.randn(32, 16, 64), torch.randn(32, 16, 64))}
 WIDE = {"w": Factored(torch.randn(32, 8, 256), torch.randn(32, 8, 128)), "b": Dense(torch.randn(32, 256, 1))}
-THIN = {"w": Factored(torch.randn(32, 8, 32), torch.randn(32, 8, 32))}
+THIN = {"w": Factored(torch.randn(32, 2, 32), torch.randn(32, 2, 32))}
 CASES = [(DENSE, 100, 1), (FACTORED, 50, 1), (FACTORED, 50, 4), (WIDE, 40, 2), (DENSE, 300, 1)]
 
 
@@ -81,7 +81,7 @@ def test_a_store_on_disk_has_the_size_that_was_said(tmp_path):
 
 @pytest.mark.parametrize("name", ["n_train", "n_held_out", "n_features", "rank"])
 def test_more_never_takes_less(name):
-    sizes = sizes_of(FACTORED, 50, 2)
+    sizes = sizes_of(THIN, 50, 2)
     more = replace(sizes, **{name: 2 * getattr(sizes, name)})
     assert all(more.stages[stage] >= sizes.stages[stage] for stage in sizes.stages)
     assert more.peak_bytes > sizes.peak_bytes

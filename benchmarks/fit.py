@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -164,7 +164,7 @@ class Direct:
         self.optimizer.step()
 
 
-def fit_step(gradients, directions, l0: float, selection: str) -> Callable[[], object]:
+def fit_step(gradients, directions, l0: float, selection: Literal["top_k", "pursuit"]) -> Callable[[], object]:
     """A step of this library's fit; every batch is the same one."""
     from param_features import FitSettings
     from param_features.decompose.fitting import Trainer
@@ -201,7 +201,7 @@ def made(case: Case, variant: str) -> Callable[[], object]:
     gradients, directions = read(case)
     if variant in ("direct", "ordered"):
         return Direct(gradients, directions, case.l0, is_ordered=variant == "ordered")
-    return fit_step(gradients, directions, case.l0, variant)
+    return fit_step(gradients, directions, case.l0, "top_k" if variant == "top_k" else "pursuit")
 
 
 def fits(case: Case, variant: str) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from param_features.directions import LowRank
-from param_features.gradients import Factored, types
+from param_features.gradients import Factored, Gradients, types
 from param_features.gradients.products import matmul, product
 
 
@@ -52,7 +52,8 @@ def factored(n_heard: int) -> Factored:
 def test_overlaps_and_their_gradients_are_those_of_inner(monkeypatch, rank, n_heard, as_matrices):
     monkeypatch.setattr(types, "costs_less_as_matrices", lambda *_: as_matrices)
     directions = LowRank({"w": (normal(7, 5, rank), normal(7, 4, rank))}).map(lambda tensor: tensor.requires_grad_())
-    gradients, back = {"w": factored(n_heard)}, normal(12, 7)
+    gradients: Gradients = {"w": factored(n_heard)}
+    back = normal(12, 7)
     found, oracle = directions.overlaps(gradients), directions.inner(gradients)
     torch.testing.assert_close(found, oracle)
     for one, other in zip(*(torch.autograd.grad(each, directions.tensors, back) for each in (found, oracle)), strict=True):

@@ -22,7 +22,7 @@ from param_features.decompose import (
 )
 from param_features.directions import FORMATS
 from param_features.divergence import Reference, check_curved
-from param_features.estimate.room import fit_in_room, free_bytes
+from param_features.estimate.room import fit_in_room
 from param_features.estimate.sizes import Sizes
 from param_features.factors import FactorStore
 from param_features.features import ParamFeatures
@@ -37,6 +37,7 @@ from param_features.gradients import (
     near,
 )
 from param_features.measure import MeasureSettings, Metrics, held_out_metrics
+from param_features.memory import free_bytes
 from param_features.params import ParamInfo, ParamSpec, select
 from param_features.processes import ALONE, Processes, launched
 from param_features.readiness import check_present, check_ready

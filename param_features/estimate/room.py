@@ -1,12 +1,7 @@
-"""How much memory there is, and refusing what does not fit in it."""
+"""Refusing what does not fit in memory."""
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-
-import torch
 
 from param_features.decompose import FitSettings
 from param_features.errors import MemoryEstimateError
@@ -19,25 +14,6 @@ _ADVICE = {
     "batch_size": "fit=pf.FitSettings(batch_size={})",
     "store": "store=pf.harvest(…, directory=…), which keeps them on disk",
 }
-
-
-def held_bytes(device: torch.device) -> int:
-    """What this process holds now: of the device's memory on a GPU, resident otherwise; 0 where that cannot be known."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    with suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def free_bytes(device: torch.device) -> int:
-    """What a process may still take: the device's free memory on a GPU; otherwise what the system can make available."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def advice(fitting: dict[str, int]) -> str:

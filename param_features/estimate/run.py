@@ -14,10 +14,10 @@ from param_features.estimate.fitting import FitProbe
 from param_features.estimate.harvesting import HarvestProbe
 from param_features.estimate.ladder import Ladder
 from param_features.estimate.result import Estimate
-from param_features.estimate.room import free_bytes, held_bytes
 from param_features.estimate.sizes import Sizes
 from param_features.gradients import Harvester, HarvestSettings, SamplePlan, limited
 from param_features.measure import MeasureSettings
+from param_features.memory import free_bytes, held_bytes
 from param_features.params import ParamSpec, select
 from param_features.readiness import check_ready
 from param_features.request import Request, check_request

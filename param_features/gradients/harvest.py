@@ -12,9 +12,10 @@ from param_features.divergence import Divergence, Reference
 from param_features.errors import SampleCountError, SettingError
 from param_features.gradients.cotangents import AgainstDrawn, AgainstRows
 from param_features.gradients.engine import GradientEngine
-from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory, memory_budget, storable
+from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory, storable
 from param_features.gradients.types import Gradients
 from param_features.inputs import ModelInputs
+from param_features.memory import free_bytes
 from param_features.processes import ALONE, Processes, Share
 
 _MOST_OUTPUTS = 2**27
@@ -245,13 +246,18 @@ class Harvester:
     def budget(self) -> int:
         """Bytes that stored gradients may take."""
         limit = self.settings.max_memory_gib
-        return memory_budget() if limit is None else int(limit * 2**30)
+        return self._half_of_free if limit is None else int(limit * 2**30)
+
+    @property
+    def _half_of_free(self) -> int:
+        """Of the memory where the gradients lie."""
+        return free_bytes(self.engine.subset.views[0].tensor.device) // 2
 
     def agreed(self, processes: Processes) -> "Harvester":
         """With a bound on memory that every process that shares the harvest can keep, where none was given."""
         if processes.n == 1 or self.settings.max_memory_gib is not None:
             return self
-        n_bytes = processes.least(memory_budget() // processes.n_on_machine)
+        n_bytes = processes.least(self._half_of_free // processes.n_on_machine)
         return replace(self, settings=replace(self.settings, max_memory_gib=n_bytes / 2**30))
 
     def probe(self, inputs: ModelInputs) -> Gradients:

@@ -1,6 +1,5 @@
 """Harvested gradients: what is read of them wherever they lie, and those in memory, one block per parameter."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -195,12 +194,6 @@ def bytes_per_sample(gradients: Gradients, dtype: torch.dtype | None = None) -> 
         tensor.shape[1:].numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
         for tensor in stored
     )
-
-
-def memory_budget() -> int:
-    """Half the memory that is free now, in bytes."""
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def check_memory(n_samples: int, n_bytes: int, budget: int) -> None:

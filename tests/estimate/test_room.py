@@ -9,9 +9,10 @@ import torch
 import param_features as pf
 from param_features.divergence import Reference
 from param_features.errors import MemoryEstimateError
-from param_features.estimate.room import fit_in_room, free_bytes, held_bytes
+from param_features.estimate.room import fit_in_room
 from param_features.gradients import Harvester
 from param_features.inputs import ModelInputs
+from param_features.memory import free_bytes, held_bytes
 from tests.estimate.test_sizes import DENSE, THIN, sizes_of
 
 SIZES = import_module("param_features.estimate.sizes")  # `param_features.estimate` is the function

@@ -88,7 +88,7 @@ def test_what_joins_devices_is_small_and_factors_stay_where_they_are(apart):
     overlaps, gram = directions.inner(gradients), directions.gram()
     assert (overlaps.shape, overlaps.device) == ((9, 3), first)
     assert (gram.shape, gram.device) == ((3, 3), first)
-    assert directions.inner(gradients, overlaps > 0).device == square_norm(gradients).device == first
+    assert directions.overlaps(gradients).device == square_norm(gradients).device == first
     assert flatten(gradients).shape == (9, 6 * 5 + 4 * 7)
     for tensor in directions.tensors:
         tensor.grad = torch.empty_like(tensor)
@@ -109,7 +109,8 @@ def test_tied_weights_may_come_and_go_too(plain, tmp_path):
     away = MAP | {"transformer.wte": "disk", "lm_head": "disk"}
     model = accelerate.dispatch_model(hf_gpt2(), away, offload_dir=tmp_path)
     expected, found = (pf.decompose(one, PART, **CALL, **FIT) for one in (plain, model))
-    assert all(torch.equal(a, b) for a, b in zip(found.v_out.tensors, expected.v_out.tensors, strict=True))
+    for ours, theirs in zip(found.v_out.tensors, expected.v_out.tensors, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)  # without W_U at hand the logits themselves are made
 
 
 def test_inside_nnsight(plain, tmp_path):

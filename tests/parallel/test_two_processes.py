@@ -1,6 +1,7 @@
 """Two processes that accelerate launched: the same store, bit for bit, and the same features up to summation order."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,18 +22,24 @@ TOLERANCE = 1e-9
 """Sums over a batch are taken in two parts. In float64 that changes a step by 1e-16 of it, and tens of steps, through Adam's
 division by a root, by far less than this; a sample left out or counted twice changes the first digits."""
 
-PORT = "29513"
 LAUNCH = (
     sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2",
-    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", PORT, "-m",
+    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
 )  # fmt: skip
+
+
+def free_port() -> str:
+    """One that no other test's processes meet at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return str(taken.getsockname()[1])
 
 
 def launch(*arguments, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
     """Run a module in two processes that talk over the CPU."""
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [*LAUNCH, *map(str, arguments)]
+    command = [*LAUNCH, "--main_process_port", free_port(), "-m", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=cwd or root)
 
 

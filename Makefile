@@ -24,10 +24,10 @@ demo: $(VENV)/.demo
 test: test-tl3 test-tl4
 
 test-tl3: $(VENV)/.test
-	$(PARALLEL) $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PARALLEL) $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25
 
 test-tl4: $(VENV_TL4)/.test
-	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal tests/adapters tests/test_padding.py tests/test_importing.py tests/test_real_models.py
+	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25 tests/adapters tests/test_padding.py tests/test_importing.py tests/test_real_models.py
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .

@@ -4,6 +4,7 @@ Every process makes the same calls with the same arguments and draws the same ra
 out. Where accelerate launched nothing, none of this imports it or changes a bit.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -213,6 +214,8 @@ def _state() -> Any:
         ) from error
     is_new = not PartialState._shared_state
     state = PartialState(cpu=_is_on_cpu()) if is_new else PartialState()
+    if is_new:
+        atexit.register(state.destroy_process_group)  # its threads would end the interpreter with an abort now and then
     if is_new and state.num_processes != int(os.environ["WORLD_SIZE"]):
         raise SettingError(
             f"{os.environ['WORLD_SIZE']} processes were launched, and accelerate knows of {state.num_processes} on "

@@ -1,6 +1,6 @@
 """Steps along single features: on toys, whether the right output moves; on the real model, a token's probability; the audit.
 
-python benchmarks/steering.py FOLDER [OUT], with the folder that holds load_stories.py; prints docs/interventions.md's tables
+python benchmarks/steering.py FOLDER [OUT], with the folder that holds load_stories.py; prints docs/how-to/steer.md's tables
 and writes its plots to OUT (runs/steering). Half an hour on one core, most of it two refits for the audit.
 """
 

@@ -1,4 +1,4 @@
-"""Steps of a fit per CPU second, and peak memory, beside the direct algorithm and an SAE: the tables in docs/measurements/speed.md.
+"""Steps of a fit per CPU second and peak memory, beside the direct algorithm and an SAE: docs/measurements/speed.md.
 
     python benchmarks/fit.py [--folder FOLDER] [--shape NAME …] [--subset NAME …] [--features N …] [--rank N …]
 

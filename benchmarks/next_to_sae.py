@@ -1,4 +1,4 @@
-"""Parameter features of the real model next to SAEs trained on the same texts: the numbers in docs/how-to/compare-with-an-sae.md.
+"""Parameter features of the real model next to SAEs of the same texts: docs/how-to/compare-with-an-sae.md.
 
 python benchmarks/next_to_sae.py FOLDER, with the folder that holds load_stories.py; ten minutes on one core.
 """

@@ -38,7 +38,8 @@ def compare(
 
     Parameter features are signed and move with the size of a sample's gradient; SAE features do neither. So the strength of
     a parameter feature at a sample is its share of the sample's activations, |c_k| / (‖c‖ + its mean), by which
-    `top_examples` ranks too; that of an SAE feature is its activation. docs/how-to/compare-with-an-sae.md has what other choices give.
+    `top_examples` ranks too; that of an SAE feature is its activation.
+    docs/how-to/compare-with-an-sae.md has what other choices give.
 
     A feature has a counterpart where its best correlation exceeds `level` of the best correlations of random directions of
     the same rank, taken from the same gradients: at least 500, in five sets or more of as many as there are features. A

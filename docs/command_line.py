@@ -13,8 +13,8 @@ PAGE = Path(__file__).parent / "reference" / "api" / "command-line.md"
 
 HEAD = """# Command line
 
-`param-features COMMAND --help` prints the same. Tables go to the output stream, progress and notices to the error stream. An error
-is one line with status 2. Ctrl-C ends with status 130.
+`param-features COMMAND --help` prints the same. Tables go to the output stream, progress and notices to the error stream.
+An error is one line with status 2. Ctrl-C ends with status 130.
 """
 
 

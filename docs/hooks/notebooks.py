@@ -39,4 +39,6 @@ def _shown(output: dict[str, Any], stem: str, pictures: dict[str, bytes]) -> str
     if "text/html" in data:
         page = _SCRIPT.sub("", "".join(data["text/html"])).replace("\n", "&#10;")
         return f'<div class="cell-output">{page}</div>'
-    return f'<pre class="cell-output"><code>{html.escape("".join(data["text/plain"]))}</code></pre>'.replace("\n\n", "\n&#10;")
+    return f'<pre class="cell-output"><code>{html.escape("".join(data["text/plain"]))}</code></pre>'.replace(
+        "\n\n", "\n&#10;"
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from param_features.demo.loading import load_tokenizer
-from param_features.demo.vocabulary import BOS, CONFIG_FILE, EOS, MODEL_DIR, TOKENIZER_FILE, WEIGHTS_FILE
+from param_features.demo.vocabulary import CONFIG_FILE, MODEL_DIR, TOKENIZER_FILE, WEIGHTS_FILE
 from param_features.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def load_hf() -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]":
     config = GPT2Config(
         vocab_size=sizes["d_vocab"], n_positions=sizes["n_ctx"], n_embd=sizes["d_model"], n_layer=sizes["n_layers"],
         n_head=sizes["n_heads"], n_inner=sizes["d_mlp"], activation_function=sizes["act_fn"], tie_word_embeddings=False,
-        bos_token_id=tokenizer.convert_tokens_to_ids(BOS), eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(config)

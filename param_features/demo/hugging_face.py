@@ -1,7 +1,7 @@
 """The demo model as a Hugging Face GPT-2, whose formulas are the same."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +36,14 @@ def load_hf() -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]":
             'Run: pip install "param_features[hf]".'
         ) from error
     sizes = json.loads((MODEL_DIR / CONFIG_FILE).read_text(encoding="utf-8"))["architecture"]
-    config = GPT2Config(
-        vocab_size=sizes["d_vocab"], n_positions=sizes["n_ctx"], n_embd=sizes["d_model"], n_layer=sizes["n_layers"],
-        n_head=sizes["n_heads"], n_inner=sizes["d_mlp"], activation_function=sizes["act_fn"], tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "vocab_size": sizes["d_vocab"], "n_positions": sizes["n_ctx"], "n_embd": sizes["d_model"],
+        "n_layer": sizes["n_layers"], "n_head": sizes["n_heads"], "n_inner": sizes["d_mlp"],
+        "activation_function": sizes["act_fn"], "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        model = GPT2LMHeadModel(config)
+        model = GPT2LMHeadModel(GPT2Config(**settings))
     model.lm_head.bias = nn.Parameter(torch.zeros(sizes["d_vocab"]))
     model.load_state_dict(_as_gpt2(load_file(MODEL_DIR / WEIGHTS_FILE), sizes["n_layers"]))
     return model.eval(), tokenizer

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from names import ROOT, lay_out, linked, with_directives
 from notebooks import notebook_page
 
-_NOTEBOOK = re.compile(r"\]\(\.\./\.\./demos/(\w+)\.ipynb")
+_NOTEBOOK = re.compile(r"\]\(((?:\.\./)?)\.\./demos/(\w+)\.ipynb")
 SHIM = "scripts/iframe-worker.js"
 PICTURES = ("first_features.png", "report.png")
 
@@ -46,7 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Resolve `::: pf.name`, link `pf.name` in the text to its documentation and a notebook to its page."""
-    return with_directives(linked(_NOTEBOOK.sub(r"](../demos/\1.md", markdown)))
+    return with_directives(linked(_NOTEBOOK.sub(r"](\1demos/\2.md", markdown)))
 
 
 def on_post_page(output: str, page: Page, **_: object) -> str:

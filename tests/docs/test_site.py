@@ -69,9 +69,9 @@ def test_an_entry_is_of_the_object_that_has_its_name(name, names):
 
 
 def test_names_in_the_text_become_links_and_code_stays(names):
-    text = "Use `pf.decompose(model)`.\n```python\n# `pf.decompose`\n```\n# `pf.decompose`\n`pf.nothing`, [`pf.decompose`](x.md)"
-    link = "[`pf.decompose(model)`][param_features.pipeline.decompose]"
-    assert names.linked(text) == text.replace("`pf.decompose(model)`", link)
+    code = "```python\n# `pf.decompose`\n```\n# `pf.decompose`\n`pf.nothing`, [`pf.decompose`](x.md)"
+    linked = "[`pf.decompose(model)`][param_features.pipeline.decompose]"
+    assert names.linked(f"Use `pf.decompose(model)`.\n{code}") == f"Use {linked}.\n{code}"
 
 
 def test_the_command_lines_page_is_the_programs():

@@ -18,9 +18,11 @@ _CODE = re.compile(r"(?<!\[)`pf\.([\w.]+)(\([^`\n]*\))?`")
 def lay_out() -> None:
     """Link package and adapters into one folder, as they lie once installed."""
     LAID_OUT.mkdir(parents=True, exist_ok=True)
+    for link in LAID_OUT.iterdir():
+        link.unlink()
     for place in [*(ROOT / PACKAGE).iterdir(), *FOREIGN.values()]:
         link = LAID_OUT / place.name
-        if not link.is_symlink() and not place.name.startswith("__pycache__"):
+        if place.name != "__pycache__":
             link.symlink_to(place)
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+import subprocess
 import sys
 from pathlib import Path
 from pkgutil import resolve_name
@@ -113,6 +114,21 @@ def test_every_benchmark_is_on_the_page_of_measurements():
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "mkdocs.yml"], ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_page_names_a_folder_of_one_machine(path):
     assert not re.search(r"(?<![\w.])/(?:tmp|work|home|root|Users)/", path.read_text())
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_asks_the_network_for_nothing(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {path: path.read_text() for path in tmp_path.glob("**/*.html")}
+    assert len(pages) > 40
+    assert not [
+        path for path, page in pages.items() if re.search(r"<(script|link|img|iframe)[^>]+(src|href)=.?https?:", page)
+    ]
+    assert not [path for path, page in pages.items() if str(ROOT) in page]
+    assert not [path for path, page in pages.items() if "arithmatex" in page]
 
 
 def test_formulas_become_mathml_and_code_does_not():

@@ -6,6 +6,7 @@ The sources are read, never imported: `names.py` follows the imports of each `__
 import re
 import sys
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -59,12 +60,17 @@ def on_post_template(output_content: str, **_: object) -> str:
     return output_content.replace("https://unpkg.com/iframe-worker/shim", f"/{SHIM}")
 
 
-def _filled(entry: object) -> object:
+def _filled(entry: Any) -> Any:
+    """An entry of the navigation with folders replaced by their pages; within a list, by those that the list has not."""
     if isinstance(entry, dict):
         return {title: _filled(value) for title, value in entry.items()}
-    if isinstance(entry, list):
-        return [_filled(each) for each in entry]
-    return _pages_of(str(entry)) if str(entry).endswith("/") else entry
+    if not isinstance(entry, list):
+        return _pages_of(entry) if entry.endswith("/") else entry
+    filled: list[Any] = []
+    for each in entry:
+        is_folder = isinstance(each, str) and each.endswith("/")
+        filled += [page for page in _pages_of(each) if page not in entry] if is_folder else [_filled(each)]
+    return filled
 
 
 def _pages_of(folder: str) -> list[str]:

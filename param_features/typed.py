@@ -1,7 +1,27 @@
 """Run-time checks of shapes, for functions that handle a whole batch or are called less often (about 70 µs a call)."""
 
-from beartype import BeartypeConf, beartype
-from jaxtyping import jaxtyped
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-# By default beartype picks the list items to check with Python's global random generator, which is the user's.
-typed = jaxtyped(typechecker=beartype(conf=BeartypeConf(is_random=False, is_pep484_tower=True)))
+
+@contextmanager
+def _object_as_python_has_it() -> Iterator[None]:
+    """Take off `object` the method that nnsight, imported before, put there: importing beartype would fail at it."""
+    nnsight, mounting = sys.modules.get("nnsight"), sys.modules.get("nnsight._c.py_mount")
+    if nnsight is None or mounting is None or "save" not in vars(object):
+        yield
+        return
+    mounting.unmount("save")
+    try:
+        yield
+    finally:
+        mounting.mount(nnsight.save, "save")
+
+
+with _object_as_python_has_it():
+    from beartype import BeartypeConf, beartype
+    from jaxtyping import jaxtyped
+
+    # By default beartype picks the list items to check with Python's global random generator, which is the user's.
+    typed = jaxtyped(typechecker=beartype(conf=BeartypeConf(is_random=False, is_pep484_tower=True)))

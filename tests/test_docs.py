@@ -1,5 +1,6 @@
 """Every Python block of the documentation runs as it stands."""
 
+import linecache
 import re
 from pathlib import Path
 
@@ -28,4 +29,8 @@ def test_block_runs(place, block, monkeypatch, tmp_path):
         sae_library()
     monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))
     monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    lines = block.splitlines(keepends=True)
+    monkeypatch.setitem(
+        linecache.cache, place, (len(block), None, lines, place)
+    )  # nnsight reads the source of a `with` block
     exec(compile(block, place, "exec"), {"__name__": "documentation"})

@@ -114,3 +114,11 @@ def test_public_names_are_there(name):
 
     assert name in param_features.__all__
     assert hasattr(param_features, name)
+
+
+def test_nnsight_may_be_imported_first():
+    pytest.importorskip("nnsight")
+    assert (
+        run("import nnsight, param_features; print((1).save is not None, param_features.decompose.__name__)")
+        == "True decompose"
+    )

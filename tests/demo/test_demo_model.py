@@ -125,3 +125,14 @@ def test_a_missing_library_names_the_install_command(missing: str, monkeypatch) 
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r'pip install "param_features\[lens\]"'):
         demo.load_model()
+
+
+def test_the_same_model_as_gpt2_says_the_same(model) -> None:
+    pytest.importorskip("transformers")
+    before = torch.random.get_rng_state()
+    gpt2, tokenizer = demo.load_hf()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    rows = demo.tokens(8)
+    with torch.no_grad():
+        assert (gpt2(rows).logits - model(rows)).abs().max() < 1e-4
+    assert tokenizer(demo.stories(1)[0])["input_ids"] == model.tokenizer(demo.stories(1)[0])["input_ids"]

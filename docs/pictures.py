@@ -31,14 +31,14 @@ def report(path: Path) -> None:
     """The first screen of the report: metrics beside controls, and the table of features."""
     with tempfile.TemporaryDirectory() as folder:
         page = features_of("blocks.1.attn.W_K").report(Path(folder) / "report.html", n_rows=50)
-        photograph(page, path, height=620)
+        photograph(page, path, height=1000)
 
 
 def highlights(path: Path) -> None:
     """Top examples of a feature, as a notebook draws them."""
     features = features_of("blocks.1.attn.W_K")
     with tempfile.TemporaryDirectory() as folder:
-        photograph(features.view(3, n=5).save(Path(folder) / "feature.html"), path, height=330)
+        photograph(features.view(3, n=4).save(Path(folder) / "feature.html"), path, height=312)
 
 
 def steering(path: Path) -> None:
@@ -86,7 +86,7 @@ def track(path: Path) -> None:
 
 def draw(figure, path: Path, height: int = HEIGHT) -> None:
     """Write a plotly figure at the width of a page."""
-    pf.plot.save(figure.update_layout(width=WIDTH, height=height, template="plotly_white"), path, scale=1.5)
+    pf.plot.save(figure.update_layout(width=WIDTH, height=height, template="plotly_white"), path, scale=1.4)
 
 
 def photograph(page: Path, path: Path, height: int) -> None:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import param_features as pf
 
@@ -74,12 +75,12 @@ def track(path: Path) -> None:
     x = torch.rand(2000, 8) * (torch.rand(2000, 8) < 0.1)
     model = torch.nn.Sequential(torch.nn.Linear(8, 3, bias=False), torch.nn.Linear(3, 8), torch.nn.ReLU())
     optimizer, checkpoints = torch.optim.Adam(model.parameters(), lr=0.005), {}
-    for step in range(1001):
-        if step % 50 == 0:
-            checkpoints[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for step in range(1, 1001):
         optimizer.zero_grad()
         (model(x) - x).square().sum(1).mean().backward()
         optimizer.step()
+        if step % 50 == 0:
+            checkpoints[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     features = pf.decompose(model, ["0.weight", "1.weight"], inputs=x, n_features=8, l0=1, steps=150, progress=False)
     draw(pf.track(checkpoints, features, progress=False).plot(("impact", "error")), path, height=560)
 
@@ -104,6 +105,13 @@ def photograph(page: Path, path: Path, height: int) -> None:
         browser.close()
 
 
+def shrink(path: Path) -> None:
+    """Keep 128 colours: a third of the size, and nothing to be seen."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     drawing.__name__: drawing for drawing in (report, highlights, steering, circuit, compare, track)
 }
@@ -113,3 +121,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     for name in sys.argv[1:] or PICTURES:
         PICTURES[name](FOLDER / f"{name}.png")
+        shrink(FOLDER / f"{name}.png")

@@ -23,9 +23,15 @@ CALL = {"l0": 3, "n_samples": 4000, "steps": 200, "progress": False}
 
 
 @cache
+def demo_model():
+    """One model object: the sets of features of a circuit must share it."""
+    return pf.demo.load_model()
+
+
+@cache
 def features_of(name: str, n_features: int = 40) -> pf.ParamFeatures:
     """Features of one parameter of the demo model."""
-    return pf.decompose(pf.demo.load_model(), name, pf.demo.tokens(400), n_features=n_features, **CALL)
+    return pf.decompose(demo_model(), name, pf.demo.tokens(400), n_features=n_features, **CALL)
 
 
 def report(path: Path) -> None:
@@ -50,7 +56,7 @@ def steering(path: Path) -> None:
     he = [f"{start} boy named {name}." for start in starts for name in boys]
     pairs = [*zip(she, he, strict=True), *zip(he, she, strict=True)]
     call = {"reference": pairs, "n_features": 2, "steps": 60, "progress": False}
-    features = pf.decompose(pf.demo.load_model(), "blocks.1.mlp.W_out", **call)
+    features = pf.decompose(demo_model(), "blocks.1.mlp.W_out", **call)
     draw(pf.plot.steering(features, 0, ["There once was a brave boy named Dan."], n_outputs=4), path)
 
 
@@ -64,7 +70,7 @@ def circuit(path: Path) -> None:
 
 def compare(path: Path) -> None:
     """Best correlations of parameter features with an SAE's features."""
-    model, tokens = pf.demo.load_model(), pf.demo.tokens(400)
+    model, tokens = demo_model(), pf.demo.tokens(400)
     sae = pf.train_sae(model, "blocks.1.hook_resid_post", tokens, n_features=100, l0=5, progress=False)
     draw(pf.plot.compare(pf.compare(features_of("blocks.1.attn.W_K"), sae, pf.demo.tokens(60, seed=1))), path)
 

@@ -125,6 +125,9 @@ class MissingExtraError(ParamFeaturesError, ImportError):
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """The known names most like `name`, quoted and joined, or "none" when nothing is alike."""
-    close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.4)
-    return ", ".join(repr(candidate) for candidate in close) or "none"
+    """The known names most like `name`, quoted and joined, or "none" when nothing is alike; case counts for nothing."""
+    spellings: dict[str, list[str]] = {}
+    for candidate in known:
+        spellings.setdefault(candidate.casefold(), []).append(candidate)
+    close = difflib.get_close_matches(name.casefold(), list(spellings), n=n, cutoff=0.4)
+    return ", ".join(repr(candidate) for like in close for candidate in spellings[like]) or "none"

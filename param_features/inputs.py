@@ -206,7 +206,7 @@ def _read_mask(given: Any, found: ModelInputs) -> Tensor | None:
     return mask
 
 
-def _check_ids(adapter: Adapter, tokens: Tensor) -> None:
+def _check_ids(adapter: Adapter, tokens: Tensor, *, are_texts: bool = False) -> None:
     low, high = int(tokens.min()), int(tokens.max())
     if adapter.d_vocab is not None and (low < 0 or high >= adapter.d_vocab):
         bad = low if low < 0 else high
@@ -216,9 +216,12 @@ def _check_ids(adapter: Adapter, tokens: Tensor) -> None:
             "made with another tokenizer?"
         )
     if adapter.n_ctx is not None and tokens.shape[1] > adapter.n_ctx:
+        cut = f"tokens[:, :{adapter.n_ctx}], or [row[:{adapter.n_ctx}] for row in rows]"
+        if are_texts:
+            cut = f"pass tokenizer(texts, truncation=True, max_length={adapter.n_ctx}, padding=True) instead of the texts"
         raise InputError(
-            f"tokens have {tokens.shape[1]} positions; the model's context has {adapter.n_ctx}. Cut the sequences: "
-            f"tokens[:, :{adapter.n_ctx}], or [row[:{adapter.n_ctx}] for row in rows]."
+            f"{'texts' if are_texts else 'tokens'} have {tokens.shape[1]} positions; the model's context has "
+            f"{adapter.n_ctx}. Cut the sequences: {cut}."
         )
 
 
@@ -232,7 +235,7 @@ def _from_column(adapter: Adapter, column: Any) -> ModelInputs:
     rows = [adapter.to_ids(row) if isinstance(row, str) else _ids(row) for row in column]
     if not rows or not all(rows):
         raise InputError(f"tokens has {len(rows)} rows, {sum(not row for row in rows)} of them empty. Leave empty rows out.")
-    return _padded(adapter, rows)
+    return _padded(adapter, rows, are_texts=isinstance(column[0], str))
 
 
 def _ids(row: Any) -> list[int]:
@@ -250,12 +253,12 @@ def _ids(row: Any) -> list[int]:
     return values
 
 
-def _padded(adapter: Adapter, rows: list[list[int]]) -> ModelInputs:
+def _padded(adapter: Adapter, rows: list[list[int]], *, are_texts: bool = False) -> ModelInputs:
     """Pad on the right, which a causal model's earlier positions cannot see; the mask says what is real."""
     width = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-    _check_ids(adapter, tokens)
+    _check_ids(adapter, tokens, are_texts=are_texts)
     return ModelInputs((tokens,), {}) if mask.all() else ModelInputs((tokens,), adapter.padding(mask), mask)
 
 

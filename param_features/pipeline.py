@@ -150,7 +150,7 @@ def decompose(
         measure: Further settings of measuring.
         checkpoint_dir: A folder in which harvest and fit are kept as they go. The same call goes on from there after a kill,
             and ends with the bits of an unbroken one on the same machine; Ctrl-C leaves a checkpoint too. Gradients then lie
-            on disk, and how many are taken does not depend on the memory: see docs/how-to/store.md, "Resume".
+            on disk, and how many are taken does not depend on the memory: see docs/how-to/store.md.
         checkpoint_every: Seconds of the fit from one checkpoint to the next; 0 keeps one after every step.
 
     Returns:

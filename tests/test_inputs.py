@@ -103,6 +103,13 @@ def test_sequences_longer_than_the_context_are_refused(tiny_hooked):
             read_inputs(adapter, tokens, None)
 
 
+def test_texts_longer_than_the_context_are_refused_with_the_tokenizers_own_cut(tiny_hooked, monkeypatch):
+    adapter = adapter_for(tiny_hooked)
+    monkeypatch.setattr(type(adapter), "to_ids", lambda self, text: [1] * len(text))
+    with pytest.raises(InputError, match=r"texts have 13 positions.*truncation=True, max_length=12"):
+        read_inputs(adapter, ["a" * 5, "a" * 13], None)
+
+
 def test_texts_need_a_tokenizer():
     with pytest.raises(AdapterError, match=r"Language has no tokenizer.*'some text'.*integer tensor \[batch, pos\]"):
         read(["some text"])

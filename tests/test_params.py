@@ -95,6 +95,7 @@ def test_other_names_of_shared_tensors_and_modules(zoo, spec, real):
     [
         ("blocks.7.attn.W_K", r"'blocks.7.attn.W_K'.*nearest: 'blocks.1.attn.W_K'.*pf\.list_params"),
         ("block.0.attn.W_Q", r"nearest: 'blocks.0.attn.W_Q'"),
+        ("blocks.0.attn.w_q", r"nearest: 'blocks.0.attn.W_Q'"),
         ("blocks.*.attn.W_k", r"No parameter matches 'blocks\.\*\.attn\.W_k'"),
         (re.compile("blocks.0.attn"), r"No parameter matches 'blocks.0.attn'.* has 40 parameters"),
         (["embed.W_E", "zzz"], r"'zzz'.*nearest: none"),

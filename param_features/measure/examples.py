@@ -13,7 +13,7 @@ from param_features.typed import typed
 Ranking = Literal["share", "activation"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Example:
     """One sample, with its surroundings.
 
@@ -40,6 +40,10 @@ class Example:
         before = "".join(self.tokens[max(0, self.position - 16) : self.position])
         window = f"{before}«{self.tokens[self.position]}»".replace("\n", "⏎")
         return f"{self.activation:+.4f}  {window} → {self.next_token!r}"
+
+    def __repr__(self) -> str:
+        """The same, so that a list of examples in a notebook can be read."""
+        return str(self)
 
 
 @typed

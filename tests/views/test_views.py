@@ -81,6 +81,7 @@ def test_example_rows_show_a_window_around_the_token():
     assert row.tokens[row.marked] == "t40"
     assert row.values[row.marked] == 40.0
     assert row.title == "-1.5000 «t40» → 't41'"
+    assert repr([example]) == f"[{example}]" and len(repr(example)) < 80  # a notebook shows lists by repr
 
 
 def test_show_prints_in_a_terminal(tiny_features, tiny_tokens, capsys):

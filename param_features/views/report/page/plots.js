@@ -21,7 +21,7 @@ async function draw(place, traces, layout) {
   const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), automargin: true };
   const whole = {
     margin: { l: 52, r: 12, t: 34, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12 },
-    showlegend: false, ...layout, title: { text: layout.title, font: { size: 13 } }, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
+    showlegend: false, ...layout, title: { text: layout.title, font: { size: 13 }, yref: "container", y: 1, yanchor: "top", pad: { t: 8 } }, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
   };
   await found.react(place, traces.map((trace) => trace(colour)), whole, { responsive: true, displayModeBar: false });
 }
@@ -55,7 +55,7 @@ function drawCurve(place) {
     type: "scatter", mode: "lines+markers", name: control(name), x: curve.l0, y: errors, line: style(name, index, get),
   }));
   draw(place, lines, {
-    title: "Reconstruction error against l0", showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, margin: { l: 52, r: 12, t: 62, b: 44 },
+    title: "Reconstruction error against l0", showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, margin: { l: 52, r: 12, t: 78, b: 44 },
     xaxis: { title: { text: "l0: features kept per sample" } }, yaxis: { rangemode: "tozero" },
   });
 }

@@ -4,7 +4,7 @@ huggingface-hub is imported when the hub is asked: `pip install "param_features[
 """
 
 from param_features.sharing.fetch import fetched_folder, located
-from param_features.sharing.places import local_path
+from param_features.sharing.places import features_place, is_hub_name, local_path
 from param_features.sharing.settings import CardSettings
 
-__all__ = ["CardSettings", "fetched_folder", "local_path", "located"]
+__all__ = ["CardSettings", "features_place", "fetched_folder", "is_hub_name", "local_path", "located"]

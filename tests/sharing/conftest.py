@@ -22,11 +22,12 @@ def hub(monkeypatch, cache):
             "HUGGINGFACE_CO_URL_TEMPLATE": server.address + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HUB_CACHE": str(cache),
             "HF_TOKEN_PATH": str(cache / "token"),
+            "AGENT_HARNESSES_PATH": str(cache / "agents"),
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,  # the stand-in speaks LFS, which the hub does too
         }
         for name, value in changes.items():
-            monkeypatch.setattr(constants, name, value)
+            monkeypatch.setattr(constants, name, value, raising=False)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         library.utils.disable_progress_bars()

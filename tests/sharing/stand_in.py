@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face hub: the part of its HTTP interface that huggingface-hub's own client uses, in memory.
 
-It listens on this machine alone. Files that the real hub keeps as LFS objects are kept so here: uploaded by their checksum, and
-served by a redirect.
+It listens on this machine alone. Files that the real hub keeps as LFS objects are kept so here: uploaded by their checksum,
+and served by a redirect.
 """
 
 import base64
@@ -129,8 +129,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _api(self, parts: list[str], body: bytes) -> None:
         if parts == ["validate-yaml"]:
-            is_wrong = "license: \"no-license-that-the-hub-knows\"" in json.loads(body)["content"]
-            self._json({"errors": [{"message": '"license" must be one of a list'}] if is_wrong else []}, 400 if is_wrong else 200)
+            is_wrong = 'license: "no-license-that-the-hub-knows"' in json.loads(body)["content"]
+            self._json(
+                {"errors": [{"message": '"license" must be one of a list'}] if is_wrong else []}, 400 if is_wrong else 200
+            )
         elif self.command == "POST" and not self._is_owner:
             self._refuse(401, "", "Invalid username or password.")
         elif parts == ["repos", "create"]:
@@ -218,7 +220,8 @@ class Handler(BaseHTTPRequestHandler):
             digest = hashlib.sha256(content).hexdigest()
             self.server.objects[digest] = content
             linked = {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-            self._send(302, b"", {**headers, **linked, "Location": f"{self.server.address}/objects/{digest}"})
+            place = self.server.address.replace("127.0.0.1", "localhost")  # another host, as the hub's store of objects is
+            self._send(302, b"", {**headers, **linked, "Location": f"{place}/objects/{digest}"})
         else:
             self._send(200, content, {**headers, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
 

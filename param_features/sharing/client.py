@@ -25,7 +25,7 @@ _NAMED = (
     (
         ("RepositoryNotFoundError",),
         HubNotFoundError,
-        f"is not on the hub, or is private and not open to this caller. Check the name; for a private one, {_LOG_IN}",
+        f"is not on the Hugging Face hub, or is private and not open to this caller. Check its name, and {_LOG_IN}",
     ),
     (("RevisionNotFoundError",), HubNotFoundError, "has no such revision. Give a branch, a tag or a commit that it has"),
     (
@@ -37,7 +37,7 @@ _NAMED = (
     (
         ("LocalEntryNotFoundError", "OfflineModeIsEnabled"),
         HubOfflineError,
-        "was not reached, and is not in the cache. Check the connection and HF_HUB_OFFLINE",
+        "was not reached on the Hugging Face hub, and is not in the cache. Check the connection and HF_HUB_OFFLINE",
     ),
     (("HFValidationError",), SettingError, "is no name that the hub accepts. Give 'owner/name'"),
 )
@@ -90,10 +90,10 @@ def _named(errors: Any, error: Exception) -> tuple[type[ParamFeaturesError], str
         return found
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None:
-        return HubOfflineError, "was not reached. Check the connection, then try again"
+        return HubOfflineError, "was not reached on the Hugging Face hub. Check the connection, then try again"
     if status in _REFUSALS:
         return HubAccessError, f"is closed to this caller: {_REFUSALS[status]}. Check the name, and {_LOG_IN}"
-    return HubError, f"could not be served: the hub answered with status {status}. Try again later"
+    return HubError, f"could not be served: the Hugging Face hub answered with status {status}. Try again later"
 
 
 def _reason(error: BaseException) -> str:

@@ -65,7 +65,7 @@ def push_folder(
     _check_files(folder)
     library = hub_library()
     names = [name for name in (*FILES, CARD, PICTURE) if (folder / name).is_file()]
-    with hub_errors(f"{repo!r} on the Hugging Face hub"):
+    with hub_errors(f"Repository {repo!r}"):
         api = library.HfApi(token=token, library_name="param_features")
         api.create_repo(repo, private=private, exist_ok=True)
         if private and api.model_info(repo).private is False:
@@ -82,9 +82,7 @@ def push_folder(
         except ValueError as error:
             raise SettingError(f"The hub does not take the card or a setting: {' '.join(str(error).split())}") from error
         except RuntimeError as error:
-            raise HubError(
-                f"{repo!r} on the Hugging Face hub did not take a file ({error.__cause__}). Try again."
-            ) from error
+            raise HubError(f"Repository {repo!r} did not take a file. Try again. ({error.__cause__})") from error
     return str(done.pr_url if create_pr else done.commit_url)
 
 

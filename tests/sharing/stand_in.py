@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,6 +56,7 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.broken: dict[str, int] = {}  # a part of a path, and the status that it is answered with
+        self.then: dict[str, Callable[[], object]] = {}  # what happens after a path that ends so was got
 
     @property
     def address(self) -> str:
@@ -122,6 +123,9 @@ class Handler(BaseHTTPRequestHandler):
             self._file("/".join(parts[:2]), *parts[3:])
         else:
             self._refuse(404, "EntryNotFound")
+        for ending, call in self.server.then.items():
+            if self.command == "GET" and path.endswith(ending):
+                call()
 
     @property
     def _is_owner(self) -> bool:

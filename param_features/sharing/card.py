@@ -84,9 +84,7 @@ def card_text(
         f"# {features.n_features} parameter features of {_brief(list(features.params))}",
         "Low-rank directions in a model's weights, each of which matters for few inputs, found by `param_features`.",
         f"{verdict(features.metrics)} Numbers: [below](#metrics).",
-        f"![Top examples with highlighted tokens, and the error beside the controls' errors]({PICTURE})"
-        if is_illustrated
-        else "",
+        _pictured(features, settings) if is_illustrated else "",
         _decomposed(features, settings, base),
         f"## Metrics\n\nOn samples that the fit has not seen.\n\n{metrics_table(features.metrics)}",
         _examples(features, settings),
@@ -95,6 +93,12 @@ def card_text(
         _CITATION,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _pictured(features: "MeasuredFeatures", settings: CardSettings) -> str:
+    has_examples = bool(shown_examples(features, settings.n_features, 1))
+    examples = "Top examples with highlighted tokens, and the" if has_examples else "The"
+    return f"![{examples} error beside that of the controls]({PICTURE})"
 
 
 def _drawn(features: "MeasuredFeatures", folder: Path, settings: CardSettings) -> Path | None:

@@ -1,6 +1,7 @@
 """What a user says for the card."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from param_features.errors import SettingError
@@ -25,10 +26,10 @@ class CardSettings:
     """
 
     base_model: str | None = None
-    datasets: tuple[str, ...] = ()
+    datasets: Sequence[str] = ()
     data: str | None = None
     license: str | None = None
-    tags: tuple[str, ...] = ()
+    tags: Sequence[str] = ()
     n_features: int = 10
     n_examples: int = 3
     is_illustrated: bool = True
@@ -37,7 +38,7 @@ class CardSettings:
         """Refuse what the hub would refuse, and what cannot be shown."""
         for field in ("datasets", "tags"):
             if isinstance(getattr(self, field), str):
-                raise SettingError(f"{field}={getattr(self, field)!r} is one string. Give a tuple of them.")
+                raise SettingError(f"{field}={getattr(self, field)!r} is one string. Give a list of them.")
         names = [("base_model", self.base_model), *(("datasets", name) for name in self.datasets)]
         for field, name in names:
             if name is not None and not is_hub_name(name):

@@ -51,8 +51,8 @@ def test_the_first_lines_are_read_by_the_hubs_own_library(features):
 def test_sections_and_facts(features):
     text = card_text(features, replace(PLAIN, data="stories of owls"), repo="somebody/features")
     assert headings(text) == [*SECTIONS[:2], "Top examples of the first 10 features", *SECTIONS[2:]]
-    for fact in ("`mix.weight` (6 × 6)", "`stories of owls`", "`divergence", "`n_features=12`", "`l0=2.0`", "`steps=20`"):
-        assert fact in text or fact == "`divergence"
+    for fact in ("`mix.weight` (6 × 6)", "`stories of owls`", "`kl` from", "`n_features=12`", "`l0=2.0`", "`steps=20`"):
+        assert fact in text
     assert f"held-out rows inside `features.safetensors`: {len(features.examples)}" in text
     assert 'pf.load("somebody/features")' in text
     assert "need not sum to W" in text
@@ -76,9 +76,9 @@ def metrics(error, **controls):
 
 def test_a_control_that_does_as_well_is_named_first():
     assert verdict(metrics(0.5, pca=0.5, random=1.0)) == (
-        "**As good as these features: principal directions of the gradients.** Beyond those, which cost nothing to find, the "
-        "features have shown nothing. Their error on held-out samples is lower than that of random directions of the same "
-        "rank (50%)."
+        "**As good as these features: principal directions of the gradients.** Beyond those, which cost nothing to find, "
+        "the features have shown nothing. Their error on held-out samples is lower than that of random directions of the "
+        "same rank (50%)."
     )
     assert verdict(metrics(0.4, pca=0.5, svd_w=0.8)) == (
         "Their error on held-out samples is lower than that of principal directions of the gradients (20%) and singular "
@@ -89,9 +89,16 @@ def test_a_control_that_does_as_well_is_named_first():
     assert verdict(metrics(float("nan"), pca=0.5)).startswith("**As good as these features: principal")
 
 
+class Odd(Metrics):
+    """What a file of a stranger may hold."""
+
+    def __getitem__(self, name):
+        return self._values[name]
+
+
 def test_metrics_of_strangers_are_numbers_under_plain_names():
     odd = {"<b>": 1.0, "a|b": 2.0, "l0": "<script>", "control_x": [1], "fine_name": 3.0, "n_bad": float("inf")}
-    table = metrics_table(Metrics({"reconstruction_error": 0.5, **odd}))
+    table = metrics_table(Odd({"reconstruction_error": 0.5, **odd}))
     assert re.findall("`(.*?)`", table) == ["reconstruction_error", "fine_name", "n_bad"]
     assert "<" not in table
 
@@ -132,8 +139,8 @@ def test_nasty_tokens_names_and_settings_stay_text(features, language):
         assert [title for title in titles if "features of" not in title] == headings(text)
         assert "heading" not in headings(text)
     shown = next(part.content for part in parts_of(plain) if part.type == "fence" and part.content.startswith("feature 0"))
-    assert "<script>alert(1)" in shown  # the token is there, as it is
-    assert "\\u202e" in shown or "\\u2028" in shown
+    for token in ("<!--", "](javascript:alert(1", "</pre>", "\\x00"):
+        assert token in shown  # it is there, as text
     assert all(len(line) <= 301 for line in shown.splitlines())
 
 
@@ -147,7 +154,7 @@ def test_nasty_first_lines_are_refused():
         with pytest.raises(SettingError, match="no name on the hub|no abbreviation"):
             pf.CardSettings(**wrong)
     for wrong in ({"tags": "one"}, {"datasets": "one"}):
-        with pytest.raises(SettingError, match="is one string. Give a tuple"):
+        with pytest.raises(SettingError, match="is one string. Give a list"):
             pf.CardSettings(**wrong)
     for wrong in ({"n_features": -1}, {"n_examples": 0}):
         with pytest.raises(SettingError, match="Give 0 or more and 1 or more"):

@@ -64,7 +64,7 @@ def test_push_writes_a_card_and_prints_the_commits_address(command, owner, run):
     card = found["README.md"].decode()
     assert 'license: "mit"' in card
     assert "`stories of owls`" in card
-    assert "Top examples" not in card
+    assert "Top examples of" not in card
     assert found["config.json"] == (run / "config.json").read_bytes()
 
 

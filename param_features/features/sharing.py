@@ -68,4 +68,4 @@ class SharedFeatures(MeasuredFeatures):
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        return write_card(self, folder, card, repo=repo)[0]
+        return write_card(self, folder, card, repo=repo)

@@ -59,16 +59,12 @@ The method:
 ```"""
 
 
-def write_card(features: "MeasuredFeatures", folder: Path, settings: CardSettings, *, repo: str | None = None) -> list[Path]:
-    """Write `README.md`, and `features.png` where it is wanted and matplotlib is installed.
-
-    Returns:
-        What was written.
-    """
+def write_card(features: "MeasuredFeatures", folder: Path, settings: CardSettings, *, repo: str | None = None) -> Path:
+    """Write `README.md`, and `features.png` where it is wanted and matplotlib is installed; the card's path."""
     picture = _drawn(features, folder, settings) if settings.is_illustrated else None
     card = folder / CARD
     card.write_text(card_text(features, settings, repo=repo, is_illustrated=picture is not None), encoding="utf-8")
-    return [card] if picture is None else [card, picture]
+    return card
 
 
 def card_text(

@@ -58,7 +58,7 @@ def fetched_folder(place: HubPlace, *, token: str | bool | None = None) -> tuple
     revision = place.revision
     folder = Path()
     for name in FILES:
-        with hub_errors(f"Repository {named!r}"):
+        with hub_errors(f"There is no folder {place.repo!r} here; repository {named!r}"):
             folder = Path(download(place.repo, name, revision=revision, token=token)).parent
         revision = folder.name  # the commit
     return folder, folder.parents[1]

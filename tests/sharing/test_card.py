@@ -23,7 +23,8 @@ from tests.sharing.stand_in import TOKEN, Repository
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 PLAIN = pf.CardSettings()
-TEXT = st.text(st.one_of(st.sampled_from("`~|<>\\*_[]!&$ \n#-"), st.characters()), max_size=60)
+SIGNS = [*"`~|<>\\*_[]!&$ \n#-", "```", "````", "\n```\n"]
+TEXT = st.lists(st.one_of(st.sampled_from(SIGNS), st.characters()), max_size=20).map("".join)
 SECTIONS = ["What was decomposed", "Metrics", "How to load them", "How to read them", "How they can mislead", "Citation"]
 
 

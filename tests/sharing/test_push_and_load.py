@@ -18,6 +18,7 @@ from param_features.errors import (
     SourceError,
     StoreError,
 )
+from param_features.processes import Processes
 from param_features.sharing import fetched_folder
 from param_features.sharing.places import HubPlace
 from tests.sharing.stand_in import TOKEN, Repository
@@ -103,7 +104,10 @@ def test_a_revision_is_a_branch_or_a_commit(shared, features):
         assert torch.equal(found.v_out.tensors[0], features.v_out.tensors[0])
     with pytest.raises(StoreError, match="config.json"):
         pf.load(REPO)
-    with pytest.raises(HubNotFoundError, match=f"Repository '{REPO}@none' has no such revision. Give a branch"):
+    with pytest.raises(
+        HubNotFoundError,
+        match=f"There is no folder '{REPO}' here; repository '{REPO}@none' has no such revision. Give a branch",
+    ):
         pf.load(f"{REPO}@none")
     with pytest.raises(SettingError, match="names one revision and revision='b' another"):
         pf.load(f"{REPO}@a", revision="b")
@@ -127,7 +131,7 @@ def test_conditions_are_named(shared):
 
 
 def test_repositories_without_features_are_named(shared):
-    with pytest.raises(HubNotFoundError, match="Repository 'somebody/else' is not on the Hugging Face hub, or is private"):
+    with pytest.raises(HubNotFoundError, match="repository 'somebody/else' is not on the Hugging Face hub, or is private"):
         pf.load("somebody/else")
     shared.repositories["somebody/half"] = Repository()
     shared.repositories["somebody/half"].add("main", {"config.json": b"{}"})
@@ -217,6 +221,12 @@ def test_nobody_and_strangers_may_not_push(hub, features):
     with pytest.raises(HubAccessError, match="this token may not do that"):
         features.push_to_hub("somebody-else/features", card=None, token=TOKEN)
     assert hub.repositories == {}
+
+
+def test_of_several_processes_the_main_one_pushes(owner, features, monkeypatch):
+    monkeypatch.setattr("param_features.sharing.push.launched", lambda: Processes(2, 1))
+    assert features.push_to_hub(REPO) == ""
+    assert owner.requests == []
 
 
 def test_a_wrong_name_is_refused_before_anything_is_asked(hub, features):

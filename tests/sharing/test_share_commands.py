@@ -114,5 +114,5 @@ def test_report_takes_a_run_on_the_hub(command, owner, features, loads, monkeypa
     assert written == [(True, Path("report.html")), (True, Path("x.html"))]
     status, out, err = command("report", "somebody/else", "--model", "owner/model")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "Repository 'somebody/else' is not on the Hugging Face hub" in err
+    assert "repository 'somebody/else' is not on the Hugging Face hub" in err
     assert loads == ["owner/model"] * 2  # the run is looked for before the model

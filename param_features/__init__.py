@@ -49,6 +49,7 @@ from param_features.pairs import Pairs
 from param_features.pipeline import decompose, list_params
 from param_features.processes import alone
 from param_features.sae import Comparison, compare, sae_metrics, train_sae
+from param_features.sharing import CardSettings
 from param_features.streaming import stream_rows
 from param_features.sweep import Sweep, SweepRow, SweepSettings, sweep
 
@@ -56,6 +57,7 @@ __all__ = [
     "Audit",
     "AuditSettings",
     "Background",
+    "CardSettings",
     "Circuit",
     "Comparison",
     "Coordinates",

@@ -73,7 +73,23 @@ class MemoryEstimateError(ParamFeaturesError, MemoryError):
 
 
 class SourceError(ParamFeaturesError, OSError):
-    """A model or a data set that a command names cannot be read."""
+    """A model, a data set or features that are named cannot be read."""
+
+
+class HubError(SourceError):
+    """The Hugging Face hub does not give or take what was asked."""
+
+
+class HubNotFoundError(HubError):
+    """The hub has no such repository, revision or file, or none that the caller may see."""
+
+
+class HubAccessError(HubError):
+    """The hub refuses the caller: no token, a wrong one, or one without the right to this repository."""
+
+
+class HubOfflineError(HubError):
+    """The hub was not reached, and what was asked is not in the cache."""
 
 
 class DiskFullError(ParamFeaturesError, OSError):

@@ -20,6 +20,7 @@ from param_features.measure import Metrics
 from param_features.params import ParamSubset
 from param_features.readiness import check_present, check_ready
 from param_features.record import ParamRecord, inputs_from
+from param_features.sharing import located
 from param_features.store import read_bundle
 
 
@@ -30,25 +31,38 @@ def load(
     divergence: Callable | None = None,
     output: Callable[[Any], Tensor] | None = None,
     tokenizer: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> ParamFeatures:
-    """Load features that `save_pretrained` wrote; nothing in the files is executed.
+    """Load features that `save_pretrained` or `push_to_hub` wrote; nothing in the files is executed.
+
+    What exists here is never looked up on the hub, nor is what reads like a path. Of a repository the two files alone are
+    fetched, once: without network, those fetched before are taken.
 
     Args:
-        directory: Where they lie.
+        directory: Where they lie: a folder, or `owner/name` or `owner/name@revision` on the Hugging Face hub.
         model: The model they belong to, in any library that holds the same weights: parameters are found by name or else by
             their weights, see `bind`. Without a model, directions and metrics can be read, activations cannot.
         divergence: The function that was given to `decompose`, if it was one: code is not saved.
         output: The same.
         tokenizer: For strings, where the model carries none.
+        revision: Branch, tag or commit on the hub; its main branch by default.
+        token: Of the hub; by default the one that `hf auth login` left.
 
     Raises:
         StoreError: The files are unfinished, edited or of an unknown format.
+        SourceError: The name reads like a path, and there is nothing there.
+        HubNotFoundError: The hub has no such repository or revision, or it holds no saved features.
+        HubAccessError: The hub does not let the caller read it.
+        HubOfflineError: The hub was not reached, and the cache does not hold the files.
+        MissingExtraError: They are on the hub, and huggingface-hub is not installed.
         FingerprintError: The model's chosen parameters are not the ones that were decomposed.
         UnknownParameterError: The model lacks a parameter.
         ModelStateError: The model's weights are not all there, on one device.
-        SettingError: The features need `divergence=` or `output=`.
+        SettingError: The features need `divergence=` or `output=`; or a revision is given for a folder.
     """
-    tensors, record = read_bundle(directory)
+    folder, _ = located(directory, revision=revision, token=token)
+    tensors, record = read_bundle(folder)
     params = {
         name: ParamRecord(tuple(saved["shape"]), saved["fold"], saved["fingerprint"], saved["n_places"])
         for name, saved in record["params"].items()

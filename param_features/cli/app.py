@@ -10,6 +10,7 @@ from param_features.cli.decompose import decompose
 from param_features.cli.demo import demo
 from param_features.cli.harvest import harvest
 from param_features.cli.listing import list_params
+from param_features.cli.pushing import push
 from param_features.cli.running import run
 from param_features.cli.viewing import compare, report
 from param_features.store import library_version
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, list_params, harvest, decompose, report, compare, bench):
+for command in (demo, list_params, harvest, decompose, report, compare, push, bench):
     app.command()(command)
 
 

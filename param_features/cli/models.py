@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from param_features import demo
 from param_features.adapters import adapter_for
-from param_features.cli.sources import local_path
 from param_features.errors import MissingExtraError, SettingError, SourceError
+from param_features.sharing.places import local_path
 
 DEMO = "demo"
 _TOKENIZER_FILES = ("token*", "vocab*", "*.model")

@@ -13,9 +13,14 @@ from param_features.cli.models import LoadedModel, ModelSource, load_model
 from param_features.cli.options import DATA, OUTPUT, option
 from param_features.cli.rows import RowSettings, check_data, load_rows
 from param_features.errors import SourceError
+from param_features.loading import bind
+from param_features.sharing import features_place
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that decompose wrote.", show_default=False)]
-Page = Annotated[Path | None, option("--out", OUTPUT, "The page.", metavar="FILE", show_default="report.html in RUN")]
+_RUN = "Folder that decompose wrote, or OWNER/NAME[@REVISION] on the hub."
+Run = Annotated[str, typer.Argument(metavar="RUN", help=_RUN, show_default=False)]
+Page = Annotated[
+    Path | None, option("--out", OUTPUT, "The page.", metavar="FILE", show_default="report.html, in RUN if it is a folder")
+]
 HookName = Annotated[
     str | None, option("--hook-name", DATA, "Where the SAE reads.", metavar="NAME", show_default="as the SAE itself says")
 ]
@@ -50,7 +55,7 @@ def report(
     check_sources(source, data, sae)
     features, loaded = load_run(run, source)
     tokens = None if data is None else load_rows(loaded, source, data, RowSettings(n_ctx, n_rows, pack), quiet=quiet)
-    write_report(features, out or run / "report.html", tokens=tokens, sae=sae, hook_name=hook_name, quiet=quiet)
+    write_report(features, out or _page_of(run), tokens=tokens, sae=sae, hook_name=hook_name, quiet=quiet)
 
 
 def compare(
@@ -97,8 +102,13 @@ def check_sources(model: ModelSource, data: DataSource | None, sae: Path | None)
         )
 
 
-def load_run(run: Path, source: ModelSource) -> tuple[pf.ParamFeatures, LoadedModel]:
-    """A saved run, bound to its model; files are checked before the model is loaded."""
-    pf.load(run)
+def load_run(run: str, source: ModelSource) -> tuple[pf.ParamFeatures, LoadedModel]:
+    """A saved run, bound to its model; files are fetched and checked before the model is loaded."""
+    features = pf.load(run)
     loaded = load_model(source)
-    return pf.load(run, model=loaded.model, tokenizer=loaded.tokenizer), loaded
+    return bind(features, loaded.model, tokenizer=loaded.tokenizer), loaded
+
+
+def _page_of(run: str) -> Path:
+    place = features_place(run)
+    return place / "report.html" if isinstance(place, Path) else Path("report.html")

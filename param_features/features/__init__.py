@@ -4,6 +4,7 @@ from typing import final
 
 from param_features.features.developing import DevelopingFeatures
 from param_features.features.intervening import IntervenedFeatures
+from param_features.features.sharing import SharedFeatures
 from param_features.features.training import TrainableFeatures
 from param_features.features.viewing import ShownFeatures
 
@@ -11,7 +12,7 @@ __all__ = ["ParamFeatures"]
 
 
 @final
-class ParamFeatures(ShownFeatures, IntervenedFeatures, TrainableFeatures, DevelopingFeatures):
+class ParamFeatures(ShownFeatures, IntervenedFeatures, TrainableFeatures, DevelopingFeatures, SharedFeatures):
     """Low-rank directions in parameter space, each of which matters for few inputs.
 
     A feature is a local gradient direction: features need not sum to W. Fields are those of `FittedFeatures`.

@@ -19,7 +19,7 @@ from param_features.cli.models import ModelSource, load_model
 from tests.saes import random_sae
 from tests.stops import stopped_after
 
-COMMANDS = ("demo", "list-params", "harvest", "decompose", "report", "compare", "bench")
+COMMANDS = ("demo", "list-params", "harvest", "decompose", "report", "compare", "push", "bench")
 PARAM = "transformer.h.1.attn.c_attn.weight[k]"
 SMALL = ("--n-ctx", "8", "--n-features", "4", "--l0", "1.5", "--steps", "10", "--n-samples", "300", "--seed", "3")
 

@@ -1,0 +1,202 @@
+"""The card of shared features: what was decomposed, how far to trust it, what it shows, and how to load it.
+
+Names, settings and tokens come from models and files of strangers: each stands in a code span or block that it cannot end.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from param_features.errors import MissingExtraError
+from param_features.measure import Example
+from param_features.sharing.base_model import base_model_name, loading_lines
+from param_features.sharing.front_matter import front_matter
+from param_features.sharing.picture import draw, shown_examples
+from param_features.sharing.settings import CardSettings
+from param_features.sharing.text import code, fenced, visible
+from param_features.sharing.verdict import metrics_table, verdict
+
+if TYPE_CHECKING:
+    from param_features.features.measuring import MeasuredFeatures
+
+CARD, PICTURE = "README.md", "features.png"
+_UNKNOWN = "OWNER/NAME"
+_MOST_PARAMS = 20
+_HOME = "https://arxiv.org/abs/2504.00194"
+_READING = f"""## How to read them
+
+A sample is one position of a text, or one input. Its gradient says how the output's divergence from a reference output
+changes with the decomposed weights. Each feature is a low-rank direction in the space of those weights, chosen so that a few
+of them rebuild the gradient of any one sample ([L3D]({_HOME})). A feature's *activation* on a sample is how much of it the
+gradient holds, signed. The *reconstruction error* is what the few kept features miss of held-out gradients: 0 is perfect, 1
+predicts nothing. Controls are other directions, as many, of which as many are kept.
+
+## How they can mislead
+
+- A feature is a direction of the loss *at these weights*, not a part of them: features need not sum to W, unlike the
+  components of SPD or VPD. A long step along one can do something else.
+- A control that does as well says that the features show nothing beyond it, however good their examples look.
+- Top examples are what a feature is strongest on, picked after the fact. They are no evidence of what it does: steer
+  along it (`features.steer`), measure, and try to refute the label (`features.audit`).
+- Activations depend on the reference output and on the texts that the features were fitted to. On other text they may
+  say little."""
+_CITATION = """## Citation
+
+The method:
+
+```bibtex
+@misc{chrisman2025l3d,
+  title         = {Identifying Sparsely Active Circuits Through Local Loss Landscape Decomposition},
+  author        = {Brianna Chrisman and Lucius Bushnaq and Lee Sharkey},
+  year          = {2025},
+  eprint        = {2504.00194},
+  archivePrefix = {arXiv}
+}
+```"""
+
+
+def write_card(features: "MeasuredFeatures", folder: Path, settings: CardSettings, *, repo: str | None = None) -> Path:
+    """Write `README.md`, and `features.png` where it is wanted and matplotlib is installed; the card's path."""
+    picture = _drawn(features, folder, settings) if settings.is_illustrated else None
+    card = folder / CARD
+    card.write_text(card_text(features, settings, repo=repo, is_illustrated=picture is not None), encoding="utf-8")
+    return card
+
+
+def card_text(
+    features: "MeasuredFeatures", settings: CardSettings, *, repo: str | None = None, is_illustrated: bool = False
+) -> str:
+    """The card as Markdown.
+
+    Cost: with a model, a pass of activations over the examples that were saved with the features, once.
+    """
+    base = settings.base_model or base_model_name(features)
+    parts = [
+        front_matter(settings, base),
+        f"# {features.n_features} parameter features of {_brief(list(features.params))}",
+        "Low-rank directions in a model's weights, each of which matters for few inputs, found by `param_features`.",
+        f"{verdict(features.metrics)} Numbers: [below](#metrics).",
+        _pictured(features, settings) if is_illustrated else "",
+        _decomposed(features, settings, base),
+        f"## Metrics\n\nOn samples that the fit has not seen.\n\n{metrics_table(features.metrics)}",
+        _examples(features, settings),
+        _loading(features, repo or _UNKNOWN, base),
+        _READING,
+        _CITATION,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _pictured(features: "MeasuredFeatures", settings: CardSettings) -> str:
+    has_examples = bool(shown_examples(features, settings.n_features, 1))
+    examples = "Top examples with highlighted tokens, and the" if has_examples else "The"
+    return f"![{examples} error beside that of the controls]({PICTURE})"
+
+
+def _drawn(features: "MeasuredFeatures", folder: Path, settings: CardSettings) -> Path | None:
+    """The picture; None, with a notice, where matplotlib is missing."""
+    try:
+        return draw(features, folder / PICTURE, n_features=settings.n_features, n_examples=settings.n_examples)
+    except MissingExtraError as error:
+        _notice(f"The card has no picture. {error}")
+        return None
+
+
+def _notice(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
+
+
+def _decomposed(features: "MeasuredFeatures", settings: CardSettings, base: str | None) -> str:
+    config = features.config
+    model = [f"[`{base}`](https://huggingface.co/{base})"] if base else []
+    model += [code(str(config["model"]))] if config.get("model") else []
+    lines = {
+        "parameters": _params(features),
+        "model": ", read as ".join(model),
+        "data": _data(features, settings),
+        "divergence": f"{code(features.divergence.name)} from reference {code(features.reference)}",
+        "method": ", ".join(_settings(features)),
+    }
+    return "## What was decomposed\n\n" + "\n".join(f"- **{name}**: {said}" for name, said in lines.items() if said)
+
+
+def _params(features: "MeasuredFeatures") -> str:
+    named = [
+        f"{code(name)} ({' × '.join(str(int(size)) for size in record.shape)})" for name, record in features.params.items()
+    ]
+    return _cut(named)
+
+
+def _brief(names: Sequence[str]) -> str:
+    return _cut([code(name) for name in names], 3)
+
+
+def _cut(parts: Sequence[str], most: int = _MOST_PARAMS) -> str:
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return ", ".join(parts[:most]) + more
+
+
+def _data(features: "MeasuredFeatures", settings: CardSettings) -> str:
+    said = [f"[`{name}`](https://huggingface.co/datasets/{name})" for name in settings.datasets]
+    said += [code(settings.data)] if settings.data else []
+    rows = features.examples
+    if rows is not None and rows.is_all_tensors:
+        said.append(f"held-out rows inside `features.safetensors`: {len(rows):,}")
+    return "; ".join(said)
+
+
+def _settings(features: "MeasuredFeatures") -> list[str]:
+    """The settings that the record holds, by the names that `pf.decompose` has for them."""
+    config = features.config
+    fit: Any = config.get("fit")
+    steps = {"steps": fit.get("steps")} if isinstance(fit, Mapping) else {}
+    wanted = {name: config.get(name) for name in ("method", "format", "rank", "n_features", "l0", "seed")} | steps
+    return [code(f"{name}={value!r}") for name, value in wanted.items() if value is not None]
+
+
+def _examples(features: "MeasuredFeatures", settings: CardSettings) -> str:
+    found = shown_examples(features, settings.n_features, settings.n_examples)
+    if not found:
+        return ""
+    unit = features.divergence.unit
+    lines = [line for feature, examples in found.items() for line in (f"feature {feature}", *map(_line, examples), "")]
+    return (
+        f"## Top examples of the first {len(found)} features\n\nThe samples that each matters most for, one from each text: "
+        f"the activation ({unit} per unit step), the token at which it acts between « and », and what followed after the "
+        f"arrow.\n\n{fenced(lines[:-1])}"
+    )
+
+
+def _line(example: Example) -> str:
+    """An example whose tokens are cut short, so that the marked one is always shown."""
+    following = None if example.next_token is None else visible(example.next_token, 20)
+    return f"  {replace(example, tokens=tuple(visible(token, 20) for token in example.tokens), next_token=following)}"
+
+
+def _loading(features: "MeasuredFeatures", repo: str, base: str | None) -> str:
+    bare = f"""import param_features as pf
+
+features = pf.load("{repo}")
+print(features)
+direction = features.direction(0)  # by parameter, of its shape"""
+    return f"""## How to load them
+
+Directions and numbers need no model:
+
+```python
+{bare}
+```
+
+With the model they can be measured, shown and steered along. Its weights are compared with those that were decomposed, in
+whichever library it is:
+
+```python
+{loading_lines(features, repo, base)}
+```
+
+Both files are data alone, safetensors and JSON; loading them runs no code. What fetches them comes with the library's extra
+`hf`."""

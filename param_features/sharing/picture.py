@@ -1,0 +1,139 @@
+"""One picture of a fit: features' top examples with their tokens highlighted, and its error beside its controls'."""
+
+import importlib
+import textwrap
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from param_features.errors import MissingExtraError
+from param_features.measure import Example, Metrics
+from param_features.sharing.text import visible
+
+if TYPE_CHECKING:
+    from param_features.features.measuring import MeasuredFeatures
+
+_BEFORE, _LONGEST = 18, 20
+_WIDTH = 118
+"""Of the examples' part, in characters."""
+_BLUE, _GREY = "#2b6cb0", "#bbb"
+
+
+def draw(features: "MeasuredFeatures", path: Path, *, n_features: int = 10, n_examples: int = 3) -> Path:
+    """Write the picture; without a model, or where samples are no tokens, it has the bars alone.
+
+    Cost: a pass of activations over the examples that were saved with the features, once.
+
+    Args:
+        features: A fit.
+        path: Where to; matplotlib knows the suffix.
+        n_features: How many have their examples shown, the first ones.
+        n_examples: How many of each.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    examples = shown_examples(features, n_features, n_examples)
+    names = ", ".join(features.params)
+    title = f"{features.n_features} features of {visible(names, 60)}"
+    if examples:
+        n_rows = sum(len(found) + 1 for found in examples.values())
+        figure = _figure((11.5, 0.4 + 0.165 * n_rows))
+        text, bars = figure.subplots(1, 2, width_ratios=[3, 1.2])
+        _draw_examples(text, examples)
+        title += f": top examples of the first {len(examples)}"
+    else:
+        figure = _figure((5, 4))
+        bars = figure.subplots()
+    _draw_errors(bars, features.metrics)
+    figure.suptitle(title, parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # a box stands for what the font lacks
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+    return path
+
+
+def shown_examples(features: "MeasuredFeatures", n_features: int, n_examples: int) -> dict[int, list[Example]]:
+    """Top examples of the first features; none without a model, saved examples or tokens."""
+    if features.engine is None or features.examples is None or not features.engine.per_position:
+        return {}
+    return {feature: features.top_examples(feature, n_examples) for feature in range(min(n_features, features.n_features))}
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    """A figure that belongs to no window and changes no setting of pyplot.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        figure = importlib.import_module("matplotlib.figure").Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            f'The picture needs matplotlib, and the import failed: {error}. Run: pip install "param_features[plots]".'
+        ) from error
+    return figure(figsize=(size[0], max(size[1], 4)), layout="constrained")
+
+
+def _draw_examples(axes: Any, examples: dict[int, list[Example]]) -> None:
+    axes.axis("off")
+    axes.set(xlim=(0, _WIDTH), ylim=(sum(len(found) + 1 for found in examples.values()), -1))
+    line = 0
+    for feature, found in examples.items():
+        axes.text(0, line, f"{feature}", family="monospace", weight="bold", va="center", fontsize=9)
+        bound = max((abs(value) for example in found for value in example.activations), default=0) or 1
+        for example in found:
+            _draw_tokens(axes, example, bound, x=4, y=line)
+            line += 1
+        line += 1
+
+
+def _draw_tokens(axes: Any, example: Example, bound: float, x: float, y: float) -> None:
+    """The tokens up to the activating one, as many as fit, and the next after an arrow; red is negative, blue positive."""
+    following = _shown(example.next_token) if example.next_token else "(end)"
+    room = _WIDTH - x - len(following) - 4
+    for index in _fitting(example, room):
+        value = example.activations[index] / bound
+        faded = 1 - 0.7 * abs(value)
+        colour = (1, faded, faded) if value < 0 else (faded, faded, 1)
+        edge = "black" if index == example.position else colour
+        token = _shown(example.tokens[index])
+        box = {"boxstyle": "square,pad=0.15", "facecolor": colour, "edgecolor": edge, "linewidth": 0.8}
+        axes.text(x, y, token, family="monospace", fontsize=8, va="center", bbox=box, parse_math=False)
+        x += len(token) + 0.7
+    style = {"family": "monospace", "fontsize": 8, "va": "center", "color": "gray", "parse_math": False}
+    axes.text(x + 0.5, y, f"→ {following}", **style)
+
+
+def _fitting(example: Example, room: float) -> range:
+    """The positions that end with the activating one and whose tokens fit."""
+    start = example.position + 1
+    while start > max(0, example.position - _BEFORE):
+        room -= len(_shown(example.tokens[start - 1])) + 0.7
+        if room < 0 and start <= example.position:
+            break
+        start -= 1
+    return range(start, example.position + 1)
+
+
+def _shown(token: str) -> str:
+    return visible(token.strip() or token, _LONGEST)
+
+
+def _draw_errors(axes: Any, metrics: Metrics) -> None:
+    names = ["reconstruction_error", *(name for name in metrics if name.startswith("control_"))]
+    labels = ["features", *(_label(metrics, name) for name in names[1:])]
+    colours = [_BLUE, *[_GREY] * (len(names) - 1)]
+    values = [float(metrics.get(name, float("nan"))) for name in names]
+    found = axes.bar(range(len(names)), values, color=colours)
+    axes.set_xticks(range(len(names)), [textwrap.fill(label, 12) for label in labels], parse_math=False)
+    axes.bar_label(found, fmt="%.2f")
+    top = max((value for value in values if value < float("inf")), default=1)
+    axes.set(ylabel=f"reconstruction error, held out, l0 = {metrics.get('l0', float('nan')):g}", ylim=(0, 1.1 * max(1, top)))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label(metrics: Metrics, name: str) -> str:
+    """The control's name as on the page, without the words that all share."""
+    return metrics.remark(name).partition(":")[0].removesuffix(" of the gradients").removesuffix(" of the same rank") or name

@@ -94,7 +94,10 @@ def read_file(path: Path, origin: Origin, *, within: Path | None = None, most: i
         n_bytes = os.fstat(file.fileno()).st_size
         if most is not None and n_bytes > most:
             origin.refuse(f"has {size_text(n_bytes)}, and files of its kind have at most {size_text(most)}")
-        return file.read()
+        try:
+            return file.read()
+        except OSError as error:
+            origin.refuse(f"cannot be read ({error.strerror})", error)
 
 
 def is_plain_name(name: str) -> bool:

@@ -15,7 +15,7 @@ from param_features.directions import LowRank
 from param_features.divergence import REFERENCES
 from param_features.files import Origin
 from param_features.inputs import ModelInputs
-from param_features.measure.metrics import is_counted
+from param_features.measure.metrics import ALWAYS, is_counted
 from param_features.record import ParamRecord, inputs_from
 from param_features.schema import Part
 from param_features.store import CONFIG, TENSORS, read_bundle
@@ -149,7 +149,7 @@ def _references(tensors: Mapping[str, Tensor], origin: Origin) -> Float[Tensor, 
 
 def _metrics(part: Part) -> dict[str, float]:
     """Numbers by name; one that was not finite when it was written is null, and NaN here."""
-    part.check_fields(("reconstruction_error",), part.body)
+    part.named().check_fields(ALWAYS, part.body)
     for name in part.body:
         if is_counted(name):
             part.number(name, least=0)

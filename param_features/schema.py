@@ -13,7 +13,8 @@ MOST_COUNT = 2**48
 """Of anything that is counted; products of a few stay within what a message and a float can hold."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-MOST_TEXT = 10_000
+MOST_TEXT = 1000
+_TEXT = "a text of at most {:,} characters that can be printed"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Part:
     def text(self, key: str) -> str:
         """A text."""
         value = self.body[key]
-        return value if is_text(value) else self.refuse(key, f"a text of at most {MOST_TEXT:,} characters")
+        return value if is_text(value) else self.refuse(key, _TEXT.format(MOST_TEXT))
 
     def count(self, key: str, least: int = 0, most: int = MOST_COUNT) -> int:
         """A whole number."""
@@ -96,7 +97,7 @@ class Part:
         """A list of texts."""
         value = self.body[key]
         is_good = isinstance(value, list) and all(is_text(entry, most) for entry in value)
-        return tuple(value) if is_good else self.refuse(key, f"a list of texts of at most {most:,} characters")
+        return tuple(value) if is_good else self.refuse(key, f"a list, each {_TEXT.format(most)}")
 
     def part(self, key: str) -> "Part":
         """An object."""
@@ -106,8 +107,19 @@ class Part:
 
     def parts(self, key: str) -> "dict[str, Part]":
         """An object of objects, by their names, in order."""
-        found = self.part(key)
+        found = self.part(key).named()
         return {name: Part({name: value}, found.name, self.origin).part(name) for name, value in found.body.items()}
+
+    def named(self) -> "Part":
+        """Itself, where its fields' names can be printed.
+
+        Raises:
+            StoreError: A name is long, or holds what would command a terminal.
+        """
+        unfit = next((name for name in self.body if not is_text(name)), None)
+        if unfit is not None:
+            self.origin.refuse(f"has in {self.name} the name {shown(unfit)}; accepted: {_TEXT.format(MOST_TEXT)}")
+        return self
 
     def listed(self, key: str) -> "list[Part]":
         """A list of objects."""
@@ -122,8 +134,8 @@ class Part:
 
 
 def is_text(value: Any, most: int = MOST_TEXT) -> bool:
-    """Whether it is a text of bearable length."""
-    return isinstance(value, str) and len(value) <= most
+    """Whether it is a text of bearable length, without ends of lines or characters that would command a terminal."""
+    return isinstance(value, str) and len(value) <= most and value.isprintable()
 
 
 def is_count(value: Any, least: int = 0, most: int = MOST_COUNT) -> bool:

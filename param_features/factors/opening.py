@@ -15,7 +15,7 @@ from param_features.adapters import Adapter
 from param_features.checked_json import shown
 from param_features.divergence import read_divergence
 from param_features.errors import InputError, SampleCountError, SettingError, StoreError
-from param_features.factors.manifest import HELD_OUT, INPUTS, TRAIN, Manifest, has_inputs
+from param_features.factors.manifest import HELD_OUT, INPUTS, TRAIN, Manifest
 from param_features.factors.recipe import recipe_of, refuse_differences, settings_of
 from param_features.files import Origin, read_file
 from param_features.gradients import DiskGradients, HarvestSettings, SamplePlan, inspect_output
@@ -275,8 +275,6 @@ def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:
 
 def _refuse_damaged(folder: Path, manifest: Manifest) -> None:
     damaged = manifest.damaged(folder)
-    if not has_inputs(folder, manifest):
-        damaged[INPUTS] = "is not what was written"
     if damaged:
         found = "; ".join(f"{folder / name} {why}" for name, why in damaged.items())
         raise StoreError(f"{found}. {_THEN}")

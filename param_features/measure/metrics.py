@@ -34,6 +34,13 @@ _MEANINGS = {
 }
 
 
+ALWAYS = (
+    "reconstruction_error", "training_error", "l0", "l0_at_threshold", "density", "dead", "n_features", "n_samples",
+    "n_held_out", "control_pca", "control_random", "control_svd_w",
+)  # fmt: skip
+"""What `held_out_metrics` measures of every fit."""
+
+
 def is_counted(name: str) -> bool:
     """Whether a metric is a whole number of something."""
     return name.startswith("n_") or name == "dead"

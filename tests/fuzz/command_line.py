@@ -2,12 +2,17 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import NoReturn
 from unittest import mock
 
+from param_features import demo
+from param_features.cli import models
 from param_features.cli.app import app
 from param_features.cli.running import run
+from param_features.errors import MissingExtraError, SourceError
 from tests.fuzz.mutate import TEXTS
 from tests.fuzz.readers import READERS, SECONDS, quietly, within
 
@@ -77,19 +82,35 @@ def folder(place: Path, rng: random.Random) -> None:
 @contextmanager
 def light() -> Iterator[None]:
     """Without what costs minutes, or asks a network."""
-    with mock.patch.dict("os.environ", {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}):
-        patches = [mock.patch(name, side_effect=Done(0)) for name in HEAVY]
-        for patch in patches:
-            patch.start()
-        try:
-            yield
-        finally:
-            for patch in patches:
-                patch.stop()
+    with ExitStack() as stack:
+        for name in HEAVY:
+            stack.enter_context(mock.patch(name, side_effect=Done(0)))
+        stack.enter_context(mock.patch("param_features.cli.models._load_hf", _local_alone))
+        stack.enter_context(mock.patch("param_features.cli.datasets._from_hub", _offline))
+        yield
+
+
+def _local_alone(place: str, source: models.ModelSource, *, is_local: bool) -> models.LoadedModel:
+    return _load_hf(place, source, is_local=True) if is_local else _offline(place)
+
+
+def _offline(what: object) -> NoReturn:
+    raise SourceError(f"{what} is on the hub, which is not asked here. Give a folder.")
+
+
+_load_hf = models._load_hf
+
+
+@cache
+def _warm() -> None:
+    """Import what a model needs before the clock runs: that is seconds, once."""
+    with suppress(MissingExtraError):
+        demo.load_model()
 
 
 def outcome(given: list[str]) -> str:
     """`"read"` for status 0, `"refused"` for 2 with one line that says why; any other end goes on as it is."""
+    _warm()
     with quietly() as (_, err):
         try:
             with light(), within(SECONDS):

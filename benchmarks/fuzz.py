@@ -3,7 +3,7 @@
     python -m benchmarks.fuzz [READER …] [--n 20000] [--seconds S] [--seed 0] [--atheris]
 
 Files begin as the golden ones in tests/golden and are changed by tests/fuzz/mutate.py, mostly with checksums made right
-again. Memory is limited to 4 GiB of addresses, and an input that takes more than ten seconds counts as a hang. With
+again. Memory is limited to 4 GiB of addresses, and an input that takes more than thirty seconds counts as a hang. With
 --atheris, one reader is driven by coverage (`pip install atheris`; CPython 3.11 to 3.13).
 """
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,11 +105,11 @@ def inputs_from(tensors: Mapping[str, Tensor], title: str, origin: Origin) -> Mo
         origin.refuse(f"holds {title}/{shown(min(unknown))}; accepted: args/0 and on without gaps, kwargs/<name> and mask")
     if mask is None and not args and not kwargs:
         return None
-    inputs = ModelInputs(tuple(args), kwargs, mask)
-    problem = _problem(inputs)
+    inputs = ModelInputs(tuple(args), kwargs)
+    problem = _problem(inputs) or _mask_problem(mask, inputs.tokens)
     if problem:
         origin.refuse(f"holds {title} of which {problem}")
-    return inputs
+    return replace(inputs, mask=mask)
 
 
 def _problem(inputs: ModelInputs) -> str:
@@ -119,7 +119,11 @@ def _problem(inputs: ModelInputs) -> str:
         return "the tensors do not have the same rows, at least one, on their first axis"
     if any(tensor.is_floating_point() and not bool(tensor.isfinite().all()) for tensor in inputs.tensors):
         return "some numbers are NaN or infinite"
-    mask, tokens = inputs.mask, inputs.tokens
+    return ""
+
+
+def _mask_problem(mask: Tensor | None, tokens: Tensor | None) -> str:
+    """Why a mask cannot be that of the tokens; empty where it can."""
     if mask is None:
         return ""
     if mask.dtype != torch.bool or tokens is None or mask.shape != tokens.shape:

@@ -123,7 +123,7 @@ def changed_tensors(data: bytes, rng: random.Random) -> bytes:
     elif act == 3:
         entry["dtype"] = rng.choice(["F32", "I32", "F16", "BF16", "I64", "F64", "BOOL", "U8", "C64", "F4"])
     else:
-        start, end = entry["data_offsets"]
+        start, end = (min(max(0, place), len(rest)) for place in entry["data_offsets"])
         fill = rng.choice([b"\xff", b"\x7f", b"\x00", b"\x80"])
         place = rng.randrange(start, end) if end > start else start
         n = min(end - place, rng.choice([1, 4, 8, end - start]))

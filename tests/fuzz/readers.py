@@ -28,7 +28,7 @@ from param_features.store import FORMAT as FEATURES
 from tests.fuzz.mutate import Files, as_text, changed, changed_bytes, joined, parted
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0"
-SECONDS = 10
+SECONDS = 30
 """An input that takes longer counts as a hang."""
 
 

@@ -125,7 +125,7 @@ def _check_known(tensors: Mapping[str, Tensor], directions: Mapping[str, LowRank
     }
     unknown = [name for name in tensors if name not in known and name != "references" and not name.startswith("examples/")]
     if unknown:
-        origin.refuse(f"holds the unknown tensors {', '.join(map(shown, unknown[:8]))}")
+        origin.refuse(f"holds the unknown tensors {', '.join(map(shown, sorted(unknown)[:8]))}")
 
 
 def _check_unit(v_out: LowRank, origin: Origin) -> None:

@@ -25,7 +25,7 @@ from param_features.decompose.checkpoint import _tensors_sum, read_checkpoint
 from param_features.factors.manifest import FORMAT as MANIFEST
 from param_features.factors.manifest import Manifest
 from param_features.store import FORMAT as FEATURES
-from tests.fuzz.mutate import Files, as_text, changed, changed_bytes, joined, parted
+from tests.fuzz.mutate import Files, as_text, changed, changed_bytes, changed_json, joined, parted
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0"
 SECONDS = 30
@@ -149,8 +149,6 @@ class _CheckpointReader(Reader):
     def input(self, rng: random.Random) -> Files:
         files = dict(self.files)
         if rng.random() < 0.5:
-            from tests.fuzz.mutate import changed_json
-
             header, rest = parted(files["fit.safetensors"])
             record = changed_json(json.loads(header["__metadata__"]["record"]), rng)
             header["__metadata__"]["record"] = as_text(record).decode()

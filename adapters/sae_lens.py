@@ -42,6 +42,22 @@ def is_sae(given: Any) -> bool:
     return "sae_lens.SAE" in _class_names(given)
 
 
+def _loaded(folder: "str | PathLike", device: torch.device | str) -> Any:
+    """The SAE in a folder.
+
+    Raises:
+        AdapterError: It holds none that sae-lens can read.
+        MissingExtraError: sae-lens is not installed.
+    """
+    library = sae_lens()
+    try:
+        return library.SAE.load_from_disk(folder, device=str(device))
+    except Exception as error:  # whatever a broken folder makes sae-lens raise
+        raise AdapterError(
+            f"sae={str(folder)!r} cannot be loaded: {error or error!r}. Give a folder that save_inference_model wrote."
+        ) from error
+
+
 def read_sae(given: Any, device: torch.device | str = "cpu") -> "SparseAutoencoder":
     """What the user means by an SAE.
 
@@ -54,7 +70,7 @@ def read_sae(given: Any, device: torch.device | str = "cpu") -> "SparseAutoencod
         MissingExtraError: It must be loaded, and sae-lens is not installed.
     """
     if isinstance(given, str | PathLike):
-        given = sae_lens().SAE.load_from_disk(given, device=str(device))
+        given = _loaded(given, device)
     elif isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, str) for part in given):
         given = sae_lens().SAE.from_pretrained(*given, device=str(device))
     if not is_sae(given):

@@ -1,6 +1,6 @@
 """`pf.load`: saved features, bound to a model whose chosen parameters are the ones that were decomposed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -9,19 +9,17 @@ from torch import Tensor
 
 from param_features.adapters import adapter_for
 from param_features.decompose import Encoder
-from param_features.directions import LowRank
 from param_features.divergence import Divergence, read_divergence
 from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.gradients import inspect_output, plan_engine
-from param_features.inputs import ModelInputs
+from param_features.inputs import ModelInputs, check_tokens
 from param_features.matching import matching_views
 from param_features.measure import Metrics
 from param_features.params import ParamSubset
 from param_features.readiness import check_present, check_ready
-from param_features.record import ParamRecord, inputs_from
+from param_features.saved import read_saved
 from param_features.sharing import located
-from param_features.store import read_bundle
 
 
 def load(
@@ -50,7 +48,7 @@ def load(
         token: Of the hub; by default the one that `hf auth login` left.
 
     Raises:
-        StoreError: The files are unfinished, edited or of an unknown format.
+        StoreError: The files are unfinished, edited, of an unknown format, or say what no saved features say.
         SourceError: The name reads like a path, and there is nothing there.
         HubNotFoundError: The hub has no such repository or revision, or it holds no saved features.
         HubAccessError: The hub does not let the caller read it.
@@ -59,27 +57,24 @@ def load(
         FingerprintError: The model's chosen parameters are not the ones that were decomposed.
         UnknownParameterError: The model lacks a parameter.
         ModelStateError: The model's weights are not all there, on one device.
-        SettingError: The features need `divergence=` or `output=`; or a revision is given for a folder.
+        SettingError: The features need `divergence=` or `output=`, or the model's output has another size; or a revision is given
+            for a folder.
+        InputError: The features' examples hold tokens that the model does not know.
     """
-    folder, _ = located(directory, revision=revision, token=token)
-    tensors, record = read_bundle(folder)
-    params = {
-        name: ParamRecord(tuple(saved["shape"]), saved["fold"], saved["fingerprint"], saved["n_places"])
-        for name, saved in record["params"].items()
-    }
-    v_out = _directions(tensors, "v_out", params)
+    folder, within = located(directory, revision=revision, token=token)
+    saved = read_saved(folder, within=within)
     features = ParamFeatures(
-        v_in=v_out if record["is_tied"] else _directions(tensors, "v_in", params),
-        v_out=v_out,
-        threshold=record["threshold"],
-        encoder=Encoder(record.get("n_rounds")),
-        params=params,
-        divergence=_divergence(record["divergence"], divergence),
-        reference=record["reference"],
-        references=tensors["references"],
-        metrics=Metrics(record["metrics"]),
-        config=record["config"],
-        examples=inputs_from(tensors, "examples"),
+        v_in=saved.v_in,
+        v_out=saved.v_out,
+        threshold=saved.threshold,
+        encoder=Encoder(saved.n_rounds),
+        params=saved.params,
+        divergence=_divergence(saved.divergence, divergence),
+        reference=saved.reference,
+        references=saved.references,
+        metrics=Metrics(saved.metrics),
+        config=saved.config,
+        examples=saved.examples,
     )
     return features if model is None else bind(features, model, output=output, tokenizer=tokenizer)
 
@@ -101,7 +96,8 @@ def bind(
         FingerprintError: No parameter has these weights, several have, or it is tied in one model only.
         UnknownParameterError: The model has no parameter of that name and none with these weights.
         ModelStateError: The model's weights are not all there, on one device.
-        SettingError: The features were found with `output=`, and none is given.
+        SettingError: The features were found with `output=`, and none is given, or the output has another size.
+        InputError: The features' examples hold tokens that the model does not know.
     """
     needed = features.config.get("output")
     if needed is not None and output is None:
@@ -114,13 +110,16 @@ def bind(
     subset = ParamSubset(matching_views(adapter, features.params))
     check_present(subset)
     probe = features.examples or ModelInputs((torch.zeros(2, 2, dtype=torch.long),), {})
+    check_tokens(adapter, probe)
     probe = probe.map(lambda tensor: tensor.to(subset.views[0].tensor.device))
-    engine = plan_engine(adapter, subset, probe, inspect_output(adapter, probe))
+    found = inspect_output(adapter, probe)
+    if found.d_output != features.references.shape[1]:
+        raise SettingError(
+            f"The model's output has {found.d_output} numbers, and the features' references have "
+            f"{features.references.shape[1]}. Load the model, and give the output=, that they were found with."
+        )
+    engine = plan_engine(adapter, subset, probe, found)
     return features.bound_to(engine)
-
-
-def _directions(tensors: Mapping[str, Tensor], title: str, params: Mapping[str, ParamRecord]) -> LowRank:
-    return LowRank({name: (tensors[f"{title}/{name}/left"], tensors[f"{title}/{name}/right"]) for name in params})
 
 
 def _divergence(name: str, given: Callable | None) -> Divergence:

@@ -25,6 +25,7 @@ from param_features.errors import (
 from param_features.layout import WHOLE, Layout
 
 _SIDE = re.compile(r"\([^)]*\)|\S+")
+_AXIS = re.compile(r"[a-z][a-z0-9]{0,15}")
 """One side of a matrix in a fold: an axis, or several in brackets."""
 
 ParamSpec = str | re.Pattern | Sequence["str | re.Pattern"]
@@ -35,6 +36,19 @@ def default_fold(n_dims: int) -> str:
     axes = ["o", *(f"i{axis}" for axis in range(1, n_dims))][:n_dims]
     d_out, d_in = "".join(axes[:1]) or "1", " ".join(axes[1:]) or "1"
     return f"{' '.join(axes)} -> {d_out} {f'({d_in})' if len(axes) > 2 else d_in}"
+
+
+def is_fold(fold: str, n_dims: int) -> bool:
+    """Whether a pattern views a tensor with `n_dims` axes as a matrix: every axis once on either side, d_out and d_in right.
+
+    The patterns of every adapter are of that form; einops itself accepts others.
+    """
+    left, arrow, right = fold.partition(" -> ")
+    sides = _SIDE.findall(right)
+    axes = [axis for side in sides for axis in side.strip("()").split() if side != "1"]
+    is_spelt = right == " ".join(sides) and all(map(_AXIS.fullmatch, axes)) and len(sides) == 2
+    is_whole = sorted(axes) == sorted(left.split()) and len(set(axes)) == len(axes) == n_dims
+    return bool(arrow) and is_spelt and is_whole and left == " ".join(left.split()) and "()" not in sides
 
 
 def unfold_matrix(matrix: Float[Tensor, "*batch d_out d_in"], fold: str, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
@@ -57,6 +71,14 @@ class Modes(NamedTuple):
     def __str__(self) -> str:
         """`4·8×64`: four heads of eight, by 64."""
         return "×".join("·".join(map(str, side)) for side in self)
+
+
+def modes_of(fold: str, shape: Sequence[int]) -> Modes:
+    """The axes that a pattern folds into either side, by their lengths in a tensor of that shape."""
+    left, right = fold.split("->")
+    lengths = dict(zip(left.split(), shape, strict=True)) | {"1": 1}
+    out, into = (tuple(lengths[axis] for axis in side.strip("()").split()) for side in _SIDE.findall(right))
+    return Modes(out, into)
 
 
 @dataclass(frozen=True)
@@ -108,10 +130,7 @@ class ParamView:
     @property
     def modes(self) -> Modes:
         """The axes of the tensor that make up d_out and d_in, in the order in which the fold runs through them."""
-        left, right = self.fold.split("->")
-        lengths = dict(zip(left.split(), self.shape, strict=True)) | {"1": 1}
-        out, into = (tuple(lengths[axis] for axis in side.strip("()").split()) for side in _SIDE.findall(right))
-        return Modes(out, into)
+        return modes_of(self.fold, self.shape)
 
     def to_matrix(self, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*batch d_out d_in"]:
         """View a tensor of the parameter's shape, with any leading axes, as matrices."""

@@ -1,16 +1,23 @@
 """What is saved of a fit: its parameters' records, tensors for safetensors and the rest for JSON."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from param_features.checked_json import shown
+from param_features.files import Origin
 from param_features.inputs import ModelInputs
-from param_features.params import ParamView
+from param_features.params import Modes, ParamView, is_fold, modes_of
+from param_features.schema import MOST_COUNT, Part
 
 if TYPE_CHECKING:
     from param_features.features.base import FittedFeatures
+
+_MOST_PLACES = 10_000
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,32 @@ class ParamRecord:
         """The record of a model's parameter."""
         return cls(tuple(view.shape), view.fold, fingerprint, len(view.places))
 
+    @classmethod
+    def read(cls, part: Part) -> "ParamRecord":
+        """From a file.
+
+        Raises:
+            StoreError: It says anything else than a record does, or what no parameter can be.
+        """
+        part.check_fields(("shape", "fold", "fingerprint", "n_places"))
+        shape, fold = part.counts("shape", least=1), part.text("fold")
+        if math.prod(shape) > MOST_COUNT:
+            part.refuse("shape", f"lengths whose product is at most {MOST_COUNT}")
+        if not is_fold(fold, len(shape)):
+            part.refuse("fold", f"a pattern from the {len(shape)} axes of shape to two, such as 'head i o -> (head o) i'")
+        return cls(shape, fold, part.sha256("fingerprint"), part.count("n_places", least=1, most=_MOST_PLACES))
+
+    @property
+    def modes(self) -> Modes:
+        """The axes of the tensor that make up d_out and d_in."""
+        return modes_of(self.fold, self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        out, into = self.modes
+        return math.prod(out), math.prod(into)
+
 
 def saved_tensors(features: "FittedFeatures") -> dict[str, Tensor]:
     """Everything saved as tensors."""
@@ -56,14 +89,47 @@ def input_tensors(inputs: ModelInputs, title: str) -> dict[str, Tensor]:
     return {f"{title}/{name}": value for name, value in named.items() if isinstance(value, Tensor)}
 
 
-def inputs_from(tensors: Mapping[str, Tensor], title: str) -> ModelInputs | None:
-    """What `input_tensors` named; None where there is nothing of that title."""
+def inputs_from(tensors: Mapping[str, Tensor], title: str, origin: Origin) -> ModelInputs | None:
+    """What `input_tensors` named; None where there is nothing of that title.
+
+    Raises:
+        StoreError: They cannot be the arguments of one call: their names, their number of rows or their mask.
+    """
     found = {name.removeprefix(f"{title}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{title}/")}
-    args = sorted((name for name in found if name.startswith("args/")), key=lambda name: int(name.removeprefix("args/")))
-    kwargs = {name.removeprefix("kwargs/"): found[name] for name in found if name.startswith("kwargs/")}
-    if not args and not kwargs:
+    mask = found.pop("mask", None)
+    kwargs = {name.removeprefix("kwargs/"): tensor for name, tensor in found.items() if name.startswith("kwargs/")}
+    n_args = len(found) - len(kwargs)
+    args = [found.get(f"args/{place}") for place in range(n_args)]
+    unknown = found.keys() - {f"args/{place}" for place in range(n_args)} - {f"kwargs/{name}" for name in kwargs}
+    if unknown:
+        origin.refuse(f"holds {title}/{shown(min(unknown))}; accepted: args/0 and on without gaps, kwargs/<name> and mask")
+    if mask is None and not args and not kwargs:
         return None
-    return ModelInputs(tuple(found[name] for name in args), kwargs, found.get("mask"))
+    inputs = ModelInputs(tuple(args), kwargs)
+    problem = _problem(inputs) or _mask_problem(mask, inputs.tokens)
+    if problem:
+        origin.refuse(f"holds {title} of which {problem}")
+    return replace(inputs, mask=mask)
+
+
+def _problem(inputs: ModelInputs) -> str:
+    """Why tensors cannot be the arguments of one call; empty where they can."""
+    sizes = {tuple(tensor.shape[:1]) for tensor in inputs.tensors}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        return "the tensors do not have the same rows, at least one, on their first axis"
+    if any(tensor.is_floating_point() and not bool(tensor.isfinite().all()) for tensor in inputs.tensors):
+        return "some numbers are NaN or infinite"
+    return ""
+
+
+def _mask_problem(mask: Tensor | None, tokens: Tensor | None) -> str:
+    """Why a mask cannot be that of the tokens; empty where it can."""
+    if mask is None:
+        return ""
+    if mask.dtype != torch.bool or tokens is None or mask.shape != tokens.shape:
+        return "the mask is not true or false for each token"
+    n_runs = mask[:, :1].long().sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
+    return "" if bool((n_runs == 1).all()) else "a row's real positions are not one run"
 
 
 def saved_record(features: "FittedFeatures") -> dict[str, Any]:

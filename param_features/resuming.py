@@ -16,11 +16,11 @@ from param_features.factors.compression import Compression
 from param_features.factors.harvesting import harvested
 from param_features.factors.opening import FactorStore
 from param_features.factors.recipe import Recipe, recipe_of, sum_of_data
+from param_features.files import alone_in
 from param_features.gradients import HarvestSettings, SampleGradients
 from param_features.processes import launched
 from param_features.request import Request
 from param_features.source import PLAN, Source, stage_generator
-from param_features.store import alone_in
 
 SHARD_MIB = 256.0
 """What a kill of the harvest loses at most."""
@@ -108,7 +108,7 @@ class CheckpointFolder:
         for path in map(self._path, _TITLES):
             found = read_newest(path)
             if found is not None:
-                refuse_other_fit(found.recipe, self.recipe | {_BITS: found.recipe[_BITS]}, path)
+                refuse_other_fit(found.recipe, self.recipe | {_BITS: found.recipe.get(_BITS)}, path)
 
     def _path(self, title: str) -> Path:
         return self.directory / f"{title}.safetensors"

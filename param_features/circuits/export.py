@@ -1,22 +1,21 @@
 """Circuits as JSON files: data only, written whole or not at all, checked on reading."""
 
 import dataclasses
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
+from param_features.checked_json import MOST_BYTES, Format
 from param_features.circuits.export_check import check, problems
 from param_features.circuits.graph import Circuit, Edge, Node, NodeExample
-from param_features.errors import StoreError
-from param_features.store import library_version
+from param_features.files import Origin, read_file, write_whole
 
-FORMAT, FORMAT_VERSION = "param_features circuit", 1
-_HEAD = ("format", "format_version", "library_version", "sha256")
+_HEAD = ("format", "format_version", "library_version")
+FORMAT = Format("param_features circuit", "a circuit", (1,), "sha256", unsummed=_HEAD)
+_THEN = "Give a file that circuit.save wrote."
 
 
 def save_circuit(circuit: Circuit, path: str | PathLike) -> Path:
@@ -32,8 +31,7 @@ def save_circuit(circuit: Circuit, path: str | PathLike) -> Path:
     body = {name: getattr(circuit, name) for name in _SAVED}
     body |= {"nodes": [dataclasses.asdict(node) for node in circuit.nodes], "record": dict(circuit.record)}
     body |= {"edges": [dataclasses.asdict(edge) for edge in circuit.edges], "scores": dict(circuit.scores)}
-    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "library_version": library_version()}
-    return write_json(path, head | {"sha256": _checksum(body)} | body)
+    return write_json(path, FORMAT.stamped(body))
 
 
 _SAVED = tuple(field.name for field in dataclasses.fields(Circuit) if field.name != "subject")
@@ -47,25 +45,16 @@ def load_circuit(path: str | PathLike) -> Circuit:
         StoreError: There is no such file, or it is no circuit, cut short, edited, of another version, or does not hold
             together; the message names the part.
     """
-    path = Path(path)
-    found = _read(path)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise StoreError(f"{path} holds no circuit: its 'format' is not {FORMAT!r}. Give a file that circuit.save wrote.")
-    if found.get("format_version") != FORMAT_VERSION:
-        raise StoreError(
-            f"{path} has format version {found.get('format_version')!r}; this library reads version {FORMAT_VERSION}. "
-            f"It was written by param_features {found.get('library_version')}: install that version."
-        )
+    origin = Origin(str(path), _THEN)
+    found = FORMAT.read(read_file(Path(path), origin, most=MOST_BYTES), origin)
     body = {key: value for key, value in found.items() if key not in _HEAD}
-    if found.get("sha256") != _checksum(body):
-        raise StoreError(f"{path} does not match its own checksum: it was edited. Copy it again from where it was saved.")
     try:
         read = _circuit(body)
     except (TypeError, ValueError) as error:
-        raise StoreError(f"{path} is no circuit: {error}. Save the circuit again with circuit.save.") from error
+        origin.refuse(f"is no circuit: {error}", error)
     problem = next(problems(read), None)
     if problem is not None:
-        raise StoreError(f"{path} holds a circuit that does not hold together: {problem}. Save it again with circuit.save.")
+        origin.refuse(f"holds a circuit that does not hold together: {problem}")
     return _built(read)
 
 
@@ -73,22 +62,8 @@ def write_json(path: str | PathLike, content: Mapping[str, Any]) -> Path:
     """Write JSON whole or not at all; missing folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return path
-
-
-def _read(path: Path) -> Any:
-    def refuse(constant: str) -> NoReturn:
-        raise StoreError(f"{path} holds {constant}, which is no finite number. Save the circuit again with circuit.save.")
-
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror}). Give a file that circuit.save wrote.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise StoreError(f"{path} is not JSON ({error}): it was cut short or is another file. Copy it again.") from error
 
 
 def _circuit(body: Mapping[str, Any]) -> SimpleNamespace:
@@ -141,7 +116,3 @@ def _checked(value: Any, kind: type, name: str) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
     return value
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -1,13 +1,14 @@
 """What every circuit must hold before it is written, drawn, or taken from a file."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, get_args
 
+from param_features.checked_json import shown
 from param_features.circuits.graph import Circuit, Kind
 from param_features.errors import ExportError, nearest
+from param_features.schema import is_count, is_number
 
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -29,7 +30,7 @@ def problems(circuit: Any) -> Iterator[str]:
         circuit: A circuit, or whatever has its fields and came from a file: nothing is taken for granted.
     """
     if not isinstance(circuit.metric, str):
-        yield f"its metric is {_shown(circuit.metric)}, which is no text"
+        yield f"its metric is {shown(circuit.metric)}, which is no text"
     for number, prompt in enumerate(circuit.prompts):
         if not all(isinstance(token, str) for token in prompt):
             yield f"prompt {number} holds tokens that are no text"
@@ -38,18 +39,18 @@ def problems(circuit: Any) -> Iterator[str]:
         yield f"its record holds {wrong}, which JSON cannot express"
     for name, n in Counter(str(node.name) for node in circuit.nodes).items():
         if n > 1:
-            yield f"{n} nodes are called {_shown(name)}"
+            yield f"{n} nodes are called {shown(name)}"
     for node in circuit.nodes:
-        yield from (f"node {_shown(node.name)} {problem}" for problem in _node_problems(node, len(circuit.prompts)))
+        yield from (f"node {shown(node.name)} {problem}" for problem in _node_problems(node, len(circuit.prompts)))
     yield from _edge_problems(circuit)
 
 
 def _score_problems(circuit: Any) -> Iterator[str]:
     for name, value in circuit.scores.items():
         if not isinstance(name, str):
-            yield f"a score is called {_shown(name)}, which is no text"
-        if not _is_number(value):
-            yield f"score {_shown(name)} is {_shown(value)}, not a finite number"
+            yield f"a score is called {shown(name)}, which is no text"
+        if not is_number(value):
+            yield f"score {shown(name)} is {shown(value)}, not a finite number"
 
 
 def _node_problems(node: Any, n_prompts: int) -> Iterator[str]:
@@ -58,14 +59,14 @@ def _node_problems(node: Any, n_prompts: int) -> Iterator[str]:
     if not isinstance(node.group, str) or not isinstance(node.label, str):
         yield "has a group or a label that is no text"
     if node.kind not in KINDS:
-        yield f"is of kind {_shown(node.kind)}; accepted: {', '.join(KINDS)}"
-    if not _is_count(node.depth):
-        yield f"has depth {_shown(node.depth)}, not a whole number from 0"
-    if node.feature is not None and not _is_count(node.feature):
-        yield f"has feature {_shown(node.feature)}, neither a whole number from 0 nor None"
+        yield f"is of kind {shown(node.kind)}; accepted: {', '.join(KINDS)}"
+    if not is_count(node.depth):
+        yield f"has depth {shown(node.depth)}, not a whole number from 0"
+    if node.feature is not None and not is_count(node.feature):
+        yield f"has feature {shown(node.feature)}, neither a whole number from 0 nor None"
     if len(node.effects) not in (0, n_prompts):
         yield f"has {len(node.effects)} effects, but there are {n_prompts} prompts"
-    if not all(map(_is_number, node.effects)):
+    if not all(map(is_number, node.effects)):
         yield "has an effect that is not a finite number"
     for number, example in enumerate(node.examples):
         yield from (f"has an example, number {number}, with {problem}" for problem in _example_problems(example))
@@ -76,37 +77,29 @@ def _example_problems(example: Any) -> Iterator[str]:
         yield "tokens that are no text"
     if len(example.strengths) != len(example.tokens):
         yield f"{len(example.tokens)} tokens and {len(example.strengths)} strengths"
-    if not all(map(_is_number, example.strengths)):
+    if not all(map(is_number, example.strengths)):
         yield "a strength that is not a finite number"
-    if not _is_count(example.position) or example.position >= len(example.tokens):
-        yield f"position {_shown(example.position)} among {len(example.tokens)} tokens"
+    if not is_count(example.position) or example.position >= len(example.tokens):
+        yield f"position {shown(example.position)} among {len(example.tokens)} tokens"
 
 
 def _edge_problems(circuit: Any) -> Iterator[str]:
     depths = {node.name: node.depth for node in circuit.nodes if isinstance(node.name, str)}
     for (source, target), n in Counter((str(edge.source), str(edge.target)) for edge in circuit.edges).items():
         if n > 1:
-            yield f"{n} edges lead from {_shown(source)} to {_shown(target)}"
+            yield f"{n} edges lead from {shown(source)} to {shown(target)}"
     for edge in circuit.edges:
-        yield from (f"the edge from {_shown(edge.source)} to {_shown(edge.target)} {it}" for it in _ends(edge, depths))
+        yield from (f"the edge from {shown(edge.source)} to {shown(edge.target)} {it}" for it in _ends(edge, depths))
 
 
 def _ends(edge: Any, depths: dict[str, int]) -> Iterator[str]:
     unknown = [end for end in (edge.source, edge.target) if not isinstance(end, str) or end not in depths]
     for end in unknown:
-        yield f"ends at {_shown(end)}, which is no node; nearest: {nearest(str(end), depths)}"
+        yield f"ends at {shown(end)}, which is no node; nearest: {nearest(str(end), depths)}"
     if not unknown and (edge.source == edge.target or depths[edge.source] > depths[edge.target]):
         yield "does not lead forward"
-    if not _is_number(edge.weight):
-        yield f"has weight {_shown(edge.weight)}, not a finite number"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not is_number(edge.weight):
+        yield f"has weight {shown(edge.weight)}, not a finite number"
 
 
 def _not_json(value: Any, name: str = "") -> str:
@@ -117,10 +110,5 @@ def _not_json(value: Any, name: str = "") -> str:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        return f"{name} = {_shown(value)}"
+        return f"{name} = {shown(value)}"
     return ""
-
-
-def _shown(value: Any, most: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,5 +1,6 @@
 """A circuit in words: a summary, its scores beside their controls, and a row for each node."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def spread(node: Node) -> float:
     """Standard deviation of a node's effect over prompts, in the metric's units."""
     if not node.effects:
         return 0.0
-    return (sum((effect - node.effect) ** 2 for effect in node.effects) / len(node.effects)) ** 0.5
+    return math.hypot(*(effect - node.effect for effect in node.effects)) / math.sqrt(len(node.effects))
 
 
 def _example(node: Node) -> str:

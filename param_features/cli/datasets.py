@@ -134,8 +134,8 @@ def _from_hub(source: DataSource) -> Iterator[str]:
 def _parsed(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SourceError(f"{place} is not JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:  # integers of thousands of digits are a ValueError of another kind
+        raise SourceError(f"{place} is not JSON: {error}. Write each text as a JSON string or object.") from error
 
 
 def _text_of(row: Any, source: DataSource, place: str) -> str:
@@ -145,9 +145,13 @@ def _text_of(row: Any, source: DataSource, place: str) -> str:
         SourceError: There is no such field, or it holds no string.
     """
     if isinstance(row, dict) and source.text_field not in row:
-        fields = ", ".join(map(repr, row)) or "none"
+        fields = ", ".join(map(repr, list(row)[:20])) or "none"
         raise SourceError(f"{place} has no field {source.text_field!r}; its fields: {fields}. Choose with --text-field.")
     text = row[source.text_field] if isinstance(row, dict) else row
     if not isinstance(text, str):
         raise SourceError(f"{place} holds {text!r:.60} where a text is expected. Give strings, or choose with --text-field.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{place} holds half of a surrogate pair ({error}), which no tokenizer reads. Mend it.") from error
     return text

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
 from param_features import demo
 from param_features.adapters import adapter_for
@@ -97,12 +96,13 @@ def _load_hf(place: str, source: ModelSource, *, is_local: bool) -> LoadedModel:
             loaded: Any = Auto.from_pretrained(
                 place,
                 local_files_only=is_local,
+                trust_remote_code=False,  # left out, transformers would ask on the terminal whether to run a folder's code
                 dtype=source.dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # `_check_complete` refuses them by name
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{_titled(place, is_local)} cannot be loaded as a language model: {error}") from error
+    except Exception as error:  # whatever a broken folder makes transformers raise
+        raise SourceError(f"{_titled(place, is_local)} cannot be loaded as a language model: {error or error!r}") from error
     model, found = loaded
     _check_complete(found, place)
     return LoadedModel(model.eval().to(source.device), _load_tokenizer(place, is_local=is_local))
@@ -133,8 +133,8 @@ def _load_tokenizer(place: str, *, is_local: bool) -> Any:
     if is_local and not any(file for pattern in _TOKENIZER_FILES for file in Path(place).glob(pattern)):
         return None
     try:
-        return AutoTokenizer.from_pretrained(place, local_files_only=is_local)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return AutoTokenizer.from_pretrained(place, local_files_only=is_local, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise SourceError(f"{_titled(place, is_local)}: its tokenizer cannot be read: {error!r}") from error
 
 

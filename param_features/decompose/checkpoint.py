@@ -5,23 +5,28 @@ Two are kept, the newest and the one before it. Their record lies in the header,
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from param_features.checked_json import Format, shown
 from param_features.errors import StoreError
-from param_features.store import library_version, write_whole
+from param_features.files import Origin, read_file, write_whole
+from param_features.record import ParamRecord
+from param_features.schema import Part
+from param_features.tensor_file import read_tensors
 
 State = dict[str, Tensor]
 """Tensors by name."""
 
-_FORMAT, _VERSION = "param_features checkpoint", 1
-_HOW = "it was cut short or edited"
+FORMAT = Format("param_features checkpoint", "a checkpoint", (1,), "record_sha256")
+_TITLES = ("counters/", "weights/", "optimizer/")
+_ANOTHER = "Give another checkpoint_dir=."
 
 
 @runtime_checkable
@@ -95,7 +100,10 @@ def restore(trainer: Resumable, state: State) -> None:
         weight.copy_(state[f"weights/{place}"])
         trainer.optimizer.state[weight] = _optimizer_state(state, f"optimizer/{place}/", weight)
     trainer.order = state["order"].clone()
-    trainer.generator.set_state(state["generator"])
+    try:
+        trainer.generator.set_state(state["generator"])
+    except RuntimeError as error:
+        raise StoreError(f"The checkpoint's generator cannot go on ({error}): it was edited. {_ANOTHER}") from error
     trainer.n_steps = int(state["n_steps"])
 
 
@@ -109,11 +117,18 @@ def _check_fits(trainer: Resumable, state: State) -> None:
     weights = {f"weights/{place}": weight for place, weight in enumerate(_weights(trainer))}
     expected = weights | {f"counters/{name}": tensor for name, tensor in trainer.counters.items()}
     found = {name: tensor for name, tensor in state.items() if name.startswith(("weights/", "counters/"))}
-    if _kinds(found) != _kinds(expected):
+    if _kinds(found) != _kinds(expected) or not all(_is_adam(state, *one) for one in enumerate(weights.values())):
         raise StoreError(
             f"The checkpoint holds {_kinds(found)}, this fit {_kinds(expected)}: it was written by another version of this "
-            "library. Install that version, or give another checkpoint_dir=."
+            f"library. Install that version. {_ANOTHER}"
         )
+
+
+def _is_adam(state: State, place: int, weight: Tensor) -> bool:
+    """Whether what Adam keeps of a weight is all there, or nothing yet."""
+    prefix = f"optimizer/{place}/"
+    shapes = {name.removeprefix(prefix): value.shape for name, value in state.items() if name.startswith(prefix)}
+    return not shapes or shapes == {"step": torch.Size(()), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -128,15 +143,8 @@ def _weights(trainer: Resumable) -> list[Tensor]:
 def packed_checkpoint(found: Checkpoint) -> bytes:
     """The bytes of a checkpoint's file."""
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.state.items()}
-    record = {
-        "format": _FORMAT,
-        "format_version": _VERSION,
-        "library_version": library_version(),
-        "torch_version": torch.__version__,
-        "recipe": found.recipe,
-        "tensors_sha256": _tensors_sum(state),
-    }
-    return save(state, {"record": json.dumps(record | {"record_sha256": _record_sum(record)})})
+    record = {"torch_version": torch.__version__, "recipe": found.recipe, "tensors_sha256": _tensors_sum(state)}
+    return save(state, {"record": json.dumps(FORMAT.stamped(record))})
 
 
 def write_checkpoint(path: Path, data: bytes) -> None:
@@ -157,54 +165,66 @@ def read_newest(path: Path) -> Checkpoint | None:
     Raises:
         StoreError: It is damaged, or of a format that this version cannot read. The one before is then not taken unasked.
     """
-    if path.exists():
+    if os.path.lexists(path):
         return read_checkpoint(path)
-    return read_checkpoint(before(path)) if before(path).exists() else None
+    return read_checkpoint(before(path)) if os.path.lexists(before(path)) else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and check a file.
 
     Raises:
-        StoreError: It is damaged, or of a format that this version cannot read.
+        StoreError: It is damaged, of a format that this version cannot read, or says what no fit's state says.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise StoreError(f"{path} is not a safetensors file ({error}): {_HOW}. {_way_out(path)}") from error
-    record = _record(path, metadata)
-    if record["tensors_sha256"] != _tensors_sum(state):
-        raise StoreError(f"{path} holds tensors that do not match their checksum: {_HOW}. {_way_out(path)}")
+    origin = Origin(str(path), _way_out(path))
+    state, metadata = read_tensors(read_file(path, origin), origin)
+    record = FORMAT.read(metadata.get("record", "{}"), Origin(f"The record of {path}", origin.then))
+    part = Part(record, "", origin)
+    part.check_fields(("format", "format_version", "library_version", "torch_version", "recipe", "tensors_sha256"))
+    if part.sha256("tensors_sha256") != _tensors_sum(state):
+        origin.refuse("holds tensors that do not match their checksum: it was cut short or edited")
+    _check_recipe(part.part("recipe"))
+    _check_state(state, origin)
     return Checkpoint(state, record["recipe"])
 
 
-def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        record = json.loads(metadata.get("record", "{}"))
-    except json.JSONDecodeError as error:
-        raise StoreError(f"{path} holds a record that is not JSON ({error}): {_HOW}. {_way_out(path)}") from error
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        raise StoreError(f"{path} is no checkpoint: its 'format' is not {_FORMAT!r}. {_way_out(path)}")
-    stated = record.pop("record_sha256", None)
-    if stated != _record_sum(record):
-        raise StoreError(f"{path} holds a record that does not match its checksum: {_HOW}. {_way_out(path)}")
-    if record["format_version"] != _VERSION:
-        raise StoreError(
-            f"{path} has format version {record['format_version']!r}; this library reads version {_VERSION}. It was written "
-            f"by param_features {record['library_version']}: install that version, or give another checkpoint_dir=."
-        )
-    return record
+def _check_recipe(recipe: Part) -> None:
+    """Refuse a recipe that cannot be compared with another; what it says is compared, never read.
+
+    Raises:
+        StoreError: As said.
+    """
+    recipe.check_fields(("method",), (*recipe.body,))
+    recipe.text("method")
+    if "params" in recipe.body:
+        for part in recipe.parts("params").values():
+            ParamRecord.read(part)
+
+
+def _check_state(state: State, origin: Origin) -> None:
+    """Refuse tensors that are not those of `state_of`; shapes are compared with the fit's own in `restore`.
+
+    Raises:
+        StoreError: Names the tensor.
+    """
+    n_bytes = torch.Generator().get_state().numel()
+    wanted = {"n_steps": (torch.int64, 0, 1), "order": (torch.int64, 1, None), "generator": (torch.uint8, 1, n_bytes)}
+    for name, (dtype, n_dims, n) in wanted.items():
+        found = state.get(name)
+        is_kind = found is not None and (found.dtype, found.dim()) == (dtype, n_dims)
+        if found is None or not is_kind or n not in (None, found.numel()) or found.numel() and int(found.min()) < 0:
+            origin.refuse(
+                f"lacks {name!r}, or holds another tensor under that name; accepted: {dtype}, {n_dims} axes, from 0"
+            )
+    unknown = [name for name in state if name not in wanted and not name.startswith(_TITLES)]
+    if unknown:
+        origin.refuse(f"holds the unknown tensors {', '.join(map(shown, unknown[:8]))}")
 
 
 def _way_out(path: Path) -> str:
     if path != before(path) and before(path).exists():
         return f"Remove it to go on from the one before, {before(path).name}, or give another checkpoint_dir=."
     return "Remove it to begin the fit anew, or give another checkpoint_dir=."
-
-
-def _record_sum(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _tensors_sum(state: State) -> str:

@@ -1,27 +1,50 @@
 """What a store's folder says of itself: how it was made, which shards are planned, and which are whole."""
 
 import base64
-import hashlib
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from param_features.errors import StoreError
+from param_features.checked_json import Format, shown
+from param_features.errors import SettingError, StoreError
 from param_features.factors.compression import Compression, Loss
-from param_features.factors.recipe import Recipe
+from param_features.factors.recipe import Recipe, settings_of
+from param_features.files import Origin, is_plain_name, read_file, write_whole
 from param_features.gradients.shards import Stored, checksum
-from param_features.store import library_version, write_whole
+from param_features.record import ParamRecord
+from param_features.schema import Part, is_number
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.safetensors"
 TRAIN, HELD_OUT = "train", "held_out"
 
-_FORMAT, _VERSION, _READABLE = "param_features gradients", 2, (1, 2)
+FORMAT = Format("param_features gradients", "a store of gradients", (1, 2), "manifest_sha256")
+_MOST_BYTES = 2**28
+"""Of a manifest: 60,000 shards."""
+
+_HEAD = ("format", "format_version", "library_version", "torch_version")
+_FIELDS = ("recipe", "model", "n_slots", "stored", "planned", "whole", "states", "inputs_sha256")
+_RECIPE = (
+    "params",
+    "weights",
+    "data",
+    "partners",
+    "divergence",
+    "divergence_code",
+    "output",
+    "output_code",
+    "reference",
+    "seed",
+)
+_THEN = "Harvest into another folder."
+_MOST_STATE = 2**14
+"""Characters of a generator's state as text."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +156,11 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Put it in the place of the one before, whole or not at all."""
         record = {
-            "format": _FORMAT,
-            "format_version": _VERSION,
-            "library_version": library_version(),
             "torch_version": torch.__version__,
             **asdict(self),
             "whole": {name: found._asdict() for name, found in self.whole.items()},
         }
-        write_whole(folder / MANIFEST, json.dumps(record | {"manifest_sha256": _own_sum(record)}, indent=1).encode())
+        write_whole(folder / MANIFEST, json.dumps(FORMAT.stamped(record), indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -152,18 +172,25 @@ class Manifest:
         path = folder / MANIFEST
         if not path.is_file():
             raise StoreError(f"{folder} holds no {MANIFEST}, so it is no store. pf.harvest(…, directory=…) makes one.")
-        record = _checked(path)
-        return cls(
+        origin = Origin(str(path), _THEN)
+        record = FORMAT.read(read_file(path, origin, most=_MOST_BYTES), origin, most=_MOST_BYTES)
+        part = Part(record, "", origin)
+        part.check_fields((*_HEAD, *_FIELDS), ("compressed",))
+        _check_recipe(part.part("recipe"))
+        stored = _read_kinds(part, "stored")
+        found = cls(
             recipe=record["recipe"],
-            model=record["model"],
-            n_slots=record["n_slots"],
-            stored=_read_kinds(record["stored"]),
-            compressed=_read_kinds(record.get("compressed", record["stored"])),
-            planned=tuple(Planned(**shard) for shard in record["planned"]),
-            whole={name: _read_whole(found) for name, found in record["whole"].items()},
-            states=tuple(record["states"]),
-            inputs_sha256=record["inputs_sha256"],
+            model=part.text("model"),
+            n_slots=part.count("n_slots", least=1),
+            stored=stored,
+            compressed=_read_kinds(part, "compressed") if "compressed" in record else stored,
+            planned=tuple(map(_read_planned, part.listed("planned"))),
+            whole={name: _read_whole(whole, stored) for name, whole in part.parts("whole").items()},
+            states=part.texts("states", most=_MOST_STATE),
+            inputs_sha256=part.sha256("inputs_sha256"),
         )
+        _check_shards(found, origin)
+        return found
 
 
 def row_bytes(stored: Mapping[str, Stored]) -> int:
@@ -178,12 +205,17 @@ def damage(path: Path, whole: Whole) -> str:
     size = path.stat().st_size
     if size != whole.n_bytes:
         return f"has {size:,} bytes instead of {whole.n_bytes:,}"
-    return "" if checksum(path) == whole.sha256 else "does not match its checksum"
+    try:
+        return "" if checksum(path) == whole.sha256 else "does not match its checksum"
+    except StoreError:
+        return f"cannot be opened, or is a link that leads out of {path.parent}"
 
 
 def has_inputs(folder: Path, manifest: Manifest) -> bool:
     """Whether the file of the data is what was written."""
-    return (folder / INPUTS).is_file() and checksum(folder / INPUTS) == manifest.inputs_sha256
+    with suppress(StoreError):  # a link that leads elsewhere is not what was written
+        return (folder / INPUTS).is_file() and checksum(folder / INPUTS) == manifest.inputs_sha256
+    return False
 
 
 def packed(state: torch.Tensor) -> str:
@@ -192,37 +224,100 @@ def packed(state: torch.Tensor) -> str:
 
 
 def unpacked(text: str) -> torch.Tensor:
-    """Inverse of `packed`."""
-    return torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8)
+    """Inverse of `packed`.
 
-
-def _read_kinds(record: Mapping[str, Any]) -> dict[str, Stored]:
-    return {name: Stored.read(kind) for name, kind in record.items()}
-
-
-def _read_whole(record: Mapping[str, Any]) -> Whole:
-    loss = Loss(*record.get("loss", ()))
-    return Whole(record["n_bytes"], record["sha256"], tuple(record["reached"]), loss)
-
-
-def _checked(path: Path) -> dict[str, Any]:
+    Raises:
+        StoreError: The text holds no generator's state.
+    """
+    n_bytes = torch.Generator().get_state().numel()
     try:
-        record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} is not JSON ({error}): it was edited. Harvest into another folder.") from error
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        raise StoreError(f"{path} does not describe a store of gradients: its 'format' is not {_FORMAT!r}.")
-    if record.get("format_version") not in _READABLE:
-        raise StoreError(
-            f"{path} has format version {record.get('format_version')!r}; this library reads versions "
-            f"{' and '.join(map(str, _READABLE))}. It was "
-            f"written by param_features {record.get('library_version')}: install that version, or harvest anew."
-        )
-    stated = record.pop("manifest_sha256", None)
-    if stated != _own_sum(record):
-        raise StoreError(f"{path} does not match its own checksum: it was edited. Harvest into another folder.")
-    return record
+        found = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), n_bytes + 1)
+    except (ValueError, zlib.error):
+        found = b""
+    if len(found) != n_bytes:
+        raise StoreError(f"{MANIFEST} holds a state that is not a random generator's, which has {n_bytes} bytes. {_THEN}")
+    return torch.frombuffer(bytearray(found), dtype=torch.uint8)
 
 
-def _own_sum(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _check_recipe(recipe: Part) -> None:
+    """Refuse a recipe that this library's own code could not read; entries that it does not know are compared, not read.
+
+    Raises:
+        StoreError: Names the entry.
+    """
+    recipe.check_fields(_RECIPE, (*recipe.body,))
+    for part in recipe.parts("params").values():
+        ParamRecord.read(part)
+    for name in ("divergence", "reference"):
+        recipe.text(name)
+    recipe.count("seed", least=-(2**63), most=2**63)
+    for name in ("weights", "data"):
+        recipe.sha256(name)
+    for name in ("partners", "divergence_code", "output_code"):
+        if not recipe.is_null(name):
+            recipe.sha256(name)
+    if not recipe.is_null("output"):
+        recipe.text("output")
+    try:
+        Compression(recipe.body.get("compress_rank"), recipe.body.get("dtype", "float32"))
+        settings_of(dict(recipe.body))
+    except (SettingError, TypeError) as error:
+        recipe.origin.refuse(f"holds a recipe of which {error}", error)
+
+
+def _read_kinds(part: Part, key: str) -> dict[str, Stored]:
+    """How each parameter of the recipe lies in a shard.
+
+    Raises:
+        StoreError: They are other parameters, or other matrices.
+    """
+    found = {name: Stored.read(kind) for name, kind in part.parts(key).items()}
+    params = {name: ParamRecord.read(one) for name, one in part.part("recipe").parts("params").items()}
+    expected = {name: record.matrix_shape for name, record in params.items()}
+    if not found or {name: kind.matrix_shape for name, kind in found.items()} != expected:
+        part.refuse(key, f"the recipe's parameters with matrices {shown(expected, 400)}")
+    return found
+
+
+def _read_planned(part: Part) -> Planned:
+    part.check_fields(("name", "split", "first_row", "n_rows", "n_samples"))
+    name = part.text("name")
+    if not is_plain_name(name) or name in (MANIFEST, INPUTS):
+        part.refuse("name", "the name of a file in the same folder: letters, digits, _, . and -")
+    counts = part.count("first_row"), part.count("n_rows", least=1), part.count("n_samples", least=1)
+    return Planned(name, part.choice("split", (TRAIN, HELD_OUT)), *counts)
+
+
+def _read_whole(part: Part, params: Mapping[str, Any]) -> Whole:
+    part.check_fields(("n_bytes", "sha256", "reached"), ("loss",))
+    reached, loss = part.texts("reached"), part.body.get("loss", Loss())
+    if not set(reached) <= params.keys():
+        part.refuse("reached", f"some of the parameters {', '.join(map(shown, params))}")
+    if not isinstance(loss, list | tuple) or len(loss) != 3 or not all(is_number(value) and value >= 0 for value in loss):
+        part.refuse("loss", "three numbers from 0")
+    return Whole(part.count("n_bytes"), part.sha256("sha256"), reached, Loss(*loss))
+
+
+def _check_shards(manifest: Manifest, origin: Origin) -> None:
+    """Refuse shards that do not add up: their names, their order, and what is known of each.
+
+    Raises:
+        StoreError: As said.
+    """
+    names = [shard.name for shard in manifest.planned]
+    if len(set(names)) != len(names):
+        origin.refuse("plans two shards of one name")
+    if not manifest.whole.keys() <= set(names):
+        origin.refuse(f"holds the shard {shown(min(manifest.whole.keys() - set(names)))}, which is not planned")
+    for split in (TRAIN, HELD_OUT):
+        first = 0
+        for shard in (shard for shard in manifest.planned if shard.split == split):
+            if shard.first_row != first or shard.n_samples != shard.n_rows * manifest.n_slots:
+                origin.refuse(
+                    f"plans {shown(shard)}; accepted: first_row {first}, and {manifest.n_slots} samples for each row"
+                )
+            first += shard.n_rows
+        if not first:
+            origin.refuse(f"plans no shard of the split {split!r}")
+    if not 1 <= len(manifest.states) <= len(names) + 1:
+        origin.refuse(f"holds {len(manifest.states)} states of the generator; accepted: 1 to {len(names) + 1}")

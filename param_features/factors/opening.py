@@ -9,22 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from param_features.adapters import Adapter
+from param_features.checked_json import shown
 from param_features.divergence import read_divergence
 from param_features.errors import InputError, SampleCountError, SettingError, StoreError
-from param_features.factors.manifest import HELD_OUT, INPUTS, TRAIN, Manifest, has_inputs
+from param_features.factors.manifest import HELD_OUT, INPUTS, TRAIN, Manifest
 from param_features.factors.recipe import recipe_of, refuse_differences, settings_of
+from param_features.files import Origin, read_file
 from param_features.gradients import DiskGradients, HarvestSettings, SamplePlan, inspect_output
-from param_features.gradients.shards import ShardFile
+from param_features.gradients.shards import ShardFile, columns_of
 from param_features.inputs import ModelInputs, read_inputs
 from param_features.offloaded import device_for_inputs
 from param_features.pairs import PairInputs, as_pairs, check_pairs, read_pairs
 from param_features.params import ParamSubset
 from param_features.record import inputs_from
 from param_features.source import Source
+from param_features.tensor_file import read_tensors
+
+_KNOWN = ("plan/train", "plan/held_out", "reference")
+_THEN = "Call pf.harvest again with the same arguments: it makes what is damaged anew."
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,11 @@ class FactorStore:
         _refuse_unfinished(folder, manifest)
         if is_checked:
             _refuse_damaged(folder, manifest)
-        tensors = load_file(folder / INPUTS)
+        tensors = _inputs(folder, manifest)
+        origin = Origin(str(folder / INPUTS), _THEN)
+        data, partners = (_rows_of(tensors, title, origin) for title in ("data", "partners"))
         train, held_out = (
-            DiskGradients([ShardFile(folder / s.name) for s in manifest.planned if s.split == split], manifest.kinds(split))
-            for split in (TRAIN, HELD_OUT)
+            DiskGradients(_shards(folder, manifest, split), manifest.kinds(split)) for split in (TRAIN, HELD_OUT)
         )
         return cls(
             directory=folder,
@@ -80,8 +86,8 @@ class FactorStore:
             train=train,
             held_out=held_out,
             plan=SamplePlan(tensors["plan/train"], tensors["plan/held_out"], manifest.n_slots),
-            data=inputs_from(tensors, "data"),
-            partners=inputs_from(tensors, "partners"),
+            data=data,
+            partners=partners,
             reference=tensors.get("reference"),
         )
 
@@ -215,6 +221,50 @@ def _device(adapter: Adapter) -> torch.device:
     return device_for_inputs(adapter.module)
 
 
+def _shards(folder: Path, manifest: Manifest, split: str) -> list[ShardFile]:
+    """A split's shards, each of which holds what the manifest says."""
+    columns = columns_of(manifest.kinds(split))
+    shards = (shard for shard in manifest.planned if shard.split == split)
+    return [ShardFile(folder / shard.name).check(columns, shard.n_samples) for shard in shards]
+
+
+def _inputs(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The file of the data, whose plan is that of the shards.
+
+    Raises:
+        StoreError: It is not what the manifest says, or its tensors are not those of a store.
+    """
+    origin = Origin(str(folder / INPUTS), _THEN)
+    data = read_file(folder / INPUTS, origin)
+    if hashlib.sha256(data).hexdigest() != manifest.inputs_sha256:
+        origin.refuse("is not what was written")
+    tensors, _ = read_tensors(data, origin)
+    unknown = [name for name in tensors if name not in _KNOWN and not name.startswith(("data/", "partners/"))]
+    if unknown or not set(_KNOWN[:2]) <= tensors.keys():
+        origin.refuse(f"holds {', '.join(map(shown, tensors))}; accepted: {', '.join(_KNOWN)}, data/… and partners/…")
+    for split, name in zip((TRAIN, HELD_OUT), _KNOWN, strict=False):
+        rows, n = tensors[name], sum(shard.n_rows for shard in manifest.planned if shard.split == split)
+        if rows.dtype != torch.int64 or rows.shape != (n,) or int(rows.min()) < 0 or len(rows.unique()) != n:
+            origin.refuse(f"holds {name}, {rows.dtype} of shape {tuple(rows.shape)}; accepted: {n} different rows, int64")
+    reference = tensors.get("reference")
+    is_matrix = reference is None or reference.is_floating_point() and reference.dim() == 2 and reference.numel() > 0
+    if not is_matrix or reference is not None and not bool(reference.isfinite().all()):
+        origin.refuse("holds a reference that is not finite floats [n_references, d_output]")
+    return tensors
+
+
+def _rows_of(tensors: dict[str, Tensor], title: str, origin: Origin) -> ModelInputs | None:
+    """Inputs that hold every row of the plan.
+
+    Raises:
+        StoreError: They are no inputs, or have fewer rows.
+    """
+    found, n_rows = inputs_from(tensors, title, origin), 1 + max(int(tensors[name].max()) for name in _KNOWN[:2])
+    if found is not None and len(found) < n_rows:
+        origin.refuse(f"holds {len(found)} rows of {title}, and its plan chooses row {n_rows - 1}")
+    return found
+
+
 def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:
     if manifest.missing:
         raise StoreError(
@@ -225,8 +275,6 @@ def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:
 
 def _refuse_damaged(folder: Path, manifest: Manifest) -> None:
     damaged = manifest.damaged(folder)
-    if not has_inputs(folder, manifest):
-        damaged[INPUTS] = "is not what was written"
     if damaged:
         found = "; ".join(f"{folder / name} {why}" for name, why in damaged.items())
-        raise StoreError(f"{found}. Call pf.harvest again with the same arguments: it makes what is damaged anew.")
+        raise StoreError(f"{found}. {_THEN}")

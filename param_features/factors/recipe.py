@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from param_features.adapters import Adapter
+from param_features.checked_json import shown
 from param_features.divergence import CustomDivergence
 from param_features.errors import StoreError
 from param_features.factors.compression import Compression
@@ -87,8 +88,8 @@ def refuse_differences(
 
 def _lines(name: str, kept: Recipe, asked: Recipe) -> list[str]:
     if name == "params":
-        return _param_lines(kept[name], asked[name])
-    if name == "weights" and kept["params"] != asked["params"]:
+        return _param_lines(kept[name], asked.get(name, {}))
+    if name == "weights" and kept.get("params") != asked.get("params"):
         return []
     return [f"{_LABELS.get(name, name + '=')} {_short(asked.get(name))}, there {_short(kept[name])}"]
 
@@ -102,9 +103,9 @@ def _param_lines(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
 
 def _short(value: Any) -> str:
     if not isinstance(value, str):
-        return repr(value)
+        return shown(value, 200)
     *kind, last = value.split(" ")
-    return " ".join([*kind, f"{last[:8]}…"]) if len(last) == 64 else repr(value)
+    return " ".join([*kind, f"{last[:8]}…"]) if len(last) == 64 and len(kind) < 4 else shown(value, 200)
 
 
 def _weights(adapter: Adapter) -> str:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from param_features.errors import StoreError
 from param_features.gradients.shards import Column, ShardFile, Stored, columns_of
 from param_features.gradients.store import GradientStore, SampleGradients
 from param_features.gradients.types import Gradients
@@ -48,9 +49,20 @@ class DiskGradients(SampleGradients):
         return sum(stored.read_bytes for stored in self._stored.values())
 
     def square_norm(self) -> Float[Tensor, " sample"]:
-        """‖∇‖² of each sample over all parameters; computed once."""
+        """‖∇‖² of each sample over all parameters; computed once.
+
+        Raises:
+            StoreError: The files hold NaN or infinity.
+        """
         if self._square_norm is None:
-            self._square_norm = super().square_norm()
+            found = super().square_norm()
+            n_bad = int((~found.isfinite()).sum())
+            if n_bad:
+                raise StoreError(
+                    f"{self._shards[0].path.parent} holds {n_bad} samples whose gradients are NaN, infinite or too large to "
+                    "square. Harvest into another folder, from a model whose weights are finite."
+                )
+            self._square_norm = found
         return self._square_norm
 
     @property

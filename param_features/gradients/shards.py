@@ -7,6 +7,7 @@ rows (`benchmarks/store.py reading`).
 
 import hashlib
 import json
+import math
 import os
 import weakref
 from collections.abc import Mapping
@@ -14,22 +15,30 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from param_features.checked_json import shown
 from param_features.errors import StoreError
+from param_features.files import Origin, fresh, opened, sync_folder, unfinished
 from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed
-from param_features.store import sync_folder
+from param_features.schema import MOST_COUNT, Part, is_count
+from param_features.tensor_file import DTYPES, header_bytes, read_header
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32,
-}  # fmt: skip
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGERS = ("I64", "I32")
 _FORMATS: dict[str, type] = {"dense": Dense, "factored": Factored, "indexed": Indexed}
-_FIELDS = {"dense": ("matrix",), "factored": ("delta", "inputs"), "indexed": ("delta", "index")}
+_FIELDS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
+    "dense": {"matrix": (2, _FLOATS)},
+    "factored": {"delta": (2, _FLOATS), "inputs": (2, _FLOATS)},
+    "indexed": {"delta": (2, _FLOATS), "index": (1, _INTEGERS)},
+}
+"""The fields of each format: how many axes a row has, and the dtypes that it may be of."""
+
+_THEN = "Call pf.harvest again: it makes the shard anew."
 _PIECE = 2**24
 
 
@@ -47,11 +56,11 @@ class Column(NamedTuple):
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return torch.Size(self.shape).numel() * _DTYPES[self.dtype].itemsize
+        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
 
     def empty(self, n: int) -> Tensor:
         """Room for some rows."""
-        return torch.empty(n, *self.shape, dtype=_DTYPES[self.dtype])
+        return torch.empty(n, *self.shape, dtype=DTYPES[self.dtype])
 
 
 @dataclass(frozen=True)
@@ -78,18 +87,52 @@ class Stored:
         return cls(format, columns, gradient.d_in if isinstance(gradient, Indexed) else None)
 
     @classmethod
-    def read(cls, record: Mapping[str, Any]) -> "Stored":
-        """From JSON."""
-        columns = {name: Column(dtype, tuple(shape)) for name, (dtype, shape) in record["columns"].items()}
-        return cls(record["format"], columns, record["d_in"], record.get("read_as"))
+    def read(cls, part: Part) -> "Stored":
+        """From JSON.
+
+        Raises:
+            StoreError: It says what no gradients are.
+        """
+        part.check_fields(("format", "columns", "d_in"), ("read_as",))
+        fields = _FIELDS[part.choice("format", _FIELDS)]
+        columns = part.part("columns")
+        columns.check_fields(tuple(fields))
+        found = {name: _column(columns, name, *fields[name]) for name in fields}
+        if len({column.shape[0] for column in found.values()}) != 1:
+            part.refuse("columns", "fields with equally many positions")
+        is_indexed = part.body["format"] == "indexed"
+        d_in = part.count("d_in", least=1) if is_indexed else None
+        if not is_indexed and not part.is_null("d_in"):
+            part.refuse("d_in", "null, but for the format 'indexed'")
+        return cls(part.body["format"], found, d_in, None if part.is_null("read_as") else part.choice("read_as", _FLOATS))
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        shapes = [column.shape for column in self.columns.values()]
+        return shapes[0] if self.format == "dense" else (shapes[0][1], self.d_in or shapes[1][1])  # pyright: ignore[reportReturnType]
 
     def gradient(self, tensors: Mapping[str, Tensor]) -> Gradient:
         """The gradients whose tensors were read."""
         more = {} if self.d_in is None else {"d_in": self.d_in}
+        self._check_index(tensors)
         return _FORMATS[self.format](**{name: self._widened(tensors[name]) for name in self.columns}, **more)
 
+    def _check_index(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse rows of a table that it does not have.
+
+        Raises:
+            StoreError: As said.
+        """
+        index = tensors.get("index")
+        if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < (self.d_in or 0):
+            raise StoreError(
+                f"A shard holds rows {int(index.min())} to {int(index.max())} of a table with rows 0 to "
+                f"{(self.d_in or 0) - 1}: it was edited. {_THEN}"
+            )
+
     def _widened(self, tensor: Tensor) -> Tensor:
-        return tensor if self.read_as is None or not tensor.is_floating_point() else tensor.to(_DTYPES[self.read_as])
+        return tensor if self.read_as is None or not tensor.is_floating_point() else tensor.to(DTYPES[self.read_as])
 
     @property
     def row_bytes(self) -> int:
@@ -102,6 +145,20 @@ class Stored:
         is_wider = self.read_as is not None
         columns = (c._replace(dtype=self.read_as) if is_wider and "F" in c.dtype else c for c in self.columns.values())
         return sum(column.row_bytes for column in columns)
+
+
+def _column(part: Part, name: str, n_axes: int, dtypes: tuple[str, ...]) -> Column:
+    """A field's dtype and shape.
+
+    Raises:
+        StoreError: The format's field has others.
+    """
+    value = part.body[name]
+    is_pair = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], list)
+    is_shape = is_pair and len(value[1]) == n_axes and all(is_count(d, 1) for d in value[1])
+    if not is_shape or value[0] not in dtypes or math.prod(value[1]) > MOST_COUNT:
+        part.refuse(name, f"a dtype ({', '.join(dtypes)}) and the shape of a row, with {n_axes} axes")
+    return Column(value[0], tuple(value[1]))
 
 
 def columns_of(stored: Mapping[str, Stored]) -> dict[str, Column]:
@@ -130,9 +187,9 @@ class ShardWriter:
     def __init__(self, path: Path, columns: Mapping[str, Column], n_samples: int) -> None:
         """Open the unfinished file."""
         self.path, self.n_samples, self.n_done = path, n_samples, 0
-        self._columns, self._unfinished = columns, path.with_name(path.name + ".unfinished")
+        self._columns, self._unfinished = columns, unfinished(path)
         self._starts, self._header = _header(columns, n_samples)
-        self._file = os.open(self._unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._file = fresh(self._unfinished)
 
     def __enter__(self) -> "ShardWriter":
         """Itself, the header written."""
@@ -179,18 +236,32 @@ class ShardFile:
         Raises:
             StoreError: The header cannot be read.
         """
-        self.path = path
-        self._file = os.open(path, os.O_RDONLY)
+        self.path, origin = path, Origin(str(path), _THEN)
+        self._file = opened(path, origin)
         weakref.finalize(self, os.close, self._file)
-        try:
-            length = int.from_bytes(os.pread(self._file, 8, 0), "little")
-            header = json.loads(os.pread(self._file, length, 8))
-        except (ValueError, OverflowError, MemoryError) as error:
-            raise StoreError(f"{path} is not a safetensors file: {error}. Harvest it again.") from error
-        header.pop("__metadata__", None)
-        self._starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
-        self._columns = {name: Column(entry["dtype"], tuple(entry["shape"][1:])) for name, entry in header.items()}
-        self.n_samples = header["row"]["shape"][0]
+        n_bytes = os.fstat(self._file).st_size
+        length = header_bytes(os.pread(self._file, 8, 0), n_bytes, origin)
+        entries = read_header(os.pread(self._file, 8 + length, 0), n_bytes, origin).entries
+        row = entries.get("row")
+        if row is None or len(row.shape) != 1 or any(entry.shape[:1] != row.shape for entry in entries.values()):
+            origin.refuse("is no shard: its tensors do not have one row for each entry of 'row'")
+        self._starts = {name: entry.start for name, entry in entries.items()}
+        self._columns = {name: Column(entry.dtype, entry.shape[1:]) for name, entry in entries.items()}
+        self.n_samples = row.shape[0]
+
+    def check(self, columns: Mapping[str, Column], n_samples: int) -> "ShardFile":
+        """Itself, where it holds these columns of so many samples, in any order.
+
+        Raises:
+            StoreError: It holds something else.
+        """
+        if self._columns != dict(columns) or self.n_samples != n_samples:
+            said = {name: f"{column.dtype} {list(column.shape)}" for name, column in columns.items()}
+            raise StoreError(
+                f"{self.path} holds {self.n_samples} samples of {shown(self._columns, 400)}; its manifest says {n_samples} "
+                f"samples of {shown(said, 400)}. {_THEN}"
+            )
+        return self
 
     def read_into(self, out: Tensor, name: str, first: int) -> None:
         """Fill a contiguous tensor with the rows of a column from `first` on.
@@ -218,7 +289,7 @@ class ShardFile:
 
 def checksum(path: Path) -> str:
     """SHA-256 of a file. Cost: reads it once, a piece at a time."""
-    with path.open("rb") as file:
+    with os.fdopen(opened(path, Origin(str(path), _THEN)), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

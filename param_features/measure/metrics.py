@@ -34,6 +34,18 @@ _MEANINGS = {
 }
 
 
+ALWAYS = (
+    "reconstruction_error", "training_error", "l0", "l0_at_threshold", "density", "dead", "n_features", "n_samples",
+    "n_held_out", "control_pca", "control_random", "control_svd_w",
+)  # fmt: skip
+"""What `held_out_metrics` measures of every fit."""
+
+
+def is_counted(name: str) -> bool:
+    """Whether a metric is a whole number of something."""
+    return name.startswith("n_") or name == "dead"
+
+
 class Metrics(Mapping[str, float]):
     """Numbers by name; printed as a table that says how each control compares."""
 
@@ -65,7 +77,7 @@ class Metrics(Mapping[str, float]):
 
     def _number(self, name: str) -> str:
         value = self[name]
-        return str(int(value)) if name.startswith("n_") or name == "dead" else f"{value:.3f}"
+        return str(int(value)) if is_counted(name) else f"{value:.3f}"
 
     def remark(self, name: str) -> str:
         """What a metric means; of a control, how the fit compares with it."""
@@ -74,6 +86,8 @@ class Metrics(Mapping[str, float]):
             return meaning
         if name in self.matched_by:
             return f"{meaning}: MATCHES THE FIT, which has shown nothing beyond it"
+        if not self[name]:
+            return meaning
         return f"{meaning}: the fit is {1 - self['reconstruction_error'] / self[name]:.0%} lower"
 
 

@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
+
+from param_features.errors import StoreError
+from param_features.files import Origin, read_file
+from param_features.tensor_file import read_tensors
 
 Weights = dict[str, Tensor]
 """Tensors by name."""
@@ -45,8 +48,9 @@ def cached_weights(name: str, arguments: Mapping[str, Any], train: Callable[[], 
         The weights, on the CPU.
     """
     path = cache_folder() / f"{name}-{_digest(arguments, version)}.safetensors"
-    with contextlib.suppress(OSError, SafetensorError):
-        return load_file(path)
+    with contextlib.suppress(StoreError):
+        origin = Origin(str(path), "It is made again.")
+        return read_tensors(read_file(path, origin), origin)[0]
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in train().items()}
     with contextlib.suppress(OSError):
         _write(path, save(weights))

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -188,7 +189,8 @@ def no_json(path: Path) -> None:
 
 DAMAGE = {
     cut: r"is not a safetensors file", empty: r"is not a safetensors file", flip: r"do not match their checksum",
-    edit_record: r"a record that does not match its checksum", other_format: r"is no checkpoint", no_json: r"is not JSON",
+    edit_record: r"does not match its own checksum", other_format: r"does not describe a checkpoint",
+    no_json: r"is not JSON",
 }  # fmt: skip
 
 
@@ -213,7 +215,7 @@ def test_without_a_whole_checkpoint_the_fit_begins_anew_only_when_told(store, un
 
 
 def test_a_checkpoint_of_another_version_is_refused(store, begun, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_VERSION", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", replace(checkpoint.FORMAT, versions=(2,)))
     with pytest.raises(StoreError, match=r"format version 1; this library reads version 2"):
         fitted(store, begun)
 

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import param_features as pf
 from param_features.errors import DiskFullError, InputError, NoGradientError, SampleCountError, SettingError, StoreError
+from param_features.files import Origin
 from param_features.gradients import Dense, DiskGradients, Factored, GradientStore, Indexed, shards
 from param_features.gradients.shards import ShardFile, ShardWriter, Stored, checksum, columns_of, tensors_of
+from param_features.schema import Part
 from tests.kills import unbroken_and_killed
 
 W_K = "blocks.0.attn.W_K"
@@ -82,11 +84,12 @@ def written(folder: Path, gradients, sizes) -> DiskGradients:
         assert size_on_disk == (folder / f"{number}.safetensors").stat().st_size
         files.append(ShardFile(folder / f"{number}.safetensors"))
         start += size
-    return DiskGradients(files, {name: Stored.read(json.loads(json.dumps(_record(kind)))) for name, kind in stored.items()})
+    return DiskGradients(files, {name: Stored.read(_read_again(kind)) for name, kind in stored.items()})
 
 
-def _record(kind: Stored) -> dict:
-    return {"format": kind.format, "columns": kind.columns, "d_in": kind.d_in}
+def _read_again(kind: Stored) -> Part:
+    record = {"format": kind.format, "columns": kind.columns, "d_in": kind.d_in}
+    return Part(json.loads(json.dumps(record)), "stored", Origin("manifest.json", "Harvest again."))
 
 
 INDICES = [

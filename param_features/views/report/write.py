@@ -1,6 +1,7 @@
 """From contents to a file: one page with its style, script, data and plotly inside, which asks nobody for anything."""
 
 import base64
+import functools
 import gzip
 import html
 import importlib.resources
@@ -47,6 +48,7 @@ def _part(name: str) -> str:
     return (importlib.resources.files("param_features.views.report") / "page" / name).read_text(encoding="utf-8")
 
 
+@functools.cache
 def _plotly() -> str:
     """Plotly's script as base64 of gzip, which the browser undoes: 2 MB instead of 4.8."""
     try:

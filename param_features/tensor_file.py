@@ -1,0 +1,131 @@
+"""Files of tensors by name, in the safetensors format: every entry of the header is checked before a tensor is made."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from param_features.checked_json import parse_json, shown
+from param_features.files import Origin
+from param_features.schema import is_count
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "C64": torch.complex64,
+}  # fmt: skip
+"""By the names that safetensors has for them."""
+
+MOST_HEADER = 2**26
+"""Bytes of a header; some 400,000 tensors."""
+
+_MOST_DIMS = 16
+_HOW = "it was cut short or edited"
+
+
+class Entry(NamedTuple):
+    """A tensor in a file.
+
+    Attributes:
+        dtype: By its name in `DTYPES`.
+        shape: Its own.
+        start: Where its bytes begin, from the beginning of the file.
+        end: Where they end.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class Header(NamedTuple):
+    """What a file says of its tensors.
+
+    Attributes:
+        entries: By name.
+        metadata: Texts by name.
+    """
+
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+
+
+def read_tensors(data: bytes, origin: Origin) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file's bytes, and its metadata.
+
+    Raises:
+        StoreError: They are not a whole safetensors file, or hold a tensor of a kind that this library does not write.
+    """
+    header = read_header(data, len(data), origin)
+    return load(data), header.metadata
+
+
+def header_bytes(head: bytes, n_bytes: int, origin: Origin) -> int:
+    """Length of the header, by the first eight bytes of a file of so many.
+
+    Raises:
+        StoreError: The file cannot hold it.
+    """
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or not 2 <= length <= min(n_bytes - 8, MOST_HEADER):
+        origin.refuse(f"is not a safetensors file (its header cannot have {length:,} of {n_bytes:,} bytes): {_HOW}")
+    return length
+
+
+def read_header(data: bytes, n_bytes: int, origin: Origin) -> Header:
+    """The header of a file of so many bytes, of which at least the header is given.
+
+    Raises:
+        StoreError: As of `read_tensors`.
+    """
+    length = header_bytes(data, n_bytes, origin)
+    found = parse_json(data[8 : 8 + length], Origin(f"The header of {origin.where}", origin.then))
+    if not isinstance(found, dict):
+        origin.refuse(f"is not a safetensors file (its header is {shown(found)}, not an object): {_HOW}")
+    metadata = found.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        origin.refuse(f"is not a safetensors file (its metadata are {shown(metadata)}, not texts): {_HOW}")
+    entries = {name: _entry(name, body, 8 + length, origin) for name, body in found.items()}
+    _check_places(entries, 8 + length, n_bytes, origin)
+    return Header(entries, metadata)
+
+
+def _entry(name: str, body: Any, first: int, origin: Origin) -> Entry:
+    problem = _problem(body)
+    if problem:
+        origin.refuse(f"is not a safetensors file (tensor {shown(name)} {problem}): {_HOW}")
+    start, end = body["data_offsets"]
+    return Entry(body["dtype"], tuple(body["shape"]), first + start, first + end)
+
+
+def _problem(body: Any) -> str:
+    """What is wrong with an entry of a header; empty where nothing is."""
+    if not isinstance(body, dict) or set(body) != {"dtype", "shape", "data_offsets"}:
+        return f"is {shown(body)}, not its dtype, shape and data_offsets"
+    dtype, shape, places = body["dtype"], body["shape"], body["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return f"has dtype {shown(dtype)}; accepted: {', '.join(DTYPES)}"
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMS or not all(map(is_count, shape)):
+        return f"has shape {shown(shape)}, not at most {_MOST_DIMS} whole numbers"
+    if not isinstance(places, list) or len(places) != 2 or not all(map(is_count, places)):
+        return f"has data_offsets {shown(places)}, not two whole numbers"
+    if math.prod(max(1, d) for d in shape) >= 2**60:
+        return f"has shape {shown(shape)}, which no memory holds"
+    if places[1] - places[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+        return f"has {places[1] - places[0]:,} bytes for shape {shown(shape)} of {dtype}"
+    return ""
+
+
+def _check_places(entries: Mapping[str, Entry], first: int, n_bytes: int, origin: Origin) -> None:
+    """Refuse tensors that overlap, leave gaps, or do not end with the file."""
+    end = first
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != end:
+            origin.refuse(f"is not a safetensors file (its tensors overlap or leave gaps): {_HOW}")
+        end = entry.end
+    if end != n_bytes:
+        origin.refuse(f"is not a safetensors file (its tensors end at byte {end:,} of {n_bytes:,}): {_HOW}")

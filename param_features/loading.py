@@ -57,8 +57,8 @@ def load(
         FingerprintError: The model's chosen parameters are not the ones that were decomposed.
         UnknownParameterError: The model lacks a parameter.
         ModelStateError: The model's weights are not all there, on one device.
-        SettingError: The features need `divergence=` or `output=`, or the model's output has another size; or a revision is given
-            for a folder.
+        SettingError: The features need `divergence=` or `output=`, or the model's output has another size, or a folder is
+            given with a revision.
         InputError: The features' examples hold tokens that the model does not know.
     """
     folder, within = located(directory, revision=revision, token=token)

@@ -19,7 +19,6 @@ import param_features as pf
 
 FOLDER = Path(__file__).parent / "pictures"
 WIDTH, HEIGHT = 900, 420
-CALL = {"l0": 3, "n_samples": 4000, "steps": 200, "progress": False}
 
 
 @cache
@@ -29,9 +28,10 @@ def demo_model():
 
 
 @cache
-def features_of(name: str, n_features: int = 40) -> pf.ParamFeatures:
-    """Features of one parameter of the demo model."""
-    return pf.decompose(demo_model(), name, pf.demo.tokens(400), n_features=n_features, **CALL)
+def features_of(name: str) -> pf.ParamFeatures:
+    """Forty features of one parameter of the demo model."""
+    call = {"n_features": 40, "l0": 3, "n_samples": 4000, "steps": 200, "progress": False}
+    return pf.decompose(demo_model(), name, pf.demo.tokens(400), **call)
 
 
 def report(path: Path) -> None:
@@ -63,9 +63,11 @@ def steering(path: Path) -> None:
 def circuit(path: Path) -> None:
     """A circuit of features of two layers."""
     prompts = [f"{end}<eos>Once upon a time," for end in ("The end.", "They were best friends.", "So he ran home. The end.")]
-    sets = [features_of(name, 20) for name in ("blocks.1.attn.W_O", "blocks.2.mlp.W_out")]
+    small = {"n_features": 20, "l0": 3, "n_samples": 1500, "steps": 60, "progress": False}
+    names = ("blocks.1.attn.W_O", "blocks.2.mlp.W_out")
+    sets = [pf.decompose(demo_model(), name, pf.demo.tokens(200), **small) for name in names]
     found = pf.circuit(sets, prompts, pf.LogProbability(" there"), n_nodes=6, n_random=2, background=pf.demo.tokens(50))
-    draw(pf.plot.circuit(found), path)
+    draw(pf.plot.circuit(found), path, height=600)
 
 
 def compare(path: Path) -> None:

@@ -5,7 +5,7 @@ Curves whose log is Gaussian noise of standard deviation 0.2, alone or with a ju
 
 import torch
 
-from param_features.development.track_phases import change_points
+from param_features.development.phases import change_points
 
 _NOISE, _CURVES = 0.2, 1000
 

@@ -11,7 +11,6 @@ and taken from there when they are found. One thread.
 """
 
 import argparse
-import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from stories import stories_in
 from torch import Tensor
 
 import param_features as pf
@@ -251,9 +251,7 @@ def _fits(model: Any, tokens: Tensor, folder: Path, names: tuple[str, ...] | Non
 
 
 def _loaded(folder: Path) -> tuple[Any, Tensor]:
-    spec = importlib.util.spec_from_file_location("load_stories", folder / "load_stories.py")
-    stories = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stories)
+    stories = stories_in(folder)
     return stories.load_hooked(), stories.load_tokens()
 
 

@@ -9,11 +9,11 @@ of KL on average; the table says how far the same step moves the stories, as a s
 """
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from stories import stories_in
 from torch import Tensor
 
 import param_features as pf
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--params", help="this parameter alone")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    stories = _module(asked.folder / "load_stories.py")
+    stories = stories_in(asked.folder)
     model, tokens = stories.load_hooked(), stories.load_tokens()
     weights, call = (WEIGHTS[::2], {"steps": 300}) if asked.quick else (WEIGHTS, {})
     for params in [asked.params] if asked.params else CASES:
@@ -113,14 +113,6 @@ def _step(features: pf.ParamFeatures, feature: int, size: float) -> dict[str, Te
 def _kl(before: Tensor, after: Tensor) -> Tensor:
     before, after = before.log_softmax(-1), after.log_softmax(-1)
     return (before.exp() * (before - after)).sum(-1)
-
-
-def _module(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ machine does not blur them; peaks are `ru_maxrss`. `--store` harvests to a tempo
 """
 
 import argparse
-import importlib.util
 import json
 import resource
 import subprocess
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from stories import stories_in
 
 import param_features as pf
 
@@ -42,7 +42,7 @@ def model_and_tokens(kind: str, folder: Path, n_samples: int) -> tuple:
     """The model of a case, and data that give as many samples."""
     torch.manual_seed(0)
     if kind == "stories":
-        stories = _module(folder / "load_stories.py")
+        stories = stories_in(folder)
         return stories.load_hooked(), stories.load_tokens()
     tokens = torch.randint(50257, (n_samples // N_POS, N_POS))
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
@@ -76,14 +76,6 @@ def one(case: str, what: str, folder: Path) -> dict:
 
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _module(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def in_process(case: str, what: str, folder: Path) -> dict:

@@ -8,11 +8,11 @@ and after, and the off-target divergence on stories at equal gain.
 """
 
 import argparse
-import importlib.util
 import warnings
 from pathlib import Path
 
 import torch
+from stories import stories_in
 
 import param_features as pf
 
@@ -40,7 +40,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-    stories = _module(asked.folder / "load_stories.py")
+    stories = stories_in(asked.folder)
     model, tokenizer = stories.load_hf()
     tokens = stories.load_tokens()
     for seed in range(asked.seeds):
@@ -76,14 +76,6 @@ def _probability(features: pf.ParamFeatures, steps: dict[int, float], texts: lis
             target = adapter.to_ids(text + NAME)[len(ids)]
             found.append(adapter.run(torch.tensor([ids]))[0, -1].softmax(-1)[target])
     return float(torch.stack(found).mean())
-
-
-def _module(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from stories import stories_in
 from torch import Tensor
 
 N_SEQUENCES, N_POS, VOCABULARY, BLOCK = 16, 16, 50257, 4
@@ -73,10 +74,8 @@ def model_and_tokens(shape: str, folder: Path | None) -> tuple:
     torch.manual_seed(0)
     tokens = torch.randint(VOCABULARY, (N_SEQUENCES, N_POS))
     if shape == "stories260K":
-        sys.path.insert(0, str(folder))
-        import load_stories
-
-        return load_stories.load_hf()[0], load_stories.load_tokens(N_POS, N_SEQUENCES), "model.layers.2.", LLAMA
+        stories = stories_in(folder)
+        return stories.load_hf()[0], stories.load_tokens(N_POS, N_SEQUENCES), "model.layers.2.", LLAMA
     if shape == "GPT-2 small":
         return GPT2LMHeadModel(GPT2Config()).eval(), tokens, f"transformer.h.{BLOCK}.", GPT2
     d_model = D_MODEL[shape]

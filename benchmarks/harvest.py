@@ -12,7 +12,6 @@ would not make them faster. Peaks are `ru_maxrss` of a process for each way, wit
 """
 
 import argparse
-import importlib.util
 import json
 import resource
 import statistics
@@ -22,6 +21,8 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+
+from stories import stories_in
 
 TURNS, N_CHECKED = 3, 20
 LARGE, SMALL = "direct, chunks of 50", "direct, chunks of 10"
@@ -201,9 +202,7 @@ def random_model(shape: str) -> tuple:
 
 def real_model(folder: Path) -> tuple:
     """stories260K and 64 rows of 64 tokens of stories."""
-    spec = importlib.util.spec_from_file_location("load_stories", folder / "load_stories.py")
-    stories = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stories)
+    stories = stories_in(folder)
     return stories.load_hf()[0], stories.load_tokens(64, 64)
 
 

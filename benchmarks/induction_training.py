@@ -22,8 +22,8 @@ from param_features.adapters import adapter_for
 from torch import Tensor
 
 import param_features as pf
+from param_features.development.checkpoints import lent
 from param_features.development.patterns import attention_patterns
-from param_features.development.track_checkpoints import lent
 from param_features.inputs import ModelInputs
 from param_features.measure import activations
 from param_features.measure.ranking import auroc

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from stories import stories_in
 
 import param_features as pf
 from param_features.measure.counterparts import correlation_table
@@ -20,10 +21,8 @@ HOOK, N_HELD_OUT = "blocks.2.hook_resid_post", 200
 
 def main(folder: Path, out: Path) -> None:
     """Fit, train, compare on held-out rows, print, and write a page for each SAE."""
-    sys.path.insert(0, str(folder))
-    import load_stories
-
-    model, tokens = load_stories.load_hooked(), load_stories.load_tokens()
+    stories = stories_in(folder)
+    model, tokens = stories.load_hooked(), stories.load_tokens()
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
     train, held_out = tokens[order[:-N_HELD_OUT]], tokens[order[-N_HELD_OUT:]]
     call = {"n_features": 100, "l0": 5, "n_samples": 16000, "steps": 300, "seed": 0, "progress": False}

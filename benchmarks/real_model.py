@@ -6,10 +6,10 @@ FOLDER holds `load_stories.py` with `load_hooked()` and `load_tokens()`, the mod
 """
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 import torch
+from stories import stories_in
 
 import param_features as pf
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, help="this number of features alone")
     asked = parser.parse_args()
     torch.set_num_threads(1)  # so that CPU seconds compare
-    stories = _module(asked.folder / "load_stories.py")
+    stories = stories_in(asked.folder)
     model, tokens = stories.load_hooked(), stories.load_tokens()
     for params, n_features in CASES:
         if asked.params not in (None, params) or asked.features not in (None, n_features):
@@ -36,14 +36,6 @@ def main() -> None:
             call |= {"n_features": 20, "n_samples": 4000, "steps": 100, "seeds": (0, 1)}
         rows = pf.bench.stability(model, params, tokens, l0=5, progress=False, **call)
         print(pf.bench.to_text(rows), end="\n\n", flush=True)
-
-
-def _module(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from stories import stories_in
 from torch import Tensor
 
 import param_features as pf
@@ -82,10 +83,8 @@ def token_row(features, feature: int, stories: Tensor, acts: Tensor, random: Ten
 
 def real(folder: Path, out: Path) -> None:
     """Fit, step, audit, and write the report."""
-    sys.path.insert(0, str(folder))
-    import load_stories
-
-    model, tokens = load_stories.load_hooked(), load_stories.load_tokens()
+    stories = stories_in(folder)
+    model, tokens = stories.load_hooked(), stories.load_tokens()
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
     train, held_out = tokens[order[:-N_HELD_OUT]], tokens[order[-N_HELD_OUT:]]
     call = {"n_features": 100, "l0": 5, "n_samples": 16000, "steps": 300, "seed": 0, "progress": False}

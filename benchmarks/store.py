@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from stories import stories_in
 
 N_POS, N_FEATURES, STEPS = 16, 1000, 200
 
@@ -224,10 +225,8 @@ def windows(n_rows: int | None) -> tuple:
 
 def stories() -> tuple:
     """The real model, and the module that loads it and its texts."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared" / "real"))
-    import load_stories
-
-    return load_stories.load_hooked(), load_stories
+    module = stories_in(Path(__file__).resolve().parents[2] / "shared" / "real")
+    return module.load_hooked(), module
 
 
 def main(what: str, *arguments: str) -> None:

@@ -26,9 +26,9 @@ def main() -> None:
         model,
         params=PARAMS,
         tokens=tokens,
-        n_features=20 if arguments.quick else 100,
-        l0=2 if arguments.quick else 5,
-        steps=100 if arguments.quick else None,
+        n_features=100,
+        l0=5,
+        steps=60 if arguments.quick else None,
         n_samples=2_000 if arguments.quick else None,
         seed=0,
     )

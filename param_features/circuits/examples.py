@@ -12,7 +12,7 @@ from param_features.circuits.passes import Subject, real_positions
 from param_features.circuits.places import SaePlace
 from param_features.inputs import ModelInputs
 from param_features.measure import Example, top_examples
-from param_features.views.report.labels import label_of, windows_with
+from param_features.measure.labels import label_of, windows_with
 
 _LABELLED, _AROUND = 10, 12
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from param_features.circuits.graph import Circuit, Node
-from param_features.views.terminal import visible
+from param_features.measure.labels import visible
 
 _BEFORE, _AFTER = 6, 3
 KINDS = {"parameter": "parameter", "sae": "SAE", "error": "error", "output": "output"}

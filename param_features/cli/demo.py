@@ -13,7 +13,7 @@ from param_features.cli.running import say
 
 PARAMS = "blocks.1.attn.W_K"
 _FULL = {"n_features": 100, "l0": 5}
-_QUICK = {"n_features": 20, "l0": 2, "steps": 100, "n_samples": 2000}
+_QUICK = {**_FULL, "steps": 60, "n_samples": 2000}
 
 
 def demo(

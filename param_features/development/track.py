@@ -10,7 +10,7 @@ from tqdm import tqdm
 from param_features.adapters import Adapter, adapter_for
 from param_features.audit.refits import check_refit
 from param_features.changes import Matrices, chosen_matrices
-from param_features.development.track_checkpoints import Step, check_checkpoints, lent, read_steps
+from param_features.development.checkpoints import Step, check_checkpoints, lent, read_steps
 from param_features.development.track_result import Track, track_of
 from param_features.development.track_rows import Asked, TrackRow, errors_at, row_at
 from param_features.errors import ModelStateError, SampleCountError, SettingError

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from param_features.development.track_checkpoints import Step
-from param_features.development.track_phases import PENALTY, change_points, log_curve
+from param_features.development.checkpoints import Step
+from param_features.development.phases import PENALTY, change_points, log_curve
 from param_features.errors import FeatureCountError, SettingError, nearest
 from param_features.features import ParamFeatures
 from param_features.sweep import SweepSettings
@@ -154,7 +154,7 @@ class Track:
     def change_points(self, of: str = "impact", *, feature: int | None = None, penalty: float = PENALTY) -> tuple[Step, ...]:
         """Steps at which a curve begins a new phase: a jump or a bend of its log, beyond what neighbours differ by.
 
-        The rule is in `development/track_phases.py`: lines fitted to the log by PELT, under a penalty. It takes checkpoints
+        The rule is in `development/phases.py`: lines fitted to the log by PELT, under a penalty. It takes checkpoints
         as evenly spaced, sees no phase shorter than three of them, and nothing in fewer than six.
 
         Args:

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.adapters import adapter_for
+from param_features.development.checkpoints import Step, check_checkpoints, lent, read_steps
 from param_features.development.in_context import token_losses
-from param_features.development.track_checkpoints import Step, check_checkpoints, lent, read_steps
 from param_features.errors import SampleCountError, SettingError
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from param_features.circuits.export_graph import Layout, layout
 from param_features.circuits.graph import Circuit, Edge, Node
 from param_features.circuits.table import spread
+from param_features.measure.labels import visible
 from param_features.plot.figures import GREYS, plotly
-from param_features.views.terminal import visible
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

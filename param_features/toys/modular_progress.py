@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from param_features.development import gini
-from param_features.development.track_phases import change_points
+from param_features.development.phases import change_points
 from param_features.errors import SettingError
 from param_features.toys.modular_addition import all_pairs
 from param_features.toys.modular_model import TRAINED, modular_logits, sums

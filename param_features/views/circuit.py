@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from param_features.circuits.graph import Circuit, Node, NodeExample
 from param_features.circuits.table import KINDS, ranked, score_line, score_rows, spread
+from param_features.measure.labels import visible
 from param_features.views.circuitsvis_page import check_finite
 from param_features.views.page import Page
-from param_features.views.terminal import visible
 from param_features.views.tokens import Row
 
 _BEFORE, _AFTER = 24, 9

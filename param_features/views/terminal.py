@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from param_features.measure.labels import visible
+
 _RESET = "\x1b[0m"
 
 
@@ -12,11 +14,6 @@ def colored_tokens(tokens: Sequence[str], values: Sequence[float], *, bound: flo
         for index, (token, value) in enumerate(zip(tokens, values, strict=True))
     ]
     return "".join(cells)
-
-
-def visible(token: str) -> str:
-    """The token with a sign in place of every character that cannot be seen, or that would command a terminal."""
-    return "".join(character if character.isprintable() else "⏎" if character == "\n" else "·" for character in token)
 
 
 def _cell(token: str, value: float, bound: float, *, is_marked: bool) -> str:

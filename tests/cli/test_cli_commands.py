@@ -345,7 +345,7 @@ def test_the_demo_prints_features_and_metrics(command, tmp_path):
     assert re.findall(r"^Feature (\d+)$", out, re.MULTILINE) == ["0", "1", "2"]
     assert out.count("«") == 6
     assert "control_pca" in out
-    assert pf.load(tmp_path / "run").n_features == 20
+    assert pf.load(tmp_path / "run").n_features == 100
 
 
 def script() -> str:

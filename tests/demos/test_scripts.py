@@ -19,5 +19,5 @@ def test_first_features(tmp_path):
         assert name in found.stdout
     assert "«" in found.stdout
     assert (tmp_path / "features.png").read_bytes().startswith(b"\x89PNG")
-    assert "20 features of blocks.1.attn.W_K" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "100 features of blocks.1.attn.W_K" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "features" / "features.safetensors").is_file()

@@ -13,9 +13,9 @@ from param_features.audit.table import Audit
 from param_features.gradients import held_still
 from param_features.inputs import ModelInputs, real_first
 from param_features.measure import Example, L0Curve, activations, top_examples, top_logits
+from param_features.measure.labels import label_of, output_label, windows_with
 from param_features.measure.weight import weight_by_head
 from param_features.views.report.counterparts import Beside, Texts
-from param_features.views.report.labels import label_of, output_label, windows_with
 from param_features.views.report.samples import Vocabulary, digits, input_example, kind_of, text_example
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.measure import Example
-from param_features.views.report.labels import label_of
+from param_features.measure.labels import label_of
 from param_features.views.report.samples import Vocabulary, digits, text_example, window
 
 if TYPE_CHECKING:

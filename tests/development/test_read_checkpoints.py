@@ -8,7 +8,7 @@ from param_features.adapters import adapter_for
 from safetensors.torch import save_file
 from torch import nn
 
-from param_features.development.track_checkpoints import check_checkpoints, chosen_weights, lent, read_checkpoint, read_steps
+from param_features.development.checkpoints import check_checkpoints, chosen_weights, lent, read_checkpoint, read_steps
 from param_features.errors import InputError, SettingError, StoreError, UnknownParameterError
 from tests.adapters.zoo import hf_gpt2
 from tests.exits import EXITS, leave, leaving_by
@@ -88,9 +88,9 @@ def test_the_model_is_as_it_was_on_every_exit(model, error):
 
 def test_ctrl_c_during_the_restoration_comes_out_after_it(model, monkeypatch):
     before, fills = bits(model), []
-    from param_features.development import track_checkpoints
+    from param_features.development import checkpoints
 
-    fill = track_checkpoints._fill
+    fill = checkpoints._fill
 
     def interrupted(pairs):
         fills.append(len(pairs))
@@ -98,7 +98,7 @@ def test_ctrl_c_during_the_restoration_comes_out_after_it(model, monkeypatch):
             raise KeyboardInterrupt
         fill(pairs)
 
-    monkeypatch.setattr(track_checkpoints, "_fill", interrupted)
+    monkeypatch.setattr(checkpoints, "_fill", interrupted)
     with pytest.raises(KeyboardInterrupt), lent(adapter_for(model)) as load:
         load(other(model), 0)
     assert len(fills) == 3

@@ -1,7 +1,7 @@
 import pytest
 
 from param_features.measure import Example
-from param_features.views.report.labels import label_of, output_label, quoted, windows_with
+from param_features.measure.labels import label_of, output_label, quoted, windows_with
 
 
 def example(text: str, following: str | None = "x") -> Example:

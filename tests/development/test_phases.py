@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from param_features.development.track_phases import change_points, log_curve, noise_of
+from param_features.development.phases import change_points, log_curve, noise_of
 from param_features.errors import MissingExtraError, SettingError
 
 

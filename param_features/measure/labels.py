@@ -1,10 +1,9 @@
-"""Short automatic labels: what a feature's top examples share."""
+"""What tokens and top examples are called: short automatic labels, and what cannot be seen made visible."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from param_features.measure import Example
-from param_features.views.terminal import visible
+from param_features.measure.examples import Example
 
 _MOST, _MANY = 0.5, 0.25
 _LIFT = 3
@@ -63,6 +62,11 @@ def windows_with(rows: Sequence[Sequence[str]]) -> Callable[[str], float]:
     windows = [set(row[start : start + _BEFORE]) for row in rows for start in range(0, len(row), _BEFORE)]
     counts = Counter(token for window in windows for token in window)
     return lambda token: counts[token] / max(1, len(windows))
+
+
+def visible(token: str) -> str:
+    """The token with a sign in place of every character that cannot be seen, or that would command a terminal."""
+    return "".join(character if character.isprintable() else "⏎" if character == "\n" else "·" for character in token)
 
 
 def quoted(token: str) -> str:

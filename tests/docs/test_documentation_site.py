@@ -119,7 +119,7 @@ def test_no_page_names_a_folder_of_one_machine(path):
 @pytest.mark.slow
 def test_the_site_builds_and_asks_the_network_for_nothing(tmp_path):
     pytest.importorskip("mkdocs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     pages = {path: path.read_text() for path in tmp_path.glob("**/*.html")}

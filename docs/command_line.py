@@ -14,7 +14,19 @@ PAGE = Path(__file__).parent / "reference" / "api" / "command-line.md"
 HEAD = """# Command line
 
 `param-features COMMAND --help` prints the same. Tables go to the output stream, progress and notices to the error stream.
-An error is one line with status 2. Ctrl-C ends with status 130.
+An error is one line with status 2. Ctrl-C ends with status 130 and, during a fit, saves what is found so far.
+
+```sh
+param-features decompose --model ./stories260K --params model.layers.2.self_attn.k_proj.weight \\
+    --dataset tinystories_500.json --n-samples 8000 --steps 200 --out runs/x
+param-features report runs/x --model ./stories260K --out report.html
+param-features compare runs/x --model ./stories260K --sae runs/sae --dataset tinystories_500.json
+```
+
+`--model` is a folder of a Hugging Face model, its name on the hub, or `demo`. `--dataset` is a .txt, .md, .jsonl or .json file or a
+name on the hub. A text file has one text a line (`--sample-by paragraph`: blank lines divide them; `document`: the whole file is one).
+Each text is cut into full rows of `--n-ctx` tokens; `--pack` joins short ones. What exists here is never looked up on the hub, nor is
+what reads like a path; folders are read without network. Extra `hf` brings transformers and datasets.
 """
 
 

@@ -13,7 +13,7 @@ from param_features.sharing.text import visible
 if TYPE_CHECKING:
     from param_features.features.measuring import MeasuredFeatures
 
-_BEFORE, _LONGEST = 18, 20
+_LONGEST = 20
 _WIDTH = 118
 """Of the examples' part, in characters."""
 _BLUE, _GREY = "#2b6cb0", "#bbb"
@@ -90,34 +90,33 @@ def _draw_examples(axes: Any, examples: dict[int, list[Example]]) -> None:
 
 def _draw_tokens(axes: Any, example: Example, bound: float, x: float, y: float) -> None:
     """The tokens up to the activating one, as many as fit, and the next after an arrow; red is negative, blue positive."""
-    following = _shown(example.next_token) if example.next_token else "(end)"
-    room = _WIDTH - x - len(following) - 4
-    for index in _fitting(example, room):
+    style = {"family": "monospace", "fontsize": 8, "va": "center", "parse_math": False}
+    following = _shown(example.next_token).strip(" ") if example.next_token else "(end)"
+    for index in _fitting(example, _WIDTH - x - len(following) - 4):
         value = example.activations[index] / bound
         faded = 1 - 0.7 * abs(value)
         colour = (1, faded, faded) if value < 0 else (faded, faded, 1)
         edge = "black" if index == example.position else colour
         token = _shown(example.tokens[index])
-        box = {"boxstyle": "square,pad=0.15", "facecolor": colour, "edgecolor": edge, "linewidth": 0.8}
-        axes.text(x, y, token, family="monospace", fontsize=8, va="center", bbox=box, parse_math=False)
-        x += len(token) + 0.7
-    style = {"family": "monospace", "fontsize": 8, "va": "center", "color": "gray", "parse_math": False}
-    axes.text(x + 0.5, y, f"→ {following}", **style)
+        box = {"boxstyle": "square,pad=0.1", "facecolor": colour, "edgecolor": edge, "linewidth": 0.8}
+        word = token.strip(" ") or token
+        axes.text(x + token.index(word), y, word, bbox=box, **style)
+        x += len(token)
+    axes.text(x + 0.7, y, f"→ {following}", color="gray", **style)
 
 
 def _fitting(example: Example, room: float) -> range:
     """The positions that end with the activating one and whose tokens fit."""
-    start = example.position + 1
-    while start > max(0, example.position - _BEFORE):
-        room -= len(_shown(example.tokens[start - 1])) + 0.7
-        if room < 0 and start <= example.position:
-            break
+    start = example.position
+    room -= len(_shown(example.tokens[start]))
+    while start > 0 and room >= len(_shown(example.tokens[start - 1])):
         start -= 1
+        room -= len(_shown(example.tokens[start]))
     return range(start, example.position + 1)
 
 
 def _shown(token: str) -> str:
-    return visible(token.strip() or token, _LONGEST)
+    return visible(token, _LONGEST)
 
 
 def _draw_errors(axes: Any, metrics: Metrics) -> None:

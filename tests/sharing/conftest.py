@@ -49,7 +49,7 @@ def owner(hub, monkeypatch):
 
 NASTY = (
     "<script>alert(1)</script>", "`", "``````", "|", "\n```\n", "](javascript:alert(1))", "![x](http://x.example/x.png)",
-    "$\\frac{", "**", "<!--", "\u202e", "\u2028# heading", "\x00", "https://x.example", "&lt;", "\\", "</pre>", "漢" * 3,
+    "$\\frac{$", "**", "<!--", "\u202e", "\u2028# heading", "\x00", "https://x.example", "&lt;", "\\", "</pre>", "漢" * 3,
     "a" * 500, "\r\n---\r\n",
 )  # fmt: skip
 

@@ -99,6 +99,13 @@ def test_devices_are_not_opened_even_where_links_may_lead_anywhere(tmp_path, tar
         read_file(tmp_path / "a", HERE, within=tmp_path.__class__("/"), most=100)
 
 
+def test_a_pipe_is_not_even_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "a")
+    monkeypatch.setattr("param_features.files.os.open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(StoreError, match=NOT_PLAIN):
+        opened(tmp_path / "a", HERE)
+
+
 def test_links_in_a_circle_and_names_with_nul_are_refused(tmp_path):
     (tmp_path / "a").symlink_to("a")
     for path in (tmp_path / "a", tmp_path / "b\0c", tmp_path / "none"):

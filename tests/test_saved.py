@@ -121,19 +121,15 @@ def test_tokens_and_outputs_of_another_model_are_refused_on_binding(tmp_path):
         pf.load(tmp_path, model=model)
 
 
-def test_tokens_outside_the_vocabulary_are_refused_on_binding(tmp_path):
-    library = pytest.importorskip("transformers")
-    model = library.GPT2LMHeadModel(library.GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=11, n_positions=8)).eval()
-    rows = torch.randint(11, (20, 5), generator=torch.Generator().manual_seed(0))
-    name = "transformer.h.0.mlp.c_fc.weight"
-    pf.decompose(model, name, rows, n_features=2, l0=1, steps=2, progress=False).save_pretrained(tmp_path)
+def test_tokens_outside_the_vocabulary_are_refused_on_binding(tiny_features, tiny_hooked, tmp_path):
+    tiny_features.save_pretrained(tmp_path)
     tensors = load((tmp_path / "features.safetensors").read_bytes())
-    tensors["examples/args/0"][0, 0] = 11
+    tensors["examples/args/0"][0, 0] = 20
     files = {"features.safetensors": save(tensors), "config.json": (tmp_path / "config.json").read_bytes()}
     for file, data in READERS["features"].restamp(files).items():
         (tmp_path / file).write_bytes(data)
-    with pytest.raises(InputError, match=r"tokens\[0, 0\] is 11. The model's vocabulary has ids 0 to 10"):
-        pf.load(tmp_path, model=model)
+    with pytest.raises(InputError, match=r"tokens\[0, 0\] is 20. The model's vocabulary has ids 0 to 19"):
+        pf.load(tmp_path, model=tiny_hooked)
 
 
 SHARD = "train-00000.safetensors"

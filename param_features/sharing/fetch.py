@@ -5,8 +5,10 @@ from pathlib import Path
 
 from param_features.sharing.client import hub_errors, hub_library
 from param_features.sharing.places import HubPlace, features_place
+from param_features.store import CONFIG, TENSORS
 
-FILES = ("config.json", "features.safetensors")
+FILES = (CONFIG, TENSORS)
+"""The two files of saved features."""
 
 
 def located(where: str | PathLike, *, revision: str | None = None, token: str | bool | None = None) -> tuple[Path, Path]:

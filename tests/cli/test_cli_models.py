@@ -104,6 +104,31 @@ def test_broken_files_are_refused(folder, name, content, attempts):
     assert attempts == []
 
 
+class Harmful:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_code_and_pickles_in_a_folder_never_run(folder, tmp_path):
+    harm, config = tmp_path / "harm", json.loads((folder / "config.json").read_text())
+    (folder / "own.py").write_text(f"open({str(harm)!r}, 'w')")
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["own.Tokens", None]}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}))
+    with pytest.raises(SourceError, match="cannot be loaded as a language model"):
+        load_model(ModelSource(str(folder)))
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": Harmful(harm)}, folder / "pytorch_model.bin")
+    with pytest.raises(SourceError, match="cannot be loaded as a language model"):
+        load_model(ModelSource(str(folder)))
+    assert not harm.exists()
+
+
 def test_a_broken_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(SourceError, match="The folder .*: its tokenizer cannot be read"):

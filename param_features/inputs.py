@@ -206,22 +206,7 @@ def _read_mask(given: Any, found: ModelInputs) -> Tensor | None:
     return mask
 
 
-<<<<<<< HEAD
-def check_tokens(adapter: Adapter, found: ModelInputs) -> None:
-    """Refuse token ids that the model does not know, where the arguments are known to be tokens.
-
-    Raises:
-        InputError: An id lies outside the vocabulary, or a row is longer than the context.
-    """
-    named = [key for key in found.kwargs if key not in _NO_TOKENS]
-    if found.tokens is not None and ("input_ids" in named or len(found.args) + len(named) == 1):
-        _check_ids(adapter, found.tokens)
-
-
 def _check_ids(adapter: Adapter, tokens: Tensor, *, are_texts: bool = False) -> None:
-=======
-def _check_ids(adapter: Adapter, tokens: Tensor) -> None:
->>>>>>> reading
     low, high = int(tokens.min()), int(tokens.max())
     if adapter.d_vocab is not None and (low < 0 or high >= adapter.d_vocab):
         bad = low if low < 0 else high

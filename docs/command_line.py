@@ -23,10 +23,11 @@ param-features report runs/x --model ./stories260K --out report.html
 param-features compare runs/x --model ./stories260K --sae runs/sae --dataset tinystories_500.json
 ```
 
-`--model` is a folder of a Hugging Face model, its name on the hub, or `demo`. `--dataset` is a .txt, .md, .jsonl or .json file or a
-name on the hub. A text file has one text a line (`--sample-by paragraph`: blank lines divide them; `document`: the whole file is one).
-Each text is cut into full rows of `--n-ctx` tokens; `--pack` joins short ones. What exists here is never looked up on the hub, nor is
-what reads like a path; folders are read without network. Extra `hf` brings transformers and datasets.
+`--model` is a folder of a Hugging Face model, its name on the hub, or `demo`. `--dataset` is a .txt, .md, .jsonl or .json
+file or a name on the hub. A text file has one text a line (`--sample-by paragraph`: blank lines divide them; `document`:
+the whole file is one). Each text is cut into full rows of `--n-ctx` tokens; `--pack` joins short ones. What exists here is
+never looked up on the hub, nor is what reads like a path; folders are read without network. Extra `hf` brings transformers
+and datasets.
 """
 
 

@@ -139,7 +139,7 @@ MANIFESTS = (
     (lambda m: m.update(n_slots=0), r"says n_slots = 0"),
     (lambda m: m["recipe"].pop("seed"), r"in recipe lacks 'seed'"),
     (lambda m: m["recipe"].update(seed="0"), r"recipe.seed = '0'"),
-    (lambda m: m["recipe"].update(dtype="int4"), r"holds a recipe of which dtype='int4' is unknown"),
+    (lambda m: m["recipe"].update(dtype="int4"), r"recipe.dtype = 'int4'; accepted: 'float32', 'bfloat16'"),
     (lambda m: m["recipe"]["params"][OUT].update(shape=[3, 17]), r"stored = .*; accepted: the recipe's parameters"),
     (lambda m: m["stored"][OUT].update(format="sparse"), r"weight.format = 'sparse'; accepted: 'dense', 'factored'"),
     (lambda m: m["stored"][OUT].update(d_in=4), r"d_in = 4; accepted: null"),

@@ -13,7 +13,7 @@ from param_features.gradients.leading import leading_of_factored
 from param_features.gradients.shards import Stored
 from param_features.gradients.store import square_norm
 
-_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+STORED_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 _PIECE = 2**24
 """Numbers of the dense differences that exist at a time."""
 
@@ -57,21 +57,21 @@ class Compression:
         """Refuse settings out of range."""
         if self.rank is not None and self.rank < 1:
             raise SettingError(f"compress_rank={self.rank} must be at least 1, or None to keep gradients whole.")
-        if self.dtype not in _DTYPES:
+        if self.dtype not in STORED_DTYPES:
             raise SettingError(
-                f"dtype={self.dtype!r} is unknown. Accepted: {', '.join(map(repr, _DTYPES))}; nearest: "
-                f"{nearest(self.dtype, _DTYPES)}."
+                f"dtype={self.dtype!r} is unknown. Accepted: {', '.join(map(repr, STORED_DTYPES))}; nearest: "
+                f"{nearest(self.dtype, STORED_DTYPES)}."
             )
 
     @property
     def is_none(self) -> bool:
         """Whether gradients are stored as they are."""
-        return self.rank is None and _DTYPES[self.dtype] is None
+        return self.rank is None and STORED_DTYPES[self.dtype] is None
 
     def __str__(self) -> str:
         """As the store is printed."""
         parts = [] if self.rank is None else [f"to rank {self.rank}"]
-        parts += [] if _DTYPES[self.dtype] is None else [f"to {self.dtype}"]
+        parts += [] if STORED_DTYPES[self.dtype] is None else [f"to {self.dtype}"]
         return " and ".join(parts) or "none"
 
     def applied(self, gradients: Gradients) -> Gradients:
@@ -80,7 +80,7 @@ class Compression:
 
     def stored(self, gradients: Gradients) -> dict[str, Stored]:
         """How gradients like these lie in a shard once they are compressed."""
-        read_as = None if _DTYPES[self.dtype] is None else "F32"
+        read_as = None if STORED_DTYPES[self.dtype] is None else "F32"
         return {name: replace(Stored.like(kept), read_as=read_as) for name, kept in self.applied(gradients).items()}
 
     def _leading(self, gradient: Gradient) -> Gradient:
@@ -93,7 +93,7 @@ class Compression:
         return Factored(left.mT.contiguous(), right.mT.contiguous())
 
     def _cast(self, gradient: Gradient) -> Gradient:
-        dtype = _DTYPES[self.dtype]
+        dtype = STORED_DTYPES[self.dtype]
         return gradient.map(lambda tensor: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from param_features.checked_json import Format, shown
 from param_features.errors import SettingError, StoreError
-from param_features.factors.compression import Compression, Loss
+from param_features.factors.compression import STORED_DTYPES, Compression, Loss
 from param_features.factors.recipe import Recipe, settings_of
 from param_features.files import Origin, is_plain_name, read_file, write_whole
 from param_features.gradients.shards import Stored, checksum
@@ -258,11 +258,13 @@ def _check_recipe(recipe: Part) -> None:
             recipe.sha256(name)
     if not recipe.is_null("output"):
         recipe.text("output")
+    if "dtype" in recipe.body:
+        recipe.choice("dtype", STORED_DTYPES)
     try:
         Compression(recipe.body.get("compress_rank"), recipe.body.get("dtype", "float32"))
         settings_of(dict(recipe.body))
     except (SettingError, TypeError) as error:
-        recipe.origin.refuse(f"holds a recipe of which {error}", error)
+        recipe.origin.refuse(f"holds a recipe of which {str(error)[:400]}", error)
 
 
 def _read_kinds(part: Part, key: str) -> dict[str, Stored]:

@@ -77,11 +77,15 @@ def changed_record(name: str, file: str, change) -> dict:
     return READERS[name].restamp(files | {file: json.dumps(record).encode()})
 
 
-CONFIG = ("features", "config.json")
+CONFIG, MANIFEST = ("features", "config.json"), ("manifest", "manifest.json")
 
 
 def changed_metrics(**values) -> dict:
     return changed_record(*CONFIG, lambda record: record["metrics"].update(values))
+
+
+def a_long_dtype() -> dict:
+    return changed_record(*MANIFEST, lambda record: record["recipe"].update(dtype="x" * 30_000))
 
 
 def a_mask_of_three_axes() -> dict:
@@ -101,6 +105,7 @@ FOUND = {
     "a control of 0": ("features", changed_metrics(control_pca=0, reconstruction_error=None), "read"),
     "a mask of three axes": ("tied features", a_mask_of_three_axes(), "StoreError"),
     "huge effects": ("circuit", changed_record("circuit", "circuit.json", two_huge_effects), "read"),
+    "a dtype of many letters": ("manifest", a_long_dtype(), "StoreError"),
     "deep lists": ("data set", {"a.json": b"[" * 100_000}, "SourceError"),
     "long integers": ("data set", {"a.jsonl": b"9" * 5000}, "SourceError"),
     "half a pair": ("data set", {"a.json": b'["\\ud800"]'}, "SourceError"),

@@ -35,7 +35,7 @@ test-tl3: $(VENV)/.test
 		--cov=param_features --cov=adapters --cov-report=term:skip-covered --cov-fail-under=90
 
 test-tl4: $(VENV_TL4)/.test
-	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25 tests/adapters tests/test_padding.py tests/test_importing.py tests/test_real_models.py
+	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25 tests/adapters tests/golden tests/test_padding.py tests/test_importing.py tests/test_real_models.py
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .

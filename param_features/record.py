@@ -1,21 +1,17 @@
-"""What is saved of a fit: its parameters' records, tensors for safetensors and the rest for JSON."""
+"""Parts of saved files: the records of parameters, and the arguments of a model's call as named tensors."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from param_features.checked_json import shown
-from param_features.files import Origin
+from param_features.files.checked_json import shown
+from param_features.files.disk import Origin
+from param_features.files.schema import MOST_COUNT, Part
 from param_features.inputs import ModelInputs
 from param_features.params import Modes, ParamView, is_fold, modes_of
-from param_features.schema import MOST_COUNT, Part
-
-if TYPE_CHECKING:
-    from param_features.features.base import FittedFeatures
 
 _MOST_PLACES = 10_000
 
@@ -68,20 +64,6 @@ class ParamRecord:
         return math.prod(out), math.prod(into)
 
 
-def saved_tensors(features: "FittedFeatures") -> dict[str, Tensor]:
-    """Everything saved as tensors."""
-    tensors = {"references": features.references}
-    directions = {"v_out": features.v_out}
-    if features.v_in is not features.v_out:
-        directions["v_in"] = features.v_in
-    for title, rows in directions.items():
-        for name, (left, right) in rows.factors.items():
-            tensors |= {f"{title}/{name}/left": left, f"{title}/{name}/right": right}
-    if features.examples is not None and features.examples.is_all_tensors:
-        tensors |= input_tensors(features.examples, "examples")
-    return tensors
-
-
 def input_tensors(inputs: ModelInputs, title: str) -> dict[str, Tensor]:
     """The arguments that are tensors, by names that begin with `title`."""
     named = {f"args/{place}": value for place, value in enumerate(inputs.args)}
@@ -130,17 +112,3 @@ def _mask_problem(mask: Tensor | None, tokens: Tensor | None) -> str:
         return "the mask is not true or false for each token"
     n_runs = mask[:, :1].long().sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
     return "" if bool((n_runs == 1).all()) else "a row's real positions are not one run"
-
-
-def saved_record(features: "FittedFeatures") -> dict[str, Any]:
-    """Everything saved as JSON."""
-    return {
-        "params": {name: asdict(record) for name, record in features.params.items()},
-        "is_tied": features.v_in is features.v_out,
-        "threshold": features.threshold,
-        "n_rounds": features.encoder.n_rounds,
-        "divergence": features.divergence.name,
-        "reference": features.reference,
-        "metrics": dict(features.metrics),
-        "config": dict(features.config),
-    }

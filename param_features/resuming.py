@@ -16,7 +16,7 @@ from param_features.factors.compression import Compression
 from param_features.factors.harvesting import harvested
 from param_features.factors.opening import FactorStore
 from param_features.factors.recipe import Recipe, recipe_of, sum_of_data
-from param_features.files import alone_in
+from param_features.files.disk import alone_in
 from param_features.gradients import HarvestSettings, SampleGradients
 from param_features.processes import launched
 from param_features.request import Request

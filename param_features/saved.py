@@ -1,7 +1,7 @@
-"""What a folder of saved features says, checked against itself: a stranger's files may be whole and still say anything."""
+"""Saved features as they are written, and as they are read: a stranger's files may be whole and still say anything."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.checked_json import shown
 from param_features.directions import LowRank
 from param_features.divergence import REFERENCES
-from param_features.files import Origin
+from param_features.files.bundle import CONFIG, TENSORS, read_bundle, write_bundle
+from param_features.files.checked_json import shown
+from param_features.files.disk import Origin
+from param_features.files.schema import Part
 from param_features.inputs import ModelInputs
 from param_features.measure.metrics import ALWAYS, is_counted
-from param_features.record import ParamRecord, inputs_from
-from param_features.schema import Part
-from param_features.store import CONFIG, TENSORS, read_bundle
+from param_features.record import ParamRecord, input_tensors, inputs_from
 
 _HEAD = ("format", "format_version", "library_version")
 _FIELDS = ("params", "is_tied", "threshold", "divergence", "reference", "metrics", "config")
@@ -30,7 +30,7 @@ _OFF_UNIT = 1e-2
 
 @dataclass(frozen=True)
 class SavedFeatures:
-    """Everything in a folder of features; each field as `ParamFeatures` has it."""
+    """Everything in a folder of features, each field as `ParamFeatures` has it; the divergence by its name."""
 
     params: Mapping[str, ParamRecord]
     v_in: LowRank
@@ -43,6 +43,28 @@ class SavedFeatures:
     metrics: Mapping[str, float]
     config: Mapping[str, Any]
     examples: ModelInputs | None
+
+
+def write_saved(directory: str | PathLike, saved: SavedFeatures) -> None:
+    """Write a folder of features; see `write_bundle`. Examples that are no tensors are left out."""
+    is_tied = saved.v_in is saved.v_out
+    tensors = {"references": saved.references}
+    for title, rows in {"v_out": saved.v_out, **({} if is_tied else {"v_in": saved.v_in})}.items():
+        for name, (left, right) in rows.factors.items():
+            tensors |= {f"{title}/{name}/left": left, f"{title}/{name}/right": right}
+    if saved.examples is not None and saved.examples.is_all_tensors:
+        tensors |= input_tensors(saved.examples, "examples")
+    record = {
+        "params": {name: asdict(record) for name, record in saved.params.items()},
+        "is_tied": is_tied,
+        "threshold": saved.threshold,
+        "n_rounds": saved.n_rounds,
+        "divergence": saved.divergence,
+        "reference": saved.reference,
+        "metrics": dict(saved.metrics),
+        "config": dict(saved.config),
+    }
+    write_bundle(directory, tensors, record)
 
 
 def read_saved(directory: str | PathLike, *, within: Path | None = None) -> SavedFeatures:

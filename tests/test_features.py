@@ -146,12 +146,12 @@ def test_a_damaged_folder_is_refused(saved, name, damage, message):
 
 
 def test_an_interrupted_save_leaves_the_old_one(saved, tiny_features, untied, monkeypatch):
-    from param_features import files
+    from param_features.files import disk
 
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(disk.os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
         untied.save_pretrained(saved)
     monkeypatch.undo()

@@ -6,14 +6,14 @@ import os
 import pytest
 
 import param_features as pf
-from param_features.checked_json import Format, parse_json
 from param_features.decompose.checkpoint import read_newest
 from param_features.errors import StoreError
-from param_features.files import Origin, alone_in, fresh, is_plain_name, opened, read_file, unfinished, write_whole
+from param_features.files.bundle import read_bundle
+from param_features.files.checked_json import Format, parse_json
+from param_features.files.disk import Origin, alone_in, fresh, is_plain_name, opened, read_file, unfinished, write_whole
+from param_features.files.tensors import read_tensors
 from param_features.gradients.shards import Column, ShardWriter
 from param_features.params import default_fold, is_fold
-from param_features.store import read_bundle
-from param_features.tensor_file import read_tensors
 from tests.circuits_made import small_circuit
 from tests.fuzz.mutate import joined, parted
 from tests.fuzz.readers import GOLDEN, READERS, files_of, within
@@ -101,7 +101,7 @@ def test_devices_are_not_opened_even_where_links_may_lead_anywhere(tmp_path, tar
 
 def test_a_pipe_is_not_even_opened(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "a")
-    monkeypatch.setattr("param_features.files.os.open", lambda *_, **__: pytest.fail("it was opened"))
+    monkeypatch.setattr("param_features.files.disk.os.open", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(StoreError, match=NOT_PLAIN):
         opened(tmp_path / "a", HERE)
 

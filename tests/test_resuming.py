@@ -238,7 +238,7 @@ def full_disk_at(n_files: int):
         return sync(file)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("param_features.files.os.fsync", fsync)
+        patch.setattr("param_features.files.disk.os.fsync", fsync)
         yield
 
 

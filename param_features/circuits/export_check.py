@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from param_features.checked_json import shown
 from param_features.circuits.graph import Circuit, Kind
 from param_features.errors import ExportError, nearest
-from param_features.schema import is_count, is_number
+from param_features.files.checked_json import shown
+from param_features.files.schema import is_count, is_number
 
 KINDS: tuple[str, ...] = get_args(Kind)
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from param_features.checked_json import library_version
 from param_features.cli.bench import bench
 from param_features.cli.decompose import decompose
 from param_features.cli.demo import demo
@@ -14,6 +13,7 @@ from param_features.cli.listing import list_params
 from param_features.cli.pushing import push
 from param_features.cli.running import run
 from param_features.cli.viewing import compare, report
+from param_features.files.checked_json import library_version
 
 app = typer.Typer(
     no_args_is_help=True,

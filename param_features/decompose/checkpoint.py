@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from param_features.checked_json import Format, shown
 from param_features.errors import StoreError
-from param_features.files import Origin, read_file, write_whole
+from param_features.files.checked_json import Format, shown
+from param_features.files.disk import Origin, read_file, write_whole
+from param_features.files.schema import Part
+from param_features.files.tensors import read_tensors
 from param_features.record import ParamRecord
-from param_features.schema import Part
-from param_features.tensor_file import read_tensors
 
 State = dict[str, Tensor]
 """Tensors by name."""

@@ -24,7 +24,7 @@ from param_features.decompose.checkpoint import (
 from param_features.decompose.loop import Steps
 from param_features.errors import DiskFullError
 from param_features.factors.recipe import Recipe, refuse_differences
-from param_features.files import is_full, size_text
+from param_features.files.disk import is_full, size_text
 
 _SETTINGS = "fit."
 """Begins the names of the settings, which are each method's own."""

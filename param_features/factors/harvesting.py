@@ -35,7 +35,7 @@ from param_features.factors.manifest import (
 )
 from param_features.factors.opening import FactorStore
 from param_features.factors.recipe import Recipe, recipe_of, refuse_differences
-from param_features.files import alone_in, is_full, size_text, write_whole
+from param_features.files.disk import alone_in, is_full, size_text, write_whole
 from param_features.gradients import Gradients, Harvester, HarvestSettings, SamplePlan
 from param_features.gradients.shards import ShardWriter, Stored, checksum, columns_of, tensors_of
 from param_features.gradients.store import refuse_zero, storable

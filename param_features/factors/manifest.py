@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from param_features.checked_json import Format, shown
 from param_features.errors import SettingError, StoreError
 from param_features.factors.compression import STORED_DTYPES, Compression, Loss
 from param_features.factors.recipe import Recipe, settings_of
-from param_features.files import Origin, is_plain_name, read_file, write_whole
+from param_features.files.checked_json import Format, shown
+from param_features.files.disk import Origin, is_plain_name, read_file, write_whole
+from param_features.files.schema import Part, is_number
 from param_features.gradients.shards import Stored, checksum
 from param_features.record import ParamRecord
-from param_features.schema import Part, is_number
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.safetensors"

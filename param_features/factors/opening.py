@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from param_features.adapters import Adapter
-from param_features.checked_json import shown
 from param_features.divergence import read_divergence
 from param_features.errors import InputError, SampleCountError, SettingError, StoreError
 from param_features.factors.manifest import HELD_OUT, INPUTS, TRAIN, Manifest
 from param_features.factors.recipe import recipe_of, refuse_differences, settings_of
-from param_features.files import Origin, read_file
+from param_features.files.checked_json import shown
+from param_features.files.disk import Origin, read_file
+from param_features.files.tensors import read_tensors
 from param_features.gradients import DiskGradients, HarvestSettings, SamplePlan, inspect_output
 from param_features.gradients.shards import ShardFile, columns_of
 from param_features.inputs import ModelInputs, read_inputs
@@ -26,7 +27,6 @@ from param_features.pairs import PairInputs, as_pairs, check_pairs, read_pairs
 from param_features.params import ParamSubset
 from param_features.record import inputs_from
 from param_features.source import Source
-from param_features.tensor_file import read_tensors
 
 _KNOWN = ("plan/train", "plan/held_out", "reference")
 _THEN = "Call pf.harvest again with the same arguments: it makes what is damaged anew."

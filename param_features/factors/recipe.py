@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from param_features.adapters import Adapter
-from param_features.checked_json import shown
 from param_features.divergence import CustomDivergence
 from param_features.errors import StoreError
 from param_features.factors.compression import Compression
+from param_features.files.checked_json import shown
 from param_features.gradients import HarvestSettings
 from param_features.inputs import ModelInputs
 from param_features.offloaded import values_of

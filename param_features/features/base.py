@@ -18,8 +18,8 @@ from param_features.inputs import ModelInputs, read_inputs
 from param_features.measure import Metrics, activations
 from param_features.params import unfold_matrix
 from param_features.processes import launched
-from param_features.record import ParamRecord, saved_record, saved_tensors
-from param_features.store import write_bundle
+from param_features.record import ParamRecord
+from param_features.saved import SavedFeatures, write_saved
 
 Features = TypeVar("Features", bound="FittedFeatures")
 
@@ -107,7 +107,20 @@ class FittedFeatures:
         are left out. Of several processes that accelerate launched the main one writes.
         """
         if launched().is_main:
-            write_bundle(directory, saved_tensors(self), saved_record(self))
+            saved = SavedFeatures(
+                params=self.params,
+                v_in=self.v_in,
+                v_out=self.v_out,
+                threshold=self.threshold,
+                n_rounds=self.encoder.n_rounds,
+                divergence=self.divergence.name,
+                reference=self.reference,
+                references=self.references,
+                metrics=self.metrics,
+                config=self.config,
+                examples=self.examples,
+            )
+            write_saved(directory, saved)
 
     def bound_to(self: Features, engine: GradientEngine) -> Features:
         """The same features with a model, each factor on its parameter's device, parameters under that model's names."""

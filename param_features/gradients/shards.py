@@ -20,12 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from param_features.checked_json import shown
 from param_features.errors import StoreError
-from param_features.files import Origin, fresh, opened, sync_folder, unfinished
+from param_features.files.checked_json import shown
+from param_features.files.disk import Origin, fresh, opened, sync_folder, unfinished
+from param_features.files.schema import MOST_COUNT, Part, is_count
+from param_features.files.tensors import DTYPES, header_bytes, read_header
 from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed
-from param_features.schema import MOST_COUNT, Part, is_count
-from param_features.tensor_file import DTYPES, header_bytes, read_header
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -3,9 +3,9 @@
 from os import PathLike
 from pathlib import Path
 
+from param_features.files.bundle import CONFIG, TENSORS
 from param_features.sharing.client import hub_errors, hub_library
 from param_features.sharing.places import HubPlace, features_place
-from param_features.store import CONFIG, TENSORS
 
 FILES = (CONFIG, TENSORS)
 """The two files of saved features."""

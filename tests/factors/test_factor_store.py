@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import param_features as pf
 from param_features.errors import DiskFullError, InputError, NoGradientError, SampleCountError, SettingError, StoreError
-from param_features.files import Origin
+from param_features.files.disk import Origin
+from param_features.files.schema import Part
 from param_features.gradients import Dense, DiskGradients, Factored, GradientStore, Indexed, shards
 from param_features.gradients.shards import ShardFile, ShardWriter, Stored, checksum, columns_of, tensors_of
-from param_features.schema import Part
 from tests.kills import unbroken_and_killed
 
 W_K = "blocks.0.attn.W_K"

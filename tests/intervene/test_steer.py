@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from param_features.errors import FeatureCountError, NotBoundError, SettingError
-from param_features.store import read_bundle
+from param_features.files.bundle import read_bundle
 from tests.exits import EXITS, leave, leaving_by
 
 W_K = "blocks.0.attn.W_K"

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from param_features.checked_json import parse_json, shown
-from param_features.files import Origin
-from param_features.schema import is_count
+from param_features.files.checked_json import parse_json, shown
+from param_features.files.disk import Origin
+from param_features.files.schema import is_count
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from param_features.checked_json import shown
-from param_features.files import Origin
+from param_features.files.checked_json import shown
+from param_features.files.disk import Origin
 
 MOST_COUNT = 2**48
 """Of anything that is counted; products of a few stay within what a message and a float can hold."""

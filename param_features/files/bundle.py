@@ -10,10 +10,10 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from param_features.checked_json import MOST_BYTES, Format
 from param_features.errors import StoreError
-from param_features.files import Origin, read_file, write_whole
-from param_features.tensor_file import read_tensors
+from param_features.files.checked_json import MOST_BYTES, Format
+from param_features.files.disk import Origin, read_file, write_whole
+from param_features.files.tensors import read_tensors
 
 FORMAT = Format("param_features", "saved features", (1,), "config_sha256")
 TENSORS = "features.safetensors"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
-from param_features.files import Origin, size_text
+from param_features.files.disk import Origin, size_text
 
 MOST_BYTES = 2**26
 """Of one record."""

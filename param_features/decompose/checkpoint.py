@@ -49,6 +49,11 @@ class Resumable(Protocol):
         ...
 
     @property
+    def n_in_pass(self) -> int:
+        """What a pass over the data goes through: `order` holds numbers below it, each once at most."""
+        ...
+
+    @property
     def counters(self) -> Mapping[str, Tensor]:
         """Further tensors, which steps change in place."""
         ...
@@ -122,6 +127,10 @@ def _check_fits(trainer: Resumable, state: State) -> None:
             f"The checkpoint holds {_kinds(found)}, this fit {_kinds(expected)}: it was written by another version of this "
             f"library. Install that version. {_ANOTHER}"
         )
+    order = state["order"]
+    n, is_drawn = trainer.n_in_pass, order.dtype == torch.long and order.dim() == 1
+    if not is_drawn or len(order.unique()) != len(order) or not bool(((order >= 0) & (order < n)).all()):
+        raise StoreError(f"The checkpoint's order is not one of this fit's {n} samples: it was edited. {_ANOTHER}")
 
 
 def _is_adam(state: State, place: int, weight: Tensor) -> bool:

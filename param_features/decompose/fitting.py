@@ -155,6 +155,11 @@ class Trainer:
         return counts > 0, replace(seen, error=float(sums[0] / sums[1]))
 
     @property
+    def n_in_pass(self) -> int:
+        """Training samples."""
+        return self.store.n_samples
+
+    @property
     def counters(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside directions, optimiser and data."""
         return {"last_kept": self.last_kept, "errors": self.errors}
@@ -202,7 +207,7 @@ class Trainer:
     def _next_batch(self) -> Int[Tensor, " sample"]:
         size = min(self.settings.batch_size, self.store.n_samples)
         if len(self.order) < size:
-            self.order = torch.randperm(self.store.n_samples, generator=self.generator)
+            self.order = torch.randperm(self.n_in_pass, generator=self.generator)
         index, self.order = self.order[:size], self.order[size:]
         return index
 

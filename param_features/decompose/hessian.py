@@ -163,6 +163,11 @@ class HessianTrainer:
         return {"curvature": f"{seen[0]:.3g}", "interference": f"{seen[1]:.3g}"}
 
     @property
+    def n_in_pass(self) -> int:
+        """Rows of inputs."""
+        return len(self.inputs)
+
+    @property
     def counters(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside directions, optimiser and data: nothing."""
         return {}
@@ -176,7 +181,7 @@ class HessianTrainer:
         per_row = self.inputs.n_pos if self.engine.per_position else 1
         size = max(1, min(self.settings.batch_size // per_row, len(self.inputs)))
         if len(self.order) < size:
-            self.order = torch.randperm(len(self.inputs), generator=self.generator)
+            self.order = torch.randperm(self.n_in_pass, generator=self.generator)
         rows, self.order = self.order[:size], self.order[size:]
         return rows
 

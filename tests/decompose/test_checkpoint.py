@@ -150,6 +150,14 @@ def test_a_state_of_other_tensors_is_refused(store):
         restore(trainer(4), state_of(trainer(3)))
 
 
+@pytest.mark.parametrize("order", [[0, -1], [3, 3], [10**6], [[0], [1]], [0.0, 1.0]])
+def test_an_order_that_no_pass_over_the_samples_has_is_refused(store, order):
+    trainer = Trainer(store, 3, 1, 2.0, FitSettings(), torch.Generator().manual_seed(0))
+    with pytest.raises(StoreError, match=rf"order is not one of this fit's {store.n_samples} samples"):
+        restore(trainer, state_of(trainer) | {"order": torch.tensor(order)})
+    restore(trainer, state_of(trainer) | {"order": torch.tensor([2, 0])})
+
+
 def test_another_fit_is_refused_with_every_difference(store, begun):
     kept = begun.read_bytes()
     with pytest.raises(StoreError, match=r"is of another fit: fit.steps= 30, there 24; new= 1, there None\. Give the same"):

@@ -16,6 +16,19 @@ __all__ = ["chromium", "page", "traffic"]
 install_import_hook(["param_features"], "tests.checked")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Lines are not counted in slow tests, their fixtures included: counting takes a quarter of the time."""
+    counting = item.config.pluginmanager.getplugin("_cov") if item.get_closest_marker("slow") else None
+    if getattr(counting, "cov_controller", None) is None:
+        return (yield)
+    counting.cov_controller.pause()
+    try:
+        return (yield)
+    finally:
+        counting.cov_controller.resume()
+
+
 @pytest.fixture(autouse=True)
 def _checks():
     check_anew()

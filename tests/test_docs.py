@@ -10,6 +10,8 @@ from param_features.adapters import registry as adapters
 from param_features.gradients.rules import registry as rules
 from tests.saes import sae_library
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = [
     (f"{path.relative_to(ROOT)}:{number}", block)

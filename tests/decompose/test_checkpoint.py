@@ -236,6 +236,14 @@ def test_a_file_holds_tensors_and_json_alone(begun):
     assert {file.name for file in begun.parent.iterdir()} == {"fit.safetensors", "fit.before.safetensors"}
 
 
+@pytest.fixture
+def _ctrl_c():
+    """Python's own handler, which a background shell's children lack."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 def interrupting(step, n_times: int):
     """Ctrl-C within the eighth step, at its beginning; again at its end."""
 
@@ -250,6 +258,7 @@ def interrupting(step, n_times: int):
     return interrupted
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_ends_the_step_in_hand_and_keeps_a_checkpoint(store, unbroken, path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", interrupting(Trainer.step, 1))
@@ -258,6 +267,7 @@ def test_ctrl_c_ends_the_step_in_hand_and_keeps_a_checkpoint(store, unbroken, pa
     assert_same(fitted(store, path, every=1e6), unbroken)
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_a_second_ctrl_c_does_not_wait_and_leaves_the_checkpoint_before(store, unbroken, path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", interrupting(Trainer.step, 2))
@@ -266,6 +276,7 @@ def test_a_second_ctrl_c_does_not_wait_and_leaves_the_checkpoint_before(store, u
     assert_same(fitted(store, path), unbroken)
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_a_handler_of_the_users_own_is_left_alone_and_other_threads_have_none(store, unbroken, tmp_path):
     handler, found = signal.getsignal(signal.SIGINT), []
     signal.signal(signal.SIGINT, signal.SIG_IGN)

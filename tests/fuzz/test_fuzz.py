@@ -12,6 +12,8 @@ from tests.fuzz import command_line
 from tests.fuzz.mutate import joined, parted
 from tests.fuzz.readers import READERS
 
+pytestmark = pytest.mark.slow
+
 N_INPUTS = {"store": 60, "compressed store": 60}
 """Of each reader; `python -m benchmarks.fuzz` tries twenty thousand."""
 

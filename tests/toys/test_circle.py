@@ -9,6 +9,8 @@ from param_features import toys
 from param_features.errors import SettingError
 from param_features.toys.circle import concentration
 
+pytestmark = pytest.mark.slow
+
 
 def test_concentration_by_hand():
     angles = torch.arange(180) * (2 * math.pi / 180)

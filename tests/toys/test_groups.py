@@ -6,6 +6,8 @@ import torch
 from param_features import toys
 from param_features.errors import SettingError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def toy():

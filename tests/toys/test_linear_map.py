@@ -10,6 +10,8 @@ from param_features.errors import SettingError
 from param_features.toys.linear_map import r_squared
 from param_features.toys.planted_toy import probe_gradients, unit_directions
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def toy():

@@ -11,6 +11,8 @@ from param_features.errors import SettingError
 from param_features.measure.match import cosines
 from param_features.toys.relay import RELAY_OF_MARKER, WIRES
 
+pytestmark = pytest.mark.slow
+
 JOBS = range(5)
 LAYERS = ("encode.weight", "decode.weight")
 

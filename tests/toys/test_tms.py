@@ -9,6 +9,8 @@ from param_features import toys
 from param_features.errors import SettingError, ToyError
 from param_features.toys.tms import Tied, Untied
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"n_steps": 600, "n_inputs": 2000}
 
 

@@ -9,6 +9,8 @@ from param_features import toys
 from param_features.errors import SettingError, ToyError
 from param_features.toys.xor import CORNERS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def toy():

@@ -11,7 +11,7 @@ import param_features as pf
 from param_features.audit import Audit, AuditRow
 from param_features.errors import MissingExtraError
 from param_features.inputs import read_inputs
-from param_features.views.report import contents, write_report
+from param_features.views.report import contents, write, write_report
 from param_features.views.report.contents import audit_section
 from param_features.views.report.write import page_of
 
@@ -171,6 +171,7 @@ def test_data_cannot_end_their_script(found):
 
 def test_a_missing_plotly_is_named(found, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    write._plotly.cache_clear()
     with pytest.raises(MissingExtraError, match=r"pip install 'param_features\[plots\]'"):
         write_report(tmp_path / "report.html", "t", found)
     assert not list(tmp_path.iterdir())

@@ -15,18 +15,23 @@ __all__ = ["chromium", "page", "traffic"]
 
 install_import_hook(["param_features"], "tests.checked")
 
+_seen: set[str] = set()
+"""Tests of which a case has run in this process."""
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Lines are not counted in slow tests, their fixtures included: counting takes a quarter of the time."""
-    counting = item.config.pluginmanager.getplugin("_cov") if item.get_closest_marker("slow") else None
-    if getattr(counting, "cov_controller", None) is None:
+    """Count lines in the first case of each fast test alone, fixtures included: counting takes a quarter of the time."""
+    counting = getattr(item.config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+    test = item.nodeid.partition("[")[0]
+    if counting is None or not (item.get_closest_marker("slow") or test in _seen):
+        _seen.add(test)
         return (yield)
-    counting.cov_controller.pause()
+    counting.pause()
     try:
         return (yield)
     finally:
-        counting.cov_controller.resume()
+        counting.resume()
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,20 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def command(capsys):
+    """Run a command in this process: its status, output and errors."""
+    from param_features.cli.app import main
+
+    def run(*arguments, program=main):
+        with pytest.raises(SystemExit) as ended:
+            program([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny_hooked():
     """A random HookedTransformer in float64 whose LayerNorm weights are not 1."""

@@ -25,19 +25,6 @@ SMALL = ("--n-ctx", "8", "--n-features", "4", "--l0", "1.5", "--steps", "10", "-
 
 
 @pytest.fixture
-def command(capsys):
-    """Run a command in this process: its status, output and errors."""
-
-    def run(*arguments, program=main):
-        with pytest.raises(SystemExit) as ended:
-            program([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
 def decompose(model_folder, text_file):
     """Arguments of a small decomposition."""
     return ("decompose", "--model", model_folder, "--params", PARAM, "--dataset", text_file, *SMALL)

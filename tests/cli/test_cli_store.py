@@ -4,21 +4,9 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.cli.app import main
 
 PARAM = "transformer.h.1.attn.c_attn.weight[k]"
 FIT = ("--n-features", "4", "--l0", "1.5", "--steps", "10", "--seed", "3", "-q")
-
-
-@pytest.fixture
-def command(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
-
-    return run
 
 
 def test_a_store_gives_the_features_that_its_texts_give(command, model_folder, text_file, tmp_path):

@@ -7,26 +7,12 @@ import pytest
 
 import param_features as pf
 from param_features.cli import viewing
-from param_features.cli.app import main
 from param_features.cli.models import LoadedModel
 from tests.sharing.conftest import NastyTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # the client's own upload
 
 REPO = "somebody/features"
-
-
-@pytest.fixture
-def command(capsys):
-    """Run a command in this process: its status, output and errors."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

@@ -140,6 +140,11 @@ class Adapter(ABC):
         }
         return {name: real for name, real in names.items() if real is not None and name not in views}
 
+    def ties(self) -> dict[str, str]:
+        """Other names of weights that several layers share, mapped to the name under which they are listed."""
+        views = self.views()
+        return {name: real for name, real in self.aliases().items() if len(views[real].places) > 1}
+
     def attentions(self) -> dict[str, Attention]:
         """How the attention layers make their scores, by the layer's name; those alone of which it is known."""
         return {}

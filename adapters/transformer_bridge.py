@@ -68,15 +68,20 @@ class TransformerBridgeAdapter(LensAdapter):
         return {view.name: view for view in named}
 
     def aliases(self) -> dict[str, str]:
-        """`attn.W_K` for grouped-query `attn._W_K`; names of tied slots; the wrapped model's own names."""
+        """`attn.W_K` for grouped-query `attn._W_K`; names of tied slots, of `named_parameters()` and of `state_dict()`."""
         views = self.views()
-        of_place = {(id(owner), key): view.name for view in views.values() for owner, key in view.places}
-        found = {slot.name: of_place[place] for place, slot in self._slots().items() if place in of_place}
-        found |= {name.replace("attn._", "attn."): real for name, real in list(found.items())}
+        found = self._slot_names(views)
+        found |= {name.replace("attn._", "attn."): real for name, real in found.items()}
         of_stored = {id(view.stored): view.name for view in views.values()}
-        own = {name.replace(f"{_WRAPPED}.", ""): of_stored.get(id(p)) for name, p in self.model.named_parameters()}
+        own = {name: of_stored.get(id(parameter)) for name, parameter in self.model.named_parameters()}
+        own |= {name.replace(f"{_WRAPPED}.", ""): real for name, real in own.items()}
+        own |= {name: of_stored.get(id(tensor)) for name, tensor in self.model.state_dict(keep_vars=True).items()}
         found |= {name: real for name, real in own.items() if real is not None}
         return {name: real for name, real in found.items() if name not in views}
+
+    def ties(self) -> dict[str, str]:
+        """TransformerLens' own names alone."""
+        return {name: real for name, real in self._slot_names(self.views()).items() if name != real}
 
     def attentions(self) -> dict[str, Attention]:
         """Those of a known class; the bridge's own configuration leaves scale and rotation open."""
@@ -110,6 +115,11 @@ class TransformerBridgeAdapter(LensAdapter):
         pattern = rows_in if has_rows_in(view.owner) else linear
         sizes = (("o" if slot.kind != "heads in" else "i", self.model.cfg.d_head),) if "head" in pattern else ()
         return ParamView(slot.name, view.owner, view.attribute, fold, view.also_at, Layout(pattern, sizes))
+
+    def _slot_names(self, views: dict[str, ParamView]) -> dict[str, str]:
+        """TransformerLens' names, mapped to those of the views that hold the slots."""
+        of_place = {(id(owner), key): view.name for view in views.values() for owner, key in view.places}
+        return {slot.name: of_place[place] for place, slot in self._slots().items() if place in of_place}
 
     def _slots(self) -> dict[tuple[int, str], Slot]:
         """(id of the wrapped layer, attribute) to its slot, for every slot that this model has."""

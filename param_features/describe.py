@@ -109,7 +109,7 @@ def describe(model: Any, tokens: Any = None, *, inputs: Any = None) -> ModelDesc
         factored=tuple(name for name in views if name not in dense),
         dense=dense,
         parts=tuple(adapter.parts()),
-        tied={name: real for name, real in adapter.aliases().items() if len(views[real].places) > 1},
+        tied=adapter.ties(),
         is_checked=is_checked,
     )
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import param_features as pf
 from param_features.errors import AdapterError, ModelStateError
+from tests.adapters import zoo
 from tests.models import Classifier, Recurrent, hooked_transformer
 
 
@@ -64,6 +65,11 @@ def test_layers_share_a_line_and_tied_weights_are_named(tiny_hooked, tiny_tokens
     model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "lm_head": nn.Linear(3, 5)})
     model["lm_head"].weight = model["embed"].weight
     assert pf.describe(model).tied == {"lm_head.weight": "embed.weight"}
+
+
+def test_a_bridges_tied_weights_are_named_by_transformer_lens_alone():
+    pytest.importorskip("transformer_lens")
+    assert pf.describe(zoo.booted(zoo.hf_gpt2)).tied == {"unembed.W_U": "embed.W_E"}
 
 
 def test_folded_weights_are_said():

@@ -33,7 +33,7 @@ def attention_patterns(adapter: Adapter, inputs: ModelInputs) -> Patterns:
         AdapterError: The model shows no attention patterns.
     """
     found: Patterns = {}
-    points = {name: point for name, point in adapter.hook_points().items() if name.endswith(_HOOK)}
+    points = _pattern_points(adapter)
     with held_still(adapter.module), _eager(adapter.module), ExitStack() as hooks:
         for name, point in (points or _named(adapter.module)).items():
             keep = _keep(found, name.removesuffix(_HOOK), inputs, is_point=bool(points))
@@ -46,6 +46,15 @@ def attention_patterns(adapter: Adapter, inputs: ModelInputs) -> Patterns:
             "model into one of these."
         )
     return found
+
+
+def _pattern_points(adapter: Adapter) -> dict[str, nn.Module]:
+    """TransformerLens' hook points of patterns, each by its shortest name: a bridge's have several."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, point in adapter.hook_points().items():
+        if name.endswith(_HOOK):
+            names.setdefault(point, []).append(name)
+    return {min(said, key=len): point for point, said in names.items()}
 
 
 def _named(module: nn.Module) -> dict[str, nn.Module]:

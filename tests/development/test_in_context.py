@@ -73,6 +73,7 @@ def test_the_score_is_the_attention_to_what_followed_before(kind, rows):
             patterns = model(rows, output_attentions=True, use_cache=False).attentions
     torch.testing.assert_close(found.scores, scored_slowly(patterns, rows))
     assert len(found.layers) == 2 and found.n_places > 20
+    assert not is_lens or found.layers == ("blocks.0.attn", "blocks.1.attn")
     assert found.top(1)[0][2] == pytest.approx(float(found.scores.max()))
 
 
@@ -226,6 +227,23 @@ def test_a_bridges_checkpoints_and_files_are_read(tmp_path, rows):
     torch.testing.assert_close(found.losses[0], pf.token_losses(model, rows))
     assert not torch.allclose(found.losses[1], found.losses[0])
     assert float(found.explained[0]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("names", [lambda model: model.named_parameters(), lambda model: model.state_dict().items()])
+def test_a_bridges_weights_are_known_by_torchs_names(names, rows):
+    pytest.importorskip("transformer_lens")
+    model, name = zoo.native(), "blocks.1.attn.W_K"
+    features = pf.decompose(model, name, rows, n_features=3, n_samples=60, steps=2, progress=False)
+    state = {said: tensor.detach().clone() for said, tensor in names(model)}
+    path = pf.loss_trajectory(
+        model, {0: {said: 1.1 * tensor for said, tensor in state.items()}, 1: state}, rows, n_components=1
+    )
+    torch.testing.assert_close(path.losses[1], pf.token_losses(model, rows))
+    with features.steer({1: 0.5}):
+        stepped = {said: tensor.detach().clone() for said, tensor in names(model)}
+    change = features.coordinates(stepped, since=state)
+    assert change.norm == pytest.approx(0.5, rel=1e-6)
+    assert float(change.overlaps[1]) == pytest.approx(0.5, rel=1e-6)
 
 
 def test_checkpoints_that_cannot_be_compared_are_refused(tiny_hooked, tiny_tokens, path):

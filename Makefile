@@ -1,6 +1,6 @@
 # make demo: set up .venv, decompose one W_K of the embedded model, print features beside their controls, write a page.
 # make test: set up .venv (TransformerLens 3, sae-lens) and .venv-tl4 (TransformerLens 4), run all tests in the first and
-# those of the adapters in the second; less than 90 % of lines covered by the first is a failure.
+# in the second those of the adapters and the how-tos; less than 90 % of lines covered by the first is a failure.
 # make lint, make docs, make package: ruff and pyright; the site, warnings as errors; wheel and sdist built, installed into a
 # clean environment, the demo run from each. All reuse what is there. PYTHON=python3.12 chooses another interpreter (3.11
 # or newer).
@@ -16,6 +16,9 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # One process a core, each with one thread: the tensors of most tests are too small for more.
 PARALLEL = OMP_NUM_THREADS=1
+PROCESSES = --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25
+TESTS_TL4 = tests/adapters tests/golden tests/development/test_in_context.py tests/test_padding.py tests/test_importing.py \
+	tests/test_describe.py tests/test_real_models.py
 
 MAKEFLAGS += --jobs=2
 
@@ -31,11 +34,12 @@ test: test-tl3 $(VENV_TL4)/.test
 	$(MAKE) test-tl4
 
 test-tl3: $(VENV)/.test
-	$(PARALLEL) $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25 \
+	$(PARALLEL) $(VENV)/bin/python -m pytest $(PROCESSES) \
 		--cov=param_features --cov=adapters --cov-report=term:skip-covered --cov-fail-under=90
 
 test-tl4: $(VENV_TL4)/.test
-	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25 tests/adapters tests/golden tests/test_padding.py tests/test_importing.py tests/test_real_models.py
+	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest $(PROCESSES) $(TESTS_TL4)
+	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest $(PROCESSES) tests/test_docs.py -k "how-to or transformer-lens"
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .

@@ -1,4 +1,4 @@
-"""The main call on a real trained language model and real stories, as the documentation gives it."""
+"""The main call on a real trained language model and real stories, shorter than the documentation's."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def real(stories):
 @pytest.fixture(scope="module")
 def features(real):
     model, tokens = real
-    call = {"n_features": 100, "rank": 1, "l0": 5, "seed": 0, "n_samples": 24_000, "progress": False}
+    call = {"n_features": 100, "rank": 1, "l0": 5, "seed": 0, "n_samples": 12_000, "steps": 300, "progress": False}
     return pf.decompose(model, params="blocks.2.attn.W_K", tokens=tokens, **call)
 
 
@@ -40,7 +40,7 @@ def test_the_spoken_name_means_the_grouped_matrix(features, real):
 def test_features_fire_on_few_tokens_and_read_like_something(features):
     """A feature's ten strongest samples share their next token more often than ten random samples do."""
     repeats = []
-    for feature in range(features.n_features):
+    for feature in range(0, features.n_features, 4):
         following = [example.next_token for example in features.top_examples(feature, 10)]
         repeats.append(max(following.count(token) for token in following))
     generator = torch.Generator().manual_seed(0)

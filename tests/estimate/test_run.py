@@ -17,7 +17,7 @@ import json, resource, torch
 import param_features as pf
 torch.set_num_threads(1)
 model, tokens = pf.demo.load_model(), pf.demo.tokens(400)
-call = {"params": "blocks.2.mlp.W_in", "n_features": 60, "n_samples": 6000, "steps": 12}
+call = {"params": "blocks.2.mlp.W_in", "n_features": 60, "n_samples": 3000, "steps": 12}
 if WHAT == "estimate":
     told = pf.estimate(model, tokens=tokens, **call)
     print(json.dumps(told.total_peak_bytes))

@@ -67,7 +67,7 @@ def interactions(
 ) -> Interactions:
     """The feature interaction map: v_iᵀ ∇²m v_j at the model's weights, for every pair of features, for each prompt.
 
-    Cost: for each feature one forward and one backward pass in forward mode, for all prompts and all its pairs at once. The
+    Cost: for each feature one forward and two backward passes, for all prompts and all its pairs at once. The
     Hessian is never built. Memory: a graph of the model on all prompts.
 
     Args:

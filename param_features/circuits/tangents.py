@@ -1,9 +1,9 @@
-"""Forward mode through nodes: how one node's amount moves what the others read, and the slopes of the metric by them.
+"""How a step of one node's amount moves what the others read, and the slopes of the metric by them.
 
-One forward-mode pass for each node on top of what the clean passes left; no Hessian is ever built.
+A few passes for each node on top of what the clean passes left; no Hessian is ever built.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,31 +57,41 @@ def direct_flow(subject: Subject, clean: Slopes, amounts: Amounts) -> Flow:
 def slope_changes(subject: Subject, amounts: Amounts) -> ByGroup:
     """The derivative of every node's slope ∂m/∂α along a step of some nodes: Hessian times step, for each prompt.
 
-    Cost: a forward and a backward pass, both in forward mode.
+    By three backward passes rather than by forward mode, which the gradients of some activations (SiLU) lack. The last needs
+    no model: slopes u·∂m/∂α are linear in u, and so is their derivative along the step, whose slopes by u are what is asked.
+
+    Cost: a forward pass, and two backward passes of which the first keeps its graph.
     """
     seen: dict[Key, Seen] = {}
     probes: dict[Key, Tensor] = {}
     places = subject.places
+    step = torch.zeros((), dtype=torch.float64, requires_grad=True)
 
     def act(key: Key, source: Any, output: Tensor) -> Tensor:
         name = places[key[0]].name
         seen[key] = Seen(source, output)
         if name in amounts:
-            part = subject.part(key, seen[key], amounts[name]).to(output.dtype)
-            along = forward_ad.make_dual(part.new_zeros(()), part.new_ones(()))
-            output = output + along * part
-        probes[key] = torch.zeros_like(forward_ad.unpack_dual(output).primal, requires_grad=True)
+            part = subject.part(key, seen[key], amounts[name])
+            output = output + (step.to(part) * part).to(output.dtype)
+        probes[key] = torch.zeros_like(output, requires_grad=True)
         return output + probes[key]
 
-    with held_still(subject.adapter.module), _dual(subject, act):
+    with held_still(subject.adapter.module), _numbered(subject, act):
         values = subject.measured()
-        found = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True, materialize_grads=True)
-        read = subject.read(seen, dict(zip(probes, found, strict=True)))
-        changes = {name: tangent_of(part) for name, part in read.items()}
-    return {
-        name: (torch.zeros_like(read[name]) if change is None else change).detach().double().cpu()
-        for name, change in changes.items()
-    }
+        cotangents = _gradients(values.sum(), list(probes.values()))
+        read = subject.read(seen, dict(zip(probes, cotangents, strict=True)))
+        weights = [torch.zeros_like(part, requires_grad=True) for part in read.values()]
+        weighed = sum((weight * part).sum().double().cpu() for weight, part in zip(weights, read.values(), strict=True))
+        (along,) = _gradients(weighed, [step])
+        changes = _gradients(along, weights)
+    return {name: change.detach().double().cpu() for name, change in zip(read, changes, strict=True)}
+
+
+def _gradients(value: Any, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """With their graph; zeros where the value does not depend on a tensor."""
+    if not value.requires_grad:
+        return tuple(torch.zeros_like(tensor) for tensor in of)
+    return torch.autograd.grad(value, of, create_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def tangent_of(tensor: Tensor) -> Tensor | None:
@@ -92,12 +102,14 @@ def tangent_of(tensor: Tensor) -> Tensor | None:
 @contextmanager
 def _dual(subject: Subject, act: Any) -> Iterator[None]:
     """Run a block in forward mode with an `act` that knows each place's call."""
-    with (
-        forward_ad.dual_level(),
-        plain_kernels(),
-        copied_buffers(subject.adapter.module),
-        counted(subject.adapter) as number,
-    ):
+    with forward_ad.dual_level(), _numbered(subject, act):
+        yield
+
+
+@contextmanager
+def _numbered(subject: Subject, act: Any) -> Iterator[None]:
+    """Run a block, by kernels that can be differentiated again, with an `act` that knows each place's call."""
+    with plain_kernels(), copied_buffers(subject.adapter.module), counted(subject.adapter) as number:
 
         def numbered(place: Place, source: Any, output: Tensor) -> Tensor:
             return act((place, number(place)), source, output)

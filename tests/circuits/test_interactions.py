@@ -62,6 +62,21 @@ def test_queries_and_keys_of_one_layer_interact(attention, tiny_tokens):
     assert found.top(1, across=True)[0][0].startswith(("W_Q", "W_K"))
 
 
+def test_a_gated_mlp_whose_activation_has_no_second_derivative_in_forward_mode(tiny_tokens):
+    pytest.importorskip("transformers")
+    from tests.adapters import zoo
+
+    model, tokens = zoo.hf_llama(), tiny_tokens[:, :8]
+    model.set_attn_implementation("eager")  # double backward, with which it is compared, needs it
+    names = ("model.layers.0.mlp.gate_proj.weight", "model.layers.1.mlp.down_proj.weight")
+    both = {name: pf.decompose(model, name, tokens, **CALL) for name in names}
+    found = pf.interactions(both, tokens[:2], last)
+    for row in range(2):
+        expected = hessian(both, found.names, lambda row=row: last(model(tokens[[row]]).logits)[0])
+        torch.testing.assert_close(found.values[row], expected, rtol=0, atol=1e-8)
+    assert found.values[:, :3, 3:].abs().max() > 1e-6
+
+
 def test_a_module_of_vectors_and_squared_error():
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double()

@@ -73,8 +73,10 @@ def test_a_gated_mlp_whose_activation_has_no_second_derivative_in_forward_mode(t
     found = pf.interactions(both, tokens[:2], last)
     for row in range(2):
         expected = hessian(both, found.names, lambda row=row: last(model(tokens[[row]]).logits)[0])
-        torch.testing.assert_close(found.values[row], expected, rtol=0, atol=1e-8)
-    assert found.values[:, :3, 3:].abs().max() > 1e-6
+        torch.testing.assert_close(
+            found.values[row], expected, rtol=0, atol=1e-6
+        )  # eager attention has a softmax in float32
+    assert found.values[:, :3, 3:].abs().max() > 1e-3
 
 
 def test_a_module_of_vectors_and_squared_error():

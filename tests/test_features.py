@@ -1,14 +1,17 @@
 """`ParamFeatures`: directions, saving and loading, and what a saved folder refuses."""
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 
 import param_features as pf
-from param_features.errors import FeatureCountError, FingerprintError, SettingError, StoreError
+from param_features.errors import FeatureCountError, FingerprintError, SettingError, StoreError, UnknownParameterError
 from param_features.params import select
+from tests.adapters import zoo
 
 W_K = "blocks.0.attn.W_K"
 
@@ -34,6 +37,23 @@ def test_direction_has_the_parameters_shape_and_unit_norm(untied):
     found = untied.direction(3)
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {W_K: (2, 16, 8), "blocks.0.attn.b_K": (2, 8)}
     assert sum(float(tensor.square().sum()) for tensor in found.values()) == pytest.approx(1)
+
+
+def test_a_part_of_a_direction_has_every_name_that_the_parameter_has(tmp_path):
+    model = zoo.hooked_llama()
+    call = {"n_features": 3, "n_samples": 60, "steps": 2, "progress": False}
+    features = pf.decompose(model, "blocks.0.attn.W_K", torch.randint(20, (12, 8)), **call)
+    direction = features.direction(1)
+    assert list(direction) == ["blocks.0.attn._W_K"]
+    assert direction["blocks.0.attn.W_K"] is direction["blocks.0.attn._W_K"]
+    with pytest.raises(
+        UnknownParameterError, match=r"'blocks.0.attn.W_V' was not decomposed. These were: 'blocks.0.attn._W_K'"
+    ):
+        direction["blocks.0.attn.W_V"]
+    features.save_pretrained(tmp_path)
+    with pytest.raises(KeyError, match="was not decomposed"):
+        pf.load(tmp_path).direction(1)["blocks.0.attn.W_K"]
+    assert type(copy.copy(direction)) is type(pickle.loads(pickle.dumps(direction))) is dict
 
 
 def test_direction_is_v_out_in_the_parameters_own_layout(tiny_features):

@@ -34,7 +34,9 @@ def test_error_is_low_held_out_and_below_every_control(features):
 def test_the_spoken_name_means_the_grouped_matrix(features, real):
     model, _ = real
     assert list(features.params) == ["blocks.2.attn._W_K"]
-    assert features.direction(0)["blocks.2.attn._W_K"].shape == model.blocks[2].attn._W_K.shape
+    direction = features.direction(0)
+    assert direction["blocks.2.attn._W_K"].shape == model.blocks[2].attn._W_K.shape
+    assert direction["blocks.2.attn.W_K"] is direction["blocks.2.attn._W_K"]
 
 
 def test_features_fire_on_few_tokens_and_read_like_something(features):

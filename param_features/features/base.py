@@ -13,6 +13,7 @@ from param_features.decompose import LINEAR, Encoder
 from param_features.directions import LowRank
 from param_features.divergence import Divergence
 from param_features.errors import FeatureCountError, InputError, NotBoundError, SettingError
+from param_features.features.parts import Parts
 from param_features.gradients import GradientEngine
 from param_features.inputs import ModelInputs, read_inputs
 from param_features.measure import Metrics, activations
@@ -92,13 +93,18 @@ class FittedFeatures:
     def direction(self, feature: int) -> dict[str, Float[Tensor, "*shape"]]:
         """A feature's unit-norm direction as dense tensors of the parameters' shapes, by name; new tensors.
 
+        Of features with a model, `direction(k)[name]` takes every name of the parameter that `params=` takes.
+
         Raises:
             FeatureCountError: There is no such feature.
         """
         self.check_feature(feature)
         matrices = self.v_out.rows([feature]).materialize()
         records = self.params
-        return {name: unfold_matrix(matrix[0], records[name].fold, records[name].shape) for name, matrix in matrices.items()}
+        parts = (
+            (name, unfold_matrix(matrix[0], records[name].fold, records[name].shape)) for name, matrix in matrices.items()
+        )
+        return Parts(parts, lambda: {} if self.engine is None else self.engine.adapter.aliases())
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write `features.safetensors` and `config.json` into a directory: data only, no code.

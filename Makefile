@@ -17,8 +17,10 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # One process a core, each with one thread: the tensors of most tests are too small for more.
 PARALLEL = OMP_NUM_THREADS=1
 PROCESSES = --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25
+# Each block of the documentation runs once: the how-tos, but for sae-lens', with the TransformerLens that a newcomer gets.
+PAGES_TL4 = transformer-lens.md or (how-to and not sae)
 TESTS_TL4 = tests/adapters tests/golden tests/development/test_in_context.py tests/test_padding.py tests/test_importing.py \
-	tests/test_describe.py tests/test_real_models.py
+	tests/test_describe.py tests/test_docs.py tests/test_real_models.py
 
 MAKEFLAGS += --jobs=2
 
@@ -34,12 +36,12 @@ test: test-tl3 $(VENV_TL4)/.test
 	$(MAKE) test-tl4
 
 test-tl3: $(VENV)/.test
-	$(PARALLEL) $(VENV)/bin/python -m pytest $(PROCESSES) \
+	$(PARALLEL) $(VENV)/bin/python -m pytest $(PROCESSES) -k "not (test_block_runs and ($(PAGES_TL4)))" \
 		--cov=param_features --cov=adapters --cov-report=term:skip-covered --cov-fail-under=90
 
 test-tl4: $(VENV_TL4)/.test
-	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest $(PROCESSES) $(TESTS_TL4)
-	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest $(PROCESSES) tests/test_docs.py -k "how-to or transformer-lens"
+	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest $(PROCESSES) $(TESTS_TL4) \
+		-k "(not test_conformance or bridge) and (not test_block_runs or $(PAGES_TL4))"
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .

@@ -42,7 +42,7 @@ def test_too_few_rows_are_refused(bad):
 @pytest.mark.slow
 def test_features_tell_rules_that_random_directions_do_not():
     toy = toys.stories(n_rows=600)
-    scores = toy.score(toy.decompose(n_samples=6000, steps=400))
+    scores = toy.score(toy.decompose(n_samples=4000, steps=200))
     numbers = scores.numbers
     assert numbers["told"] >= 8
     assert numbers["told"] > numbers["told_random"]

@@ -85,7 +85,7 @@ def test_what_was_not_fitted_is_not_found(toy, fit):
 
 @pytest.mark.slow
 def test_forty_features_in_ten_hidden_units():
-    toy = toys.superposition(40, 10, n_inputs=8000)
+    toy = toys.superposition(40, 10, n_inputs=4000)
     scores = toy.score(toy.decompose(n_features=48))
     assert scores.n_covered >= 36
     assert scores.mmcs > 0.9

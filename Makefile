@@ -20,7 +20,7 @@ PROCESSES = --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25
 # Each block of the documentation runs once: the how-tos, but for sae-lens', with the TransformerLens that a newcomer gets.
 PAGES_TL4 = transformer-lens.md or (how-to and not sae)
 TESTS_TL4 = tests/adapters tests/golden tests/development/test_in_context.py tests/test_padding.py tests/test_importing.py \
-	tests/test_describe.py tests/test_docs.py tests/test_real_models.py
+	tests/run/test_description.py tests/test_docs.py tests/test_real_models.py
 
 MAKEFLAGS += --jobs=2
 

@@ -1,15 +1,16 @@
-"""How foreign models are read: one file per library, one registry, one interface.
+"""How foreign models are read: one file per library, each an `Adapter` of `param_features.params`.
 
 `adapter_for(model)` finds the adapter by the class names in the model's MRO, so no foreign library is imported here.
 """
 
-from param_features.adapters.base import Adapter
-from param_features.adapters.hooked_transformer import HookedTransformerAdapter
-from param_features.adapters.hugging_face import HuggingFaceAdapter
-from param_features.adapters.module import ModuleAdapter
-from param_features.adapters.registry import adapter_for, register_adapter
-from param_features.adapters.transformer_bridge import TransformerBridgeAdapter
-from param_features.adapters.wrappers import compiled_adapter, nnsight_adapter, parallel_adapter
+from param_features.params import Adapter, adapter_for, register_adapter
+
+from .hooked_transformer import HookedTransformerAdapter
+from .hugging_face import HuggingFaceAdapter
+from .module import ModuleAdapter
+from .sae_lens import SparseAutoencoder, read_sae, sae_lens_library
+from .transformer_bridge import TransformerBridgeAdapter
+from .wrappers import compiled_adapter, nnsight_adapter, parallel_adapter
 
 register_adapter("transformer_lens.HookedTransformer", HookedTransformerAdapter)
 register_adapter("transformer_lens.TransformerBridge", TransformerBridgeAdapter)
@@ -25,7 +26,10 @@ __all__ = [
     "HookedTransformerAdapter",
     "HuggingFaceAdapter",
     "ModuleAdapter",
+    "SparseAutoencoder",
     "TransformerBridgeAdapter",
     "adapter_for",
+    "read_sae",
     "register_adapter",
+    "sae_lens_library",
 ]

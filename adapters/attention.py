@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from param_features.attention import Attention, Rotary
+from param_features.params import Attention, Rotary
 
 
 def rotary_of_table(cosine: Tensor, sine: Tensor, *, is_adjacent: bool) -> Rotary:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from param_features.layout import Layout
+from param_features.params import Layout
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from param_features.adapters.attention import rotary_of_table
-from param_features.adapters.lens import LensAdapter
 from torch import Tensor, nn
 
-from param_features.attention import Attention
-from param_features.params import ParamView, Site, Tap, default_fold
+from param_features.params import Attention, ParamView, Site, Tap, default_fold
+
+from .attention import rotary_of_table
+from .lens import LensAdapter
 
 # Attribute of the parameter: einops pattern to [d_out, d_in]. TransformerLens multiplies from the left: W is [in, out].
 _FOLDS = {

@@ -4,15 +4,21 @@ import inspect
 from typing import Any
 
 from jaxtyping import Bool
-from param_features.adapters.base import is_padded_on_the_right
-from param_features.adapters.module import ModuleAdapter
 from torch import Tensor, nn
 
 from param_features.errors import AdapterError
+from param_features.params import is_padded_on_the_right
+
+from .module import ModuleAdapter
 
 
 class HuggingFaceAdapter(ModuleAdapter):
     """A `PreTrainedModel`: parameters by their own names, fused matrices in part, padding by `attention_mask`."""
+
+    @property
+    def is_wrapped_by_peft(self) -> bool:
+        """Yes."""
+        return True
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, without the cache for generation.

@@ -3,8 +3,9 @@
 from typing import Any
 
 from jaxtyping import Bool
-from param_features.adapters.base import Adapter, is_padded_on_the_right
 from torch import Tensor, nn
+
+from param_features.params import Adapter, is_padded_on_the_right
 
 
 class LensAdapter(Adapter):

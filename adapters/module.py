@@ -2,15 +2,12 @@
 
 from dataclasses import replace
 
-import torch
-from jaxtyping import Int
-from param_features.adapters.attention import attention_of
-from param_features.adapters.base import Adapter
-from param_features.adapters.fused import splits
-from torch import Tensor, nn
+from torch import nn
 
-from param_features.attention import Attention
-from param_features.params import ParamView, Site, Tap, default_fold, unfold_matrix
+from param_features.params import Adapter, Attention, ParamView, Site, Tap, default_fold, has_rows_in, rows_of_part
+
+from .attention import attention_of
+from .fused import splits
 
 _LOGIT_LAYERS = ("lm_head", "unembed", "logits", "classifier")
 
@@ -77,20 +74,6 @@ def layer_taps(view: ParamView) -> tuple[Tap, ...]:
     return tuple(
         Tap(layer_rule(owner), owner, key, Site(owner, 0), Site(owner, "output"), rows) for owner, key in view.places
     )
-
-
-def rows_of_part(view: ParamView) -> Int[Tensor, " d_out"]:
-    """Which rows of the whole matrix are the part's."""
-    whole = ParamView(view.name, view.owner, view.attribute, view.fold)
-    d_out, d_in = whole.matrix_shape
-    row = torch.arange(d_out, dtype=torch.float64).unsqueeze(1).expand(d_out, d_in)
-    return view.to_matrix(view.layout.read(unfold_matrix(row, view.fold, whole.shape)))[:, 0].long()
-
-
-def has_rows_in(owner: nn.Module) -> bool:
-    """Whether the layer stores its matrix [d_in, d_out]: tables read by index, and transformers' Conv1D."""
-    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(owner).__mro__}
-    return isinstance(owner, nn.Embedding) or "transformers.Conv1D" in names
 
 
 def layer_rule(owner: nn.Module) -> type | str:

@@ -21,7 +21,7 @@ _RESHAPING = ("reshape_fn_in", "reshape_fn_out", "d_head", "hook_z_reshaping_mod
 _WEBSITE = "https://neuronpedia.org"
 
 
-def sae_lens() -> Any:
+def sae_lens_library() -> Any:
     """The sae-lens library.
 
     Raises:
@@ -49,7 +49,7 @@ def _loaded(folder: "str | PathLike", device: torch.device | str) -> Any:
         AdapterError: It holds none that sae-lens can read.
         MissingExtraError: sae-lens is not installed.
     """
-    library = sae_lens()
+    library = sae_lens_library()
     try:
         return library.SAE.load_from_disk(folder, device=str(device))
     except Exception as error:  # whatever a broken folder makes sae-lens raise
@@ -72,7 +72,7 @@ def read_sae(given: Any, device: torch.device | str = "cpu") -> "SparseAutoencod
     if isinstance(given, str | PathLike):
         given = _loaded(given, device)
     elif isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, str) for part in given):
-        given = sae_lens().SAE.from_pretrained(*given, device=str(device))
+        given = sae_lens_library().SAE.from_pretrained(*given, device=str(device))
     if not is_sae(given):
         raise AdapterError(
             f"sae is a {type(given).__name__}. Give an SAE of sae-lens, a folder written by its save_model, or a pair "

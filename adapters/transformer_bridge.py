@@ -6,16 +6,16 @@ view of the Parameter that the wrapped layer holds.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from param_features.adapters.attention import attention_of
-from param_features.adapters.lens import LensAdapter
-from param_features.adapters.module import has_rows_in, layer_fold, layer_taps
+import torch
 from torch import nn
 
-from param_features.attention import Attention
-from param_features.layout import Layout
-from param_features.params import ParamView, Site, Tap
+from param_features.params import Attention, Layout, ParamView, Site, Tap, adapter_for, has_rows_in
+
+from .attention import attention_of
+from .lens import LensAdapter
+from .module import layer_fold, layer_taps
 
 _WRAPPED = "_original_component"
 # Kind of slot: patterns from what a linear layer stores, and from what transformers' Conv1D does, to TransformerLens'
@@ -45,6 +45,12 @@ class TransformerBridgeAdapter(LensAdapter):
     def fold(self, owner: nn.Module, attribute: str, n_dims: int) -> str:
         """Of a parameter without a TransformerLens name."""
         return layer_fold(owner, n_dims)
+
+    def peft_names(self) -> dict[nn.Module, str]:
+        """Names in the Hugging Face model that the bridge was booted from, of the layers that lie there unchanged."""
+        bridge: Any = self.module
+        is_raw = adapter_for(bridge.original_model).is_wrapped_by_peft and not bridge.compatibility_mode
+        return _names_on_disk(bridge.original_model) if is_raw else {}
 
     def taps(self, view: ParamView) -> tuple[Tap, ...]:
         """The input and output of the wrapped layers, or the bridge's own hook points where it computes a layer itself."""
@@ -156,7 +162,7 @@ class TransformerBridgeAdapter(LensAdapter):
             if {"q", "k", "v", "qkv"} <= set(component._modules):
                 found.add(id(_wrapped(component, "qkv")))
             if {"gate", "in", _WRAPPED} <= set(component._modules):
-                found.add(id(component._modules[_WRAPPED]._modules.get("gate_up_proj")))
+                found.add(id(component.get_submodule(_WRAPPED)._modules.get("gate_up_proj")))
         return found
 
 
@@ -197,3 +203,11 @@ def _wrapped(parent: nn.Module, child: str) -> nn.Module | None:
 def _n_dims(slot: Slot) -> int:
     """Axes of the stored parameter."""
     return 1 if slot.kind in ("vector", "head bias") else 2
+
+
+def _names_on_disk(original: nn.Module) -> dict[nn.Module, str]:
+    """Names in a model as transformers builds it, of those layers of a bridge's that lie there unchanged."""
+    with torch.device("meta"):
+        plain = dict(type(original)(original.config).named_modules())  # pyright: ignore[reportCallIssue]
+    named = ((name.replace("._original_component", ""), owner) for name, owner in original.named_modules())
+    return {owner: name for name, owner in named if name in plain and type(plain[name]) is type(owner)}

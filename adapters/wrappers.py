@@ -3,8 +3,7 @@
 from importlib.metadata import version
 from typing import Any
 
-from param_features.adapters.base import Adapter
-from param_features.adapters.registry import adapter_for
+from param_features.params import Adapter, adapter_for
 
 
 def nnsight_adapter(wrapped: Any) -> Adapter:

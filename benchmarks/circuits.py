@@ -22,8 +22,8 @@ from stories import stories_in
 from torch import Tensor
 
 import param_features as pf
+from benchmarks.toys.induction import draw_rows
 from param_features.circuits.effects import ablating, attribution, read_subject
-from param_features.toys.induction import draw_rows
 
 BLOCKS, KINDS = (1, 2, 3), ("attn.W_K", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out")
 HOOK = "blocks.2.hook_resid_post"

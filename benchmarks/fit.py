@@ -86,11 +86,9 @@ def model_and_tokens(shape: str, folder: Path | None) -> tuple:
 
 def harvest(shape: str, folder: str, out: str) -> None:
     """Save the gradients of every position for each subset, as the fit would hold them."""
-    from param_features.adapters import adapter_for
-
     from param_features.gradients import Harvester, HarvestSettings
-    from param_features.params import select
-    from param_features.source import read_source
+    from param_features.params import adapter_for, select
+    from param_features.problem import read_source
 
     model, tokens, block, subsets = model_and_tokens(shape, Path(folder) if folder != "-" else None)
     adapter = adapter_for(model)
@@ -107,7 +105,7 @@ def harvest(shape: str, folder: str, out: str) -> None:
 
 def read(case: Case):
     """The gradients of a case, scaled to a mean square norm of 1, and directions to start from."""
-    from param_features.decompose.l3d import renormalize
+    from param_features.fit.l3d import renormalize
     from param_features.gradients import square_norm
     from param_features.measure.controls import random_directions
 
@@ -166,7 +164,7 @@ class Direct:
 def fit_step(gradients, directions, l0: float, selection: Literal["top_k", "pursuit"]) -> Callable[[], object]:
     """A step of this library's fit; every batch is the same one."""
     from param_features import FitSettings
-    from param_features.decompose.fitting import Trainer
+    from param_features.fit.training import Trainer
     from param_features.gradients import GradientStore, square_norm
 
     store = GradientStore(N_SAMPLES, gradients)
@@ -226,7 +224,7 @@ def fits(case: Case, variant: str) -> bool:
 def check_losses(case: Case, variants: list[str]) -> None:
     """All variants with L3D's encoder see the same loss at the same directions."""
     from param_features import FitSettings
-    from param_features.decompose.l3d import l3d_loss
+    from param_features.fit.l3d import l3d_loss
     from param_features.gradients import square_norm
 
     gradients, directions = read(case)

@@ -22,7 +22,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import param_features as pf
-from param_features.decompose.fitting import Trainer
+from param_features.fit.training import Trainer
 from param_features.gradients import Factored, GradientStore
 from param_features.measure.controls import control_errors
 
@@ -205,9 +205,7 @@ def control_seconds(sizes: Sizes) -> float:
 
 def subset_of(layer: torch.nn.Module) -> object:
     """A layer's weight as the parameter subset, under the name that the gradients have."""
-    from param_features.adapters import adapter_for
-
-    from param_features.params import ParamSubset, select
+    from param_features.params import ParamSubset, adapter_for, select
 
     (view,) = select(adapter_for(layer).views(), "weight").views
     return ParamSubset((replace(view, name="w"),))

@@ -46,12 +46,10 @@ class Case:
     def __init__(self, shape: str, subset: str, real: Path) -> None:
         """Build the model and plan the harvest."""
         import torch
-        from param_features.adapters import adapter_for
 
-        from param_features.divergence import KL, Reference
         from param_features.gradients import Harvester, HarvestSettings, inspect_output, plan_engine
-        from param_features.inputs import read_inputs
-        from param_features.params import select
+        from param_features.params import adapter_for, select
+        from param_features.problem import KL, Reference, read_inputs
 
         torch.set_num_threads(1)
         self.shape, (self.model, self.tokens) = shape, real_model(real) if shape == "stories260K" else random_model(shape)
@@ -68,7 +66,7 @@ class Case:
         """Every position's reference, [row pos d_vocab], as the harvest draws them; the other ways get them for nothing."""
         import torch
 
-        from param_features.gradients.harvest import draw_positions
+        from param_features.gradients.harvester import draw_positions
 
         generator = torch.Generator().manual_seed(0)
         n_rows, n_pos = self.tokens.shape

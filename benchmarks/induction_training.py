@@ -18,19 +18,19 @@ from typing import Any
 
 import ruptures
 import torch
-from param_features.adapters import adapter_for
 from torch import Tensor
 
 import param_features as pf
+from benchmarks.toys.induction import Rows, draw_rows
 from param_features.development.checkpoints import lent
 from param_features.development.patterns import attention_patterns
-from param_features.inputs import ModelInputs
-from param_features.measure import activations
+from param_features.fit import activations
+from param_features.gradients import collect_references
 from param_features.measure.ranking import auroc
-from param_features.plot.figures import COLOURS
-from param_features.references import collect_references
+from param_features.params import adapter_for
+from param_features.plots.figures import COLOURS
+from param_features.problem import ModelInputs
 from param_features.toys.cache import Weights
-from param_features.toys.induction import Rows, draw_rows
 
 START = 48
 N_ROWS, N_FOLLOWED, AROUND, N_LISTED = 512, 256, 2, 5
@@ -149,7 +149,7 @@ def followed(features: pf.ParamFeatures, checkpoints: dict[int, Weights], rows: 
         Area under ROC of |activation| for `repeated`, of the feature that is best on one half of the rows, on the other;
         selectivity [checkpoint feature], mean |activation| where letters repeat over that elsewhere; mean |activation|.
     """
-    engine, inputs = features._bound("followed"), ModelInputs((rows.tokens[:N_FOLLOWED],), {})
+    engine, inputs = features.bound_engine("followed"), ModelInputs((rows.tokens[:N_FOLLOWED],), {})
     at = rows.repeated[:N_FOLLOWED]
     counted = (~rows.last & (rows.tokens != START))[:N_FOLLOWED]
     areas, selectivity, impact = [], [], []

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import param_features as pf
-from param_features import resuming
+from param_features.run import resuming
 
 N_STEPS, N_KILLS_EACH = 100, 10
 _SPANS = 0.1, 0.6

@@ -11,7 +11,7 @@ import torch
 from stories import stories_in
 
 import param_features as pf
-from param_features.measure.counterparts import correlation_table
+from param_features.measure.counterpart_pairs import correlation_table
 from param_features.measure.examples import shares
 from param_features.sae.sides import random_unit, sae_side
 from param_features.sae.site import activations_at
@@ -51,7 +51,7 @@ def print_strengths(features: pf.ParamFeatures, comparison: pf.Comparison, token
     sets = [features]
     for _ in range(2):
         drawn = random_unit(features.v_out, generator)
-        sets.append(replace(features, v_in=drawn, v_out=drawn))
+        sets.append(features.with_directions(drawn))
     acts = [each.activations(tokens).flatten(0, 1) for each in sets]
     strengths = {
         "share": shares,

@@ -13,12 +13,12 @@ from stories import stories_in
 from torch import Tensor
 
 import param_features as pf
-from param_features.directions import LowRank
-from param_features.inputs import ModelInputs
+from param_features.fit.formats import LowRank
 from param_features.intervene import deltas_of, weight_norm
 from param_features.measure import match_directions
 from param_features.measure.controls import random_like
 from param_features.measure.effects import read_effects
+from param_features.problem import ModelInputs
 
 N_HELD_OUT, STEPS = 200, (-0.1, -0.03, -0.01, 0.01, 0.03, 0.1)
 

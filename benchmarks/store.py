@@ -57,7 +57,7 @@ def one_way(path: Path, way: str) -> None:
     """One row of the table."""
     from safetensors import safe_open
 
-    from param_features.gradients.shards import ShardFile
+    from param_features.gradients.disk.shards import ShardFile
 
     generator = torch.Generator().manual_seed(0)
     file = safe_open(path, "pt")
@@ -108,8 +108,8 @@ def harvest(folder: Path, n_samples: int) -> None:
 def decompose(folder: Path, n_samples: int, steps: int, n_features: int) -> None:
     """From the store to saved features; prints each stage's CPU seconds and the peak so far."""
     import param_features as pf
-    from param_features import pipeline
     from param_features.measure import controls, metrics
+    from param_features.run import decomposition as pipeline
 
     stages = ((pf.FactorStore, "open"), (pipeline, "fit_l3d"), (metrics, "fit_error"))
     stages += ((controls, "principal_dictionary"), (controls, "dictionary_error"))
@@ -181,7 +181,7 @@ def million(folder: Path, n_samples: int = 1_000_000) -> None:
     with training windows: good for timing, not for scores.
     """
     import param_features as pf
-    from param_features.factors import harvesting
+    from param_features.gradients.disk import writing as harvesting
 
     clock: dict[str, float] = {}
     harvesting.checksum = clocked("checksum", harvesting.checksum, clock)

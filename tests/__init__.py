@@ -1,4 +1,4 @@
-"""The type checker that jaxtyping's import hook runs: beartype set up as in `param_features.typed`.
+"""The type checker that jaxtyping's import hook runs: beartype set up as in `param_features.machine.checked_calls`.
 
 It stands here too because the hook needs it before the package can be imported. Of every function the first calls of each
 test are checked: loops of a thousand steps, which would take twice their time, run on without.

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, replace
 
 import torch
-from param_features.adapters import adapter_for
 from torch import Tensor, nn
 
 from param_features.gradients import GradientEngine, Routes, inspect_output, plan_engine
-from param_features.inputs import ModelInputs, read_inputs
-from param_features.params import select
+from param_features.params import adapter_for, select
+from param_features.problem import ModelInputs, read_inputs
 
 
 @dataclass(frozen=True)

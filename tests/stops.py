@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from param_features.decompose.fitting import Trainer
-from param_features.gradients import shards
+from param_features.fit.training import Trainer
+from param_features.gradients.disk import shards
 
 STOPPED = RuntimeError("stopped here")
 

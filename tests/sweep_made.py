@@ -1,7 +1,7 @@
 """Rows of sweeps that were never run, for the rule and the picture."""
 
-from param_features.sweep import Sweep, SweepRow, SweepSettings
-from param_features.sweep.settings import Setting
+from param_features.run.sweeping import Sweep, SweepRow, SweepSettings
+from param_features.run.sweeping.settings import Setting
 
 
 def row(n_features=10, rank=1, l0=2.0, seed=0, *, error=0.3, pca=0.5, random=0.9, **changes) -> SweepRow:

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from param_features.adapters import registry as adapters
 
 from param_features.gradients.rules import registry as rules
+from param_features.params import registry as adapters
 from tests.saes import sae_library
 
 pytestmark = pytest.mark.slow

@@ -102,10 +102,8 @@ def test_the_name_adapters_stays_free_for_adapterhub():
 
 
 def test_the_subpackage_and_the_function_share_a_name_peacefully():
-    code = (
-        "import param_features as pf, param_features.decompose.l3d; print(callable(pf.decompose), pf.FitSettings.__module__)"
-    )
-    assert run(code) == "True param_features.decompose.settings"
+    code = "import param_features as pf, param_features.fit.l3d; print(callable(pf.decompose), pf.FitSettings.__module__)"
+    assert run(code) == "True param_features.fit.settings"
 
 
 @pytest.mark.parametrize("name", ["decompose", "list_params", "load", "demo", "ParamFeatures", "HarvestSettings"])
@@ -119,6 +117,5 @@ def test_public_names_are_there(name):
 def test_nnsight_may_be_imported_first():
     pytest.importorskip("nnsight")
     assert (
-        run("import nnsight, param_features; print((1).save is not None, param_features.decompose.__name__)")
-        == "True decompose"
+        run("import nnsight, param_features; print((1).save is not None, param_features.fit.__name__)") == "True decompose"
     )

@@ -107,7 +107,7 @@ def test_features_of_either_side_have_the_same_gradients_to_find(name, monkeypat
         rows, found = training_rows(), []
         wanted = torch.tensor([[len(row) // 2 + (offset - len(row) if offset else 0)] for row in rows])
         monkeypatch.setattr(
-            "param_features.gradients.harvest.draw_positions",
+            "param_features.gradients.harvester.draw_positions",
             lambda inputs, n_slots, generator, w=wanted, r=rows: w[[r.index(row) for row in inputs.token_rows]],
         )
         store = Harvester.store

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from param_features.adapters import TransformerBridgeAdapter, adapter_for
+from param_features.adapters import TransformerBridgeAdapter
 
 import param_features as pf
+from param_features.params import adapter_for
 
 pytestmark = [
     pytest.mark.real,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.decompose.fitting import Trainer
+from param_features.fit.training import Trainer
 from param_features.gradients import GradientStore
 
 QUICK = {"n_features": 6, "l0": 2, "steps": 20, "progress": False}

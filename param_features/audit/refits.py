@@ -5,18 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from param_features.adapters import adapter_for
-from param_features.decompose import FitSettings, HessianSettings
-from param_features.divergence import KL, CustomDivergence
 from param_features.errors import SettingError
-from param_features.features import ParamFeatures
+from param_features.fit import FitSettings, HessianSettings
+from param_features.fitted import Fitted
 from param_features.gradients import HarvestSettings
 from param_features.intervene import copied
 from param_features.measure import MeasureSettings
-from param_features.params import all_parameters
+from param_features.params import adapter_for, all_parameters
+from param_features.problem import KL, CustomDivergence
 
 
-def refitted(features: ParamFeatures, tokens: Any, inputs: Any, *, model: Any = None, seed: int) -> ParamFeatures:
+def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, seed: int) -> Fitted:
     """The same decomposition of the same parameters with another seed, of the features' own model or another.
 
     Cost: that of the first `decompose`.
@@ -24,7 +23,7 @@ def refitted(features: ParamFeatures, tokens: Any, inputs: Any, *, model: Any = 
     Raises:
         SettingError: The features were fitted with `output=`, a divergence of the user's own, pairs or a background.
     """
-    from param_features.pipeline import decompose  # the pipeline makes features, on which audits stand
+    from param_features.run import decompose  # the pipeline makes features, on which audits stand
 
     check_refit(features, "Fit a second set yourself and pass it as second=.")
     config = features.config
@@ -33,7 +32,7 @@ def refitted(features: ParamFeatures, tokens: Any, inputs: Any, *, model: Any = 
         reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
     kind = HessianSettings if config["method"] == "hessian" else FitSettings
     return decompose(
-        features._bound("audit").adapter.model if model is None else model,
+        features.bound_engine("audit").adapter.model if model is None else model,
         list(features.params),
         tokens,
         inputs=inputs,
@@ -48,7 +47,7 @@ def refitted(features: ParamFeatures, tokens: Any, inputs: Any, *, model: Any = 
     )
 
 
-def check_refit(features: ParamFeatures, advice: str) -> None:
+def check_refit(features: Fitted, advice: str) -> None:
     """Refuse features whose decomposition cannot be made again from what they hold.
 
     Args:

@@ -4,27 +4,27 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from param_features.audit.deletion import deletion
+from param_features.audit.deletions import deletion
 from param_features.audit.settings import AuditSettings
 from param_features.audit.stepping import linearity, signs, specificity, take_steps
-from param_features.audit.subject import Subject, subject
+from param_features.audit.subjects import Subject, subject
 from param_features.audit.table import Audit, AuditRow
 from param_features.audit.together import additivity, adversary
-from param_features.features import ParamFeatures
-from param_features.inputs import ModelInputs
-from param_features.pairing import match
+from param_features.fitted import Fitted
+from param_features.measure import match
+from param_features.problem import ModelInputs
 
 _NOT_UNTRAINED = ("deletion", "adversary", "stability")
 """Rows whose controls are their own."""
 
 
 def run_audit(
-    features: ParamFeatures,
+    features: Fitted,
     inputs: ModelInputs,
     settings: AuditSettings,
     *,
-    second: ParamFeatures | None,
-    untrained: ParamFeatures | None,
+    second: Fitted | None,
+    untrained: Fitted | None,
 ) -> Audit:
     """Measure every row, those of an untrained model's features beside them.
 
@@ -57,7 +57,7 @@ def _rows(audited: Subject, settings: AuditSettings) -> tuple[list[AuditRow], di
     return [*specific, signs(audited, steps, settings), linear, *rest], curves | more
 
 
-def _stability(features: ParamFeatures, second: ParamFeatures | None, settings: AuditSettings) -> AuditRow:
+def _stability(features: Fitted, second: Fitted | None, settings: AuditSettings) -> AuditRow:
     meaning = "mean |cosine| with the features of a second fit, matched one to one"
     if second is None:
         return AuditRow("stability", None, {}, settings.least_agreement, True, f"{meaning}; give refit= or second=")

@@ -7,12 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from param_features.audit.settings import AuditSettings
-from param_features.audit.subject import Subject
+from param_features.audit.subjects import Subject
 from param_features.audit.table import AuditRow
-from param_features.divergence import CustomDivergence
 from param_features.intervene import deltas_of
-from param_features.measure.effects import distance, mean_value, read_effects
-from param_features.measure.ranking import auroc
+from param_features.measure import auroc, distance, mean_value, read_effects
+from param_features.problem import CustomDivergence
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,13 @@ from torch import Tensor
 
 from param_features.audit.settings import AuditSettings
 from param_features.audit.stepping import Steps, reader
-from param_features.audit.subject import Subject
+from param_features.audit.subjects import Subject
 from param_features.audit.table import AuditRow
-from param_features.directions import LowRank
-from param_features.gradients import held_still
-from param_features.inputs import ModelInputs
-from param_features.intervene import deltas_of
-from param_features.intervene.combine import combined, moved
-from param_features.measure.controls import random_like
-from param_features.measure.effects import distance, outputs_of, read_effects
+from param_features.fit.formats import LowRank
+from param_features.intervene import combined, deltas_of, moved
+from param_features.measure import distance, outputs_of, random_like, read_effects
+from param_features.params import held_still
+from param_features.problem import ModelInputs
 
 _ROWS = 16
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from param_features.changes.weights import Matrices, chosen_matrices
 from param_features.errors import InputError
 from param_features.gradients import GradientEngine
-from param_features.intervene.lora import CONFIG, peft
+from param_features.intervene import CONFIG, peft
 
 
 def is_lora(given: Any) -> bool:

@@ -11,7 +11,7 @@ from param_features.circuits.baselines import ABLATIONS, Mean, Resample, Zero, o
 from param_features.circuits.passes import Subject, real_positions
 from param_features.circuits.places import mean_parts
 from param_features.errors import InputError, SettingError, nearest
-from param_features.inputs import ModelInputs
+from param_features.problem import ModelInputs
 
 
 def with_ablation(

@@ -14,7 +14,7 @@ from param_features.circuits.metric import read_metric
 from param_features.circuits.passes import Subject, in_order
 from param_features.circuits.reading import read_groups
 from param_features.errors import SettingError, nearest
-from param_features.inputs import ModelInputs, read_inputs
+from param_features.problem import ModelInputs, read_inputs
 
 METHODS = ("attribution", "integrated", "exact")
 """The estimates by name."""
@@ -137,7 +137,7 @@ def indirect_effects(
 def read_subject(features: Any, prompts: Any, inputs: Any, metric: Any, saes: Any) -> Subject:
     """The model on the prompts with its nodes, nothing ablated yet."""
     groups = read_groups(features, saes)
-    adapter = next(group.features for group in groups if isinstance(group, WeightGroup))._bound("circuit").adapter
+    adapter = next(group.features for group in groups if isinstance(group, WeightGroup)).bound_engine("circuit").adapter
     found = read_inputs(adapter, prompts, inputs)
     return in_order(Subject(adapter, groups, found, read_metric(metric)))
 

@@ -10,9 +10,8 @@ from param_features.circuits.graph import NodeExample
 from param_features.circuits.groups import Group, WeightGroup
 from param_features.circuits.passes import Subject, real_positions
 from param_features.circuits.places import SaePlace
-from param_features.inputs import ModelInputs
-from param_features.measure import Example, top_examples
-from param_features.measure.labels import label_of, windows_with
+from param_features.measure import Example, examples_of, label_of, top_examples, windows_with
+from param_features.problem import ModelInputs
 
 _LABELLED, _AROUND = 10, 12
 
@@ -30,8 +29,8 @@ def described(subject: Subject, group: Group, numbers: Sequence[int], n: int) ->
     if isinstance(group, WeightGroup):
         if group.features.examples is None or group.features.examples.tokens is None:
             return [("", ())] * len(numbers)
-        found = [group.features.top_examples(k, max(n, _LABELLED)) for k in numbers]
-        rows = [group.features._bound("circuit").adapter.to_strings(row) for row in group.features.examples.token_rows]
+        found = [examples_of(group.features, k, max(n, _LABELLED), group.features.examples) for k in numbers]
+        rows = [group.features.bound_engine("circuit").adapter.to_strings(row) for row in group.features.examples.token_rows]
     else:
         acts = _sae_activations(subject, group)
         rows = [subject.adapter.to_strings(row) for row in subject.inputs.token_rows]

@@ -10,8 +10,7 @@ from typing import Any
 
 from param_features.circuits.export_check import check, problems
 from param_features.circuits.graph import Circuit, Edge, Node, NodeExample
-from param_features.files.checked_json import MOST_BYTES, Format
-from param_features.files.disk import Origin, read_file, write_whole
+from param_features.files import MOST_BYTES, Format, Origin, read_file, write_whole
 
 _HEAD = ("format", "format_version", "library_version")
 FORMAT = Format("param_features circuit", "a circuit", (1,), "sha256", unsummed=_HEAD)

@@ -7,8 +7,7 @@ from typing import Any, get_args
 
 from param_features.circuits.graph import Circuit, Kind
 from param_features.errors import ExportError, nearest
-from param_features.files.checked_json import shown
-from param_features.files.schema import is_count, is_number
+from param_features.files import is_count, is_number, shown
 
 KINDS: tuple[str, ...] = get_args(Kind)
 

@@ -9,9 +9,9 @@ from typing import Any
 from param_features.circuits.export import write_json
 from param_features.circuits.export_check import check
 from param_features.circuits.graph import Circuit, Node
-from param_features.circuits.table import ranked
+from param_features.circuits.tables import ranked
 from param_features.errors import ExportError, SettingError
-from param_features.files.checked_json import library_version
+from param_features.files import library_version
 
 SCHEMA_VERSION = 1
 """Features are numbered by pairs of layer and number."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
     from param_features.circuits.shift import Shift
-    from param_features.views.circuit import CircuitView
+    from param_features.circuits.view import CircuitView
 
 Kind = Literal["parameter", "sae", "error", "output"]
 
@@ -162,13 +162,13 @@ class Circuit:
 
     def __repr__(self) -> str:
         """The metric, counts, scores beside their controls, groups, and the strongest nodes."""
-        from param_features.circuits.table import summary
+        from param_features.circuits.tables import summary
 
         return summary(self)
 
     def table(self, n: int | None = None) -> str:
         """A line for each of the `n` strongest nodes: name, kind, effect and its spread over prompts, label, an example."""
-        from param_features.circuits.table import table
+        from param_features.circuits.tables import table
 
         return table(self, n)
 
@@ -182,7 +182,7 @@ class Circuit:
         Raises:
             NonFiniteError: A strength is NaN or infinite.
         """
-        from param_features.views.circuit import circuit_view
+        from param_features.circuits.view import circuit_view
 
         return circuit_view(self, n, n_examples=n_examples)
 

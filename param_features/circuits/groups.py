@@ -11,7 +11,7 @@ from torch import Tensor
 
 from param_features.circuits.graph import Kind
 from param_features.circuits.places import Place
-from param_features.features import ParamFeatures
+from param_features.fitted import Fitted
 
 _RIDGE = 0.1
 """λ beside unit norms."""
@@ -77,7 +77,7 @@ class WeightGroup(Group):
         overlaps: ⟨W, v_k⟩.
     """
 
-    features: ParamFeatures
+    features: Fitted
     gram: Float[Tensor, "feature feature"]
     overlaps: Float[Tensor, " feature"]
     kind: ClassVar[Kind] = "parameter"

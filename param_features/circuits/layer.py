@@ -2,12 +2,12 @@
 
 import re
 
-from param_features.attention import Attention
 from param_features.errors import AdapterError, FeatureMismatchError, SettingError, UnknownParameterError
-from param_features.features import ParamFeatures
+from param_features.fitted import Fitted
+from param_features.params import Attention
 
 
-def shared_layer(features_q: ParamFeatures, features_k: ParamFeatures, layer: int | str | None) -> tuple[str, Attention]:
+def shared_layer(features_q: Fitted, features_k: Fitted, layer: int | str | None) -> tuple[str, Attention]:
     """The layer whose query matrix the first set holds and whose key matrix the second, with its name.
 
     Raises:
@@ -31,7 +31,7 @@ def shared_layer(features_q: ParamFeatures, features_k: ParamFeatures, layer: in
     return next(iter(chosen.items()))
 
 
-def _known(features_q: ParamFeatures, features_k: ParamFeatures) -> dict[str, Attention]:
+def _known(features_q: Fitted, features_k: Fitted) -> dict[str, Attention]:
     """Layers of the model whose scores are known, by name."""
     engines = [features.engine for features in (features_q, features_k) if features.engine is not None]
     if not engines:

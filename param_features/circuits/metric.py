@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.adapters import Adapter
 from param_features.errors import InputError, NonFiniteError, OutputError, SettingError
-from param_features.inputs import ModelInputs
+from param_features.params import Adapter
+from param_features.problem import ModelInputs
 
 Values = Callable[[Tensor], Float[Tensor, " row"]]
 """The model's output to one number for each row."""

@@ -15,14 +15,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from param_features.adapters import Adapter
 from param_features.circuits.baselines import Baseline, Zero
 from param_features.circuits.groups import Group
 from param_features.circuits.metric import Metric, checked
 from param_features.circuits.places import Place, acting
 from param_features.errors import AdapterError
-from param_features.gradients import held_still
-from param_features.inputs import ModelInputs
+from param_features.params import Adapter, held_still
+from param_features.problem import ModelInputs
 
 ByGroup = dict[str, Tensor]
 """[row node] by group, each with nodes of its own."""

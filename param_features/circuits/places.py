@@ -14,14 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from param_features.adapters.sae_lens import SparseAutoencoder
-from param_features.gradients import at_least_float32
-from param_features.gradients.engine import by_row
+from param_features.adapters import SparseAutoencoder
+from param_features.gradients import Gradient, at_least_float32, by_row
 from param_features.gradients.rules import required_rule
-from param_features.gradients.types import Gradient
-from param_features.intervene.positions import acting_at
+from param_features.intervene import acting_at
 from param_features.params import Tap
-from param_features.sae.site import first_tensor, with_first
+from param_features.sae import first_tensor, with_first
 
 Factors = tuple[Tensor, Tensor]
 """(left [node d_out rank], right [node d_in rank])."""

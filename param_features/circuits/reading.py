@@ -7,17 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.adapters.sae_lens import read_sae
+from param_features.adapters import read_sae
 from param_features.circuits.groups import Group, SaeGroup, WeightGroup
 from param_features.circuits.places import Factors, SaePlace, WeightPlace
 from param_features.errors import FeatureMismatchError, SettingError
-from param_features.features import ParamFeatures
-from param_features.intervene.positions import check_rules
-from param_features.intervene.span import outside_span, weight_overlaps
-from param_features.sae.site import find_place
+from param_features.fitted import Fitted
+from param_features.intervene import check_rules, outside_span, weight_overlaps
+from param_features.sae import find_place
 
 
-def weight_group(features: ParamFeatures, name: str, *, has_error: bool = True) -> WeightGroup:
+def weight_group(features: Fitted, name: str, *, has_error: bool = True) -> WeightGroup:
     """The features of a bound set as nodes.
 
     Args:
@@ -29,7 +28,7 @@ def weight_group(features: ParamFeatures, name: str, *, has_error: bool = True) 
         NotBoundError: The features were loaded without a model.
         AdapterError: A parameter has no layer rule here.
     """
-    engine = features._bound("circuit")
+    engine = features.bound_engine("circuit")
     check_rules(
         engine,
         needs="Circuits need",
@@ -46,7 +45,7 @@ def weight_group(features: ParamFeatures, name: str, *, has_error: bool = True) 
     return WeightGroup(name, directions.n_features, tuple(places), has_error, features, gram, overlaps)
 
 
-def sae_group(sae: Any, hook_name: str | None, features: ParamFeatures) -> SaeGroup:
+def sae_group(sae: Any, hook_name: str | None, features: Fitted) -> SaeGroup:
     """An SAE's features where the model passes what it reads, and its error.
 
     Raises:
@@ -58,7 +57,7 @@ def sae_group(sae: Any, hook_name: str | None, features: ParamFeatures) -> SaeGr
     place = hook_name or found.hook_name
     if place is None:
         raise SettingError(f"Where the {found.description} reads is not known. Give saes={{hook_name: sae}}.")
-    module = find_place(features._bound("circuit").adapter, place)
+    module = find_place(features.bound_engine("circuit").adapter, place)
     return SaeGroup(place, found.n_features, (SaePlace(module, place, found),), True)
 
 
@@ -84,7 +83,7 @@ def read_groups(features: Any, saes: Any) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def read_named(features: Any) -> dict[str, ParamFeatures]:
+def read_named(features: Any) -> dict[str, Fitted]:
     """Sets of features of one model by name: the user's, or their parameters'.
 
     Raises:
@@ -92,9 +91,9 @@ def read_named(features: Any) -> dict[str, ParamFeatures]:
         SettingError: No features are given.
     """
     named = _named(features)
-    if not named or not all(isinstance(one, ParamFeatures) for one in named.values()):
+    if not named or not all(isinstance(one, Fitted) for one in named.values()):
         raise SettingError("features= holds no feature sets. Give what pf.decompose returns, a list of these, or a mapping.")
-    modules = {name: one._bound("circuit").adapter.module for name, one in named.items()}
+    modules = {name: one.bound_engine("circuit").adapter.module for name, one in named.items()}
     first, taken = next(iter(named)), dict[tuple[int, str], str]()
     for name, one in named.items():
         if modules[name] is not modules[first]:
@@ -102,7 +101,7 @@ def read_named(features: Any) -> dict[str, ParamFeatures]:
                 f"{name!r} belongs to another model object than {first!r}. Bind all of them to one: "
                 "pf.load(dir, model=model)."
             )
-        for view in one._bound("circuit").subset.views:
+        for view in one.bound_engine("circuit").subset.views:
             key = (id(view.stored), str(view.layout.part))
             if taken.setdefault(key, name) != name:
                 raise FeatureMismatchError(
@@ -117,7 +116,7 @@ def _named(features: Any) -> dict[str, Any]:
         return dict(features)
     found: dict[str, Any] = {}
     for one in _listed(features):
-        name = ", ".join(one.params) if isinstance(one, ParamFeatures) else str(one)
+        name = ", ".join(one.params) if isinstance(one, Fitted) else str(one)
         if name in found:
             raise FeatureMismatchError(f"Two sets of features hold {name!r}. Give one set for each parameter.")
         found[name] = one

@@ -13,7 +13,7 @@ from param_features.circuits.passes import Subject
 from param_features.circuits.places import SaePlace
 from param_features.circuits.reading import weight_group
 from param_features.errors import InputError
-from param_features.measure.controls import random_like
+from param_features.measure import densities_of, random_like
 
 _N_DRAWS, _NEAREST, _ROWS, _ROUNDS = 1000, 10, 16, 10
 
@@ -164,8 +164,7 @@ def _own_densities(group: WeightGroup) -> Float[Tensor, " feature"]:
             f"The features of {group.name!r} were saved without examples, so circuits of equal frequency cannot be drawn. "
             "Ask for n_random=0, or decompose again."
         )
-    few = replace(group.features, examples=group.features.examples.rows(slice(0, _ROWS)), _cache={})
-    return few.densities().double()
+    return densities_of(group.features, group.features.examples.rows(slice(0, _ROWS)))
 
 
 def _minimality(subject: Subject, kept: Tensor, own: Tensor, gap: Float[Tensor, " prompt"]) -> float:

@@ -14,9 +14,9 @@ from param_features.circuits.effects import read_background
 from param_features.circuits.groups import WeightGroup
 from param_features.circuits.metric import Metric, checked, read_metric
 from param_features.circuits.passes import Subject
-from param_features.divergence import KL
 from param_features.errors import InputError, SettingError, nearest
-from param_features.gradients import held_still
+from param_features.params import held_still
+from param_features.problem import KL
 
 
 @dataclass(frozen=True)

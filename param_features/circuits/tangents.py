@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from param_features.circuits.passes import Amounts, ByGroup, Key, Seen, Slopes, Subject, counted
 from param_features.circuits.places import Place, acting
-from param_features.gradients.state import copied_buffers, held_still, plain_kernels
+from param_features.params import copied_buffers, held_still, plain_kernels
 
 Flow = tuple[ByGroup, Float[Tensor, " row"]]
 """What flows from one node into every other, by group, and straight into the metric."""

@@ -5,15 +5,14 @@ from typing import Annotated
 
 import typer
 
-from param_features.cli.bench import bench
-from param_features.cli.decompose import decompose
-from param_features.cli.demo import demo
-from param_features.cli.harvest import harvest
+from param_features.cli.decompose_command import decompose
+from param_features.cli.demo_command import demo
+from param_features.cli.harvest_command import harvest
 from param_features.cli.listing import list_params
 from param_features.cli.pushing import push
 from param_features.cli.running import run
 from param_features.cli.viewing import compare, report
-from param_features.files.checked_json import library_version
+from param_features.files import library_version
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, list_params, harvest, decompose, report, compare, push, bench):
+for command in (demo, list_params, harvest, decompose, report, compare, push):
     app.command()(command)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from param_features.errors import MissingExtraError, SourceError
-from param_features.sharing.places import local_path
+from param_features.files.hub import local_path
 
 SampleBy = Literal["line", "paragraph", "document"]
 

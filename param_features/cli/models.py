@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 
 from param_features import demo
-from param_features.adapters import adapter_for
 from param_features.errors import MissingExtraError, SettingError, SourceError
-from param_features.sharing.places import local_path
+from param_features.files.hub import local_path
+from param_features.params import adapter_for
 
 DEMO = "demo"
 _TOKENIZER_FILES = ("token*", "vocab*", "*.model")

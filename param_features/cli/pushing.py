@@ -11,9 +11,8 @@ from param_features.cli.models import ModelSource
 from param_features.cli.options import MODEL, OUTPUT, flag, option
 from param_features.cli.viewing import load_run
 from param_features.errors import SettingError
-from param_features.sharing import is_hub_name, local_path
-from param_features.sharing.card import CARD
-from param_features.sharing.push import check_name, push_folder
+from param_features.files.hub import is_hub_name, local_path
+from param_features.sharing import CARD, check_name, push_folder
 
 CARD_PANEL = "Card"
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that decompose wrote.", show_default=False)]

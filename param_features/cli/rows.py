@@ -13,7 +13,7 @@ from param_features.cli.datasets import DataSource, check_source, read_texts
 from param_features.cli.models import DEMO, LoadedModel, ModelSource
 from param_features.cli.running import say
 from param_features.errors import InputError, SettingError
-from param_features.streaming import cut_rows, delimited, encoded
+from param_features.problem import cut_rows, delimited, encoded
 
 _USUAL_N_CTX = 64
 

@@ -8,13 +8,13 @@ import typer
 import param_features as pf
 from param_features.cli import options
 from param_features.cli.datasets import DataSource
-from param_features.cli.decompose import write_report
+from param_features.cli.decompose_command import write_report
 from param_features.cli.models import LoadedModel, ModelSource, load_model
 from param_features.cli.options import DATA, OUTPUT, option
 from param_features.cli.rows import RowSettings, check_data, load_rows
 from param_features.errors import SourceError
-from param_features.loading import bind
-from param_features.sharing import features_place
+from param_features.files.hub import features_place
+from param_features.run import bind
 
 _RUN = "Folder that decompose wrote, or OWNER/NAME[@REVISION] on the hub."
 Run = Annotated[str, typer.Argument(metavar="RUN", help=_RUN, show_default=False)]

@@ -7,7 +7,7 @@ against `rules`, and the model's loss against `entropy`. `load_model` needs `pip
 
 from param_features.demo.grammar import RULES
 from param_features.demo.hugging_face import load_hf
-from param_features.demo.loading import load_model
+from param_features.demo.loading import build_model, load_model
 from param_features.demo.rows import entropy, rules, stories, surprisal, tokens
 
-__all__ = ["RULES", "entropy", "load_hf", "load_model", "rules", "stories", "surprisal", "tokens"]
+__all__ = ["RULES", "build_model", "entropy", "load_hf", "load_model", "rules", "stories", "surprisal", "tokens"]

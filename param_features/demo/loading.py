@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from param_features.adapters import adapter_for
 from param_features.demo.vocabulary import BOS, CONFIG_FILE, EOS, MODEL_DIR, PAD, TOKENIZER_FILE, UNKNOWN, WEIGHTS_FILE
 from param_features.errors import MissingExtraError
+from param_features.params import adapter_for
 
 if TYPE_CHECKING:
     from pathlib import Path

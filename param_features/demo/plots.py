@@ -3,15 +3,7 @@
 Each is told from the middle of its first sentence to the full stop of the ending.
 """
 
-from param_features.demo.sentences import (
-    act_on_mood,
-    close_speech,
-    do_together,
-    end,
-    name_child,
-    name_subject,
-    part,
-)
+from param_features.demo.sentences import act_on_mood, close_speech, do_together, end, name_child, name_subject, part
 from param_features.demo.teller import Teller
 from param_features.demo.words import ANIMALS, TROUBLES, Person, Thing
 

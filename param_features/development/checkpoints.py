@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from param_features.adapters import Adapter, adapter_for
 from param_features.changes import read_state
 from param_features.errors import InputError, SettingError, StoreError, UnknownParameterError, nearest
+from param_features.params import Adapter, adapter_for
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _PREFIXES = ("module.", "_orig_mod.")

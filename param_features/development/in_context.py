@@ -9,12 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from param_features.adapters import Adapter, adapter_for
-from param_features.circuits.metric import next_token_losses
+from param_features.circuits import next_token_losses
 from param_features.development.patterns import attention_patterns
 from param_features.errors import AdapterError, InputError, NonFiniteError, SettingError
-from param_features.gradients import held_still
-from param_features.inputs import ModelInputs, read_inputs
+from param_features.params import Adapter, adapter_for, held_still
+from param_features.problem import ModelInputs, read_inputs
 
 _BATCH = 64
 _EARLY, _LATE, _OF = 50, 500, 512

@@ -14,12 +14,12 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from param_features.circuits.metric import Metric, checked
-from param_features.directions import LowRank
+from param_features.circuits import Metric, checked
 from param_features.errors import MissingExtraError
+from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
-from param_features.inputs import ModelInputs
 from param_features.params import ParamSubset
+from param_features.problem import ModelInputs
 
 _RANK = 1e-6
 """Directions of the span whose share of the largest eigenvalue of the Gram matrix is smaller are left out."""

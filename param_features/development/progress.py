@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.changes import Matrices, chosen_matrices, projected, read_state
-from param_features.circuits.metric import Metric, checked, read_metric
-from param_features.directions import LowRank
+from param_features.circuits import Metric, checked, read_metric
 from param_features.errors import SettingError
-from param_features.features import ParamFeatures
-from param_features.gradients import GradientEngine, held_still
-from param_features.inputs import ModelInputs
-from param_features.measure.controls import random_like
+from param_features.fit.formats import LowRank
+from param_features.fitted import Fitted
+from param_features.gradients import GradientEngine
+from param_features.measure import random_like
+from param_features.params import held_still
+from param_features.problem import ModelInputs
 
 _BATCH = 64
 
@@ -51,7 +52,7 @@ class ProgressLosses:
 
 
 def progress_losses(
-    features: ParamFeatures,
+    features: Fitted,
     tokens: Any = None,
     *,
     chosen: Sequence[int] | None = None,
@@ -89,8 +90,8 @@ def progress_losses(
 
     Source: Nanda et al. 2023 (2301.05217), section 5.1, for Fourier components of the logits; here for parts of the weights.
     """
-    engine, metric = features._bound("progress_losses"), read_metric(loss)
-    found = features._found(tokens, inputs)
+    engine, metric = features.bound_engine("progress_losses"), read_metric(loss)
+    found = features.inputs_or_examples(tokens, inputs)
     directions = features.v_out if chosen is None else _chosen(features, chosen)
     random = random_like(directions, torch.Generator().manual_seed(seed))
     away = _away(engine, initial)
@@ -109,7 +110,7 @@ def progress_losses(
     )
 
 
-def _chosen(features: ParamFeatures, chosen: Sequence[int]) -> LowRank:
+def _chosen(features: Fitted, chosen: Sequence[int]) -> LowRank:
     if not chosen:
         raise SettingError("chosen= is empty. Give numbers of features, or leave it out for all of them.")
     for feature in chosen:

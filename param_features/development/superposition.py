@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.directions import Directions
 from param_features.errors import InputError, NonFiniteError
-from param_features.features.base import FittedFeatures
+from param_features.fit.formats import Directions
+from param_features.fitted import Fitted
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def dimensionality(vectors: Any) -> Float[Tensor, " vector"]:
 
 
 def _gram(vectors: Any) -> Float[Tensor, "vector vector"]:
-    if isinstance(vectors, FittedFeatures):
+    if isinstance(vectors, Fitted):
         vectors = vectors.v_out
     if isinstance(vectors, Directions):
         return vectors.gram()

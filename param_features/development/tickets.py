@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from param_features.errors import SettingError
-from param_features.features import ParamFeatures
+from param_features.fitted import Fitted
 
 _RULES = ("features", "saliency", "magnitude", "random")
 Scores = dict[str, Float[Tensor, "d_out d_in"]]
@@ -13,7 +13,7 @@ Scores = dict[str, Float[Tensor, "d_out d_in"]]
 
 @torch.no_grad()
 def ticket_masks(
-    features: ParamFeatures, keep: float = 0.2, *, by: str = "features", seed: int = 0
+    features: Fitted, keep: float = 0.2, *, by: str = "features", seed: int = 0
 ) -> dict[str, Bool[Tensor, "..."]]:
     """True for the entries of each decomposed parameter that a lottery ticket keeps: as many by every rule.
 
@@ -45,12 +45,12 @@ def ticket_masks(
     if by not in _RULES:
         raise SettingError(f"by={by!r} is unknown. Accepted: {', '.join(map(repr, _RULES))}.")
     scores = _scores(features, by, seed)
-    views = features._bound("ticket_masks").subset.views
+    views = features.bound_engine("ticket_masks").subset.views
     return {view.name: view.from_matrix(_largest(scores[view.name], keep)).bool() for view in views}
 
 
-def _scores(features: ParamFeatures, by: str, seed: int) -> Scores:
-    views = features._bound("ticket_masks").subset.views
+def _scores(features: Fitted, by: str, seed: int) -> Scores:
+    views = features.bound_engine("ticket_masks").subset.views
     sizes = {view.name: view.to_matrix(view.tensor.detach()).double().abs().cpu() for view in views}
     if by == "magnitude":
         return sizes
@@ -61,9 +61,9 @@ def _scores(features: ParamFeatures, by: str, seed: int) -> Scores:
     return moved if by == "features" else {name: moved[name] * size for name, size in sizes.items()}
 
 
-def _moved(features: ParamFeatures) -> Scores:
+def _moved(features: Fitted) -> Scores:
     """Σ_k I_k |v_k|."""
-    acts = features._example_activations(features._example_inputs())
+    acts = features.activations_on(features.own_examples)
     impacts = acts.detach().double().abs().flatten(0, -2).mean(0).cpu()
     factors = features.v_out.map(lambda tensor: tensor.detach().double().cpu()).factors
     found = {}

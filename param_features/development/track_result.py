@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,11 +11,10 @@ from torch import Tensor
 from param_features.development.checkpoints import Step
 from param_features.development.phases import PENALTY, change_points, log_curve
 from param_features.errors import FeatureCountError, SettingError, nearest
-from param_features.features import ParamFeatures
-from param_features.sweep import SweepSettings
+from param_features.fitted import Fitted
+from param_features.run.sweeping import SweepSettings
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+Features = TypeVar("Features", bound=Fitted)
 
 BY_FEATURE = ("impact", "density", "curvature", "match")
 """Curves that each feature has one of."""
@@ -26,7 +25,7 @@ _FIT, _RANDOM = "reconstruction_error", "control_random"
 
 
 @dataclass(frozen=True, eq=False)
-class Track:
+class Track(Generic[Features]):
     """Fixed features at checkpoints of one training run.
 
     A feature is a local direction of the weights that it was found at. How far it says something elsewhere is in `errors`.
@@ -66,7 +65,7 @@ class Track:
     match_random: Float[Tensor, " checkpoint"]
     home: int | None
     home_errors: Mapping[str, float]
-    features: ParamFeatures = field(repr=False)
+    features: Features = field(repr=False)
     n_asked: int
 
     def __len__(self) -> int:
@@ -217,12 +216,6 @@ class Track:
         """One line per checkpoint, means over features; `*` marks home, `!` where the features are stale."""
         return "\n".join([_head(self), *(_line(self, row, place) for place, row in enumerate(self.as_rows()))])
 
-    def plot(self, of: str | tuple[str, ...] = ("impact", "error", "share")) -> "go.Figure":
-        """The curves over training; see `pf.plot.track`."""
-        from param_features.plot.track import track as draw  # drawing comes after what it draws
-
-        return draw(self, of)
-
     def __repr__(self) -> str:
         """The table, then the drift."""
         head = f"Track of {self.n_features} features over {len(self)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}"
@@ -274,7 +267,7 @@ def _or_dash(value: float, width: int) -> str:
 
 
 def track_of(
-    steps: list[Step], rows: list[Any], features: ParamFeatures, home: tuple[int | None, Mapping[str, float]], n_asked: int
+    steps: list[Step], rows: list[Any], features: Fitted, home: tuple[int | None, Mapping[str, float]], n_asked: int
 ) -> Track:
     """Stack the checkpoints' rows."""
 

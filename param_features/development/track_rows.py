@@ -1,7 +1,7 @@
 """What features are at one checkpoint: their impact, curvature, reconstruction, and the change since the last one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -9,18 +9,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.audit.refits import refitted
-from param_features.audit.subject import samples_of
+from param_features.audit import refitted
 from param_features.changes import Matrices, projected
-from param_features.decompose.curvature import curvatures
-from param_features.divergence import CurvedDivergence
-from param_features.features import ParamFeatures
-from param_features.gradients import SampleGradients
-from param_features.inputs import ModelInputs
-from param_features.measure import activations, errors_by_l0, harvest_halves, match_directions
-from param_features.measure.controls import Dictionary, dictionary_error, random_like
-from param_features.measure.metrics import fit_error
-from param_features.references import collect_references
+from param_features.fit import curvatures
+from param_features.fitted import Fitted
+from param_features.gradients import SampleGradients, collect_references
+from param_features.measure import (
+    ControlDictionary,
+    dictionary_error,
+    errors_by_l0,
+    harvest_halves,
+    match_directions,
+    random_like,
+)
+from param_features.problem import CurvedDivergence, ModelInputs, Question
 
 _POSITIONS_PER_BATCH = 4096
 _FEWEST_ROWS = 16
@@ -69,7 +71,7 @@ class TrackRow:
     match_random: float
 
 
-def row_at(features: ParamFeatures, asked: Asked, change: Matrices | None) -> TrackRow:
+def row_at(features: Fitted, asked: Asked, change: Matrices | None) -> TrackRow:
     """Measure the features at the weights that their model has now.
 
     Args:
@@ -77,9 +79,9 @@ def row_at(features: ParamFeatures, asked: Asked, change: Matrices | None) -> Tr
         asked: How much.
         change: Of the decomposed parameters since the last checkpoint; None at the first.
     """
-    references = _references(features, asked)
+    question = _question(features, asked)
     rows = asked.rows
-    impact, density = _activity(features, rows, references)
+    impact, density = _activity(features, rows, question)
     refit = _refit(features, asked) if asked.refit else None
     found = None if refit is None else match_directions(features.v_out, refit.v_out, asked.generator())
     return TrackRow(
@@ -87,66 +89,61 @@ def row_at(features: ParamFeatures, asked: Asked, change: Matrices | None) -> Tr
         density,
         _curvature(features, rows),
         **_moved(features, change, asked),
-        errors=errors_at(features, asked, references, refit),
+        errors=errors_at(features, asked, question, refit),
         match=None if found is None else _by_feature(found.pairs[:, 0], found.cosine.abs(), features.n_features),
         match_random=float("nan") if found is None else found.control_cosine,
     )
 
 
 def errors_at(
-    features: ParamFeatures, asked: Asked, references: Tensor | None = None, refit: ParamFeatures | None = None
+    features: Fitted, asked: Asked, question: Question | None = None, refit: Fitted | None = None
 ) -> dict[str, float]:
     """Reconstruction error of the present gradients by the features and by controls of as many directions at the same l0.
 
     Principal directions, and a refit, are of the first half of the rows; all is measured on the other half. The error of
     random directions, by which staleness is judged, is the mean over four draws: in few dimensions they differ.
     """
-    engine, generator = features._bound("track"), asked.generator()
-    references = _references(features, asked) if references is None else references
-    call = {"n_samples": asked.n_samples, "generator": generator}
-    halves = harvest_halves(engine, features.divergence, features.reference, references, asked.inputs, **call)
+    engine, generator = features.bound_engine("track"), asked.generator()
+    question = _question(features, asked) if question is None else question
+    halves = harvest_halves(engine, question, asked.inputs, n_samples=asked.n_samples, generator=generator)
     l0 = features.metrics["l0"]
-    more = {"l0s": [l0], "generator": generator, "encoder": features.encoder}
-    curve = errors_by_l0(features.v_in, features.v_out, halves, engine, **more)
+    curve = errors_by_l0(features.dictionary, halves, engine, l0s=[l0], generator=generator)
     errors = {name: values[0] for name, values in curve.errors.items()}
     errors["control_random"] = fmean([errors["control_random"], *_random_errors(features, halves[1], generator)])
     if refit is not None:
-        errors["refit"] = fit_error(refit.v_in, refit.v_out, halves[1], l0, refit.encoder)
+        errors["refit"] = refit.dictionary.error(halves[1], l0)
     return errors
 
 
-def _random_errors(features: ParamFeatures, store: SampleGradients, generator: torch.Generator) -> list[float]:
+def _random_errors(features: Fitted, store: SampleGradients, generator: torch.Generator) -> list[float]:
     """Reconstruction errors of further draws of random directions of the features' shapes and ranks."""
-    drawn = [Dictionary.of(random_like(features.v_out, generator)) for _ in range(_DRAWS - 1)]
-    is_pursued, l0 = features.encoder.n_rounds is not None, features.metrics["l0"]
+    drawn = [ControlDictionary.of(random_like(features.v_out, generator)) for _ in range(_DRAWS - 1)]
+    is_pursued, l0 = features.dictionary.encoder.n_rounds is not None, features.metrics["l0"]
     return [dictionary_error(dictionary, store, l0, is_pursued=is_pursued) for dictionary in drawn]
 
 
-def _references(features: ParamFeatures, asked: Asked) -> Float[Tensor, "n_references d_output"]:
+def _question(features: Fitted, asked: Asked) -> Question:
     """Outputs of the present weights to compare with, of the fit's kind; the user's own, and those of pairs, stay."""
-    if features.reference in ("given", "pairs"):
-        return features.references
-    n, generator = len(features.references), asked.generator()
-    call = (features._bound("track"), features.divergence, asked.inputs, features.reference, None, n, generator)
-    return collect_references(*call)
+    question = features.question
+    if question.kind in ("given", "pairs"):
+        return question
+    n, engine = len(question.references), features.bound_engine("track")
+    found = collect_references(engine, question.divergence, asked.inputs, question.kind, n, asked.generator())
+    return replace(question, references=found)
 
 
 @torch.no_grad()
 def _activity(
-    features: ParamFeatures, rows: ModelInputs, references: Tensor
+    features: Fitted, rows: ModelInputs, question: Question
 ) -> tuple[Float[Tensor, " feature"], Float[Tensor, " feature"]]:
     """Mean |activation|, and the share of samples that keep each feature by the fit's own threshold."""
-    engine, read = features._bound("track"), features.encoder.reads(features.v_in, features.v_out)
-    both = features.v_in if read is features.v_in else features.v_in.joined(read)
-    found = samples_of(engine, rows, activations(engine, both, features.divergence, references, rows))
-    acts, overlaps = found[:, : features.n_features], found[:, -features.n_features :]
-    codes = features.encoder.codes(overlaps, features.v_out.gram().cpu(), features.threshold)
-    return acts.double().abs().mean(0), (codes != 0).double().mean(0)
+    readings = features.dictionary.read(features.bound_engine("track"), question, rows).real()
+    return readings.activations.double().abs().mean(0), (readings.codes != 0).double().mean(0)
 
 
-def _curvature(features: ParamFeatures, rows: ModelInputs) -> Float[Tensor, " feature"]:
+def _curvature(features: Fitted, rows: ModelInputs) -> Float[Tensor, " feature"]:
     """Mean over samples of (J v)ᵀ F (J v); NaN for a divergence whose Hessian in the output is not known."""
-    engine, divergence = features._bound("track"), features.divergence
+    engine, divergence = features.bound_engine("track"), features.divergence
     if not isinstance(divergence, CurvedDivergence):
         return torch.full((features.n_features,), float("nan"), dtype=torch.float64)
     size = max(1, _POSITIONS_PER_BATCH // (rows.n_pos if engine.per_position else 1))
@@ -155,7 +152,7 @@ def _curvature(features: ParamFeatures, rows: ModelInputs) -> Float[Tensor, " fe
     return torch.cat([curvatures(engine, divergence, v_out, batch).detach().cpu() for batch in batches]).double().mean(0)
 
 
-def _moved(features: ParamFeatures, change: Matrices | None, asked: Asked) -> dict[str, Any]:
+def _moved(features: Fitted, change: Matrices | None, asked: Asked) -> dict[str, Any]:
     if change is None:
         nothing = torch.full((features.n_features,), float("nan"), dtype=torch.float64)
         return {"moves": nothing, "norm": float("nan"), "share": float("nan"), "share_random": float("nan")}
@@ -165,7 +162,7 @@ def _moved(features: ParamFeatures, change: Matrices | None, asked: Asked) -> di
     return {"moves": moves, "norm": norm, "share": share, "share_random": share_random}
 
 
-def _refit(features: ParamFeatures, asked: Asked) -> ParamFeatures:
+def _refit(features: Fitted, asked: Asked) -> Fitted:
     """Features of the present weights, fitted as these were but with another seed, to the first half of the rows.
 
     Raises:

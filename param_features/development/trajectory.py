@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.adapters import adapter_for
 from param_features.development.checkpoints import Step, check_checkpoints, lent, read_steps
 from param_features.development.in_context import token_losses
 from param_features.errors import SampleCountError, SettingError
+from param_features.params import adapter_for
 
 
 @dataclass(frozen=True, eq=False)

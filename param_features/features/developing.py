@@ -3,10 +3,10 @@
 from typing import Any
 
 from param_features.changes import Coordinates, coordinates
-from param_features.features.base import FittedFeatures
+from param_features.fitted import Fitted
 
 
-class DevelopingFeatures(FittedFeatures):
+class DevelopingFeatures(Fitted):
     """Features in whose coordinates training can be told."""
 
     def coordinates(self, change: Any, *, since: Any = None, seed: int = 0) -> Coordinates:

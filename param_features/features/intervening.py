@@ -7,11 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.audit.settings import AuditSettings
-from param_features.audit.table import Audit
+from param_features.audit import Audit, AuditSettings
 from param_features.errors import FeatureCountError
 from param_features.features.measuring import MeasuredFeatures
-from param_features.inputs import ModelInputs
 from param_features.intervene import (
     Edit,
     Search,
@@ -28,6 +26,8 @@ from param_features.intervene import (
     steering,
     write_for_good,
 )
+from param_features.measure import examples_of
+from param_features.problem import ModelInputs
 
 if TYPE_CHECKING:
     from param_features.features import ParamFeatures
@@ -60,7 +60,7 @@ class IntervenedFeatures(MeasuredFeatures):
             InputError: `where` is no mask; inside the block, the model is run on a batch of another shape.
             AdapterError: `where` with a parameter that has no layer rule.
         """
-        engine = self._bound("steer")
+        engine = self.bound_engine("steer")
         chosen = read_coefficients(coefficients, self.check_feature)
         return steering(engine, self.v_out, chosen, read_where(where, engine.per_position))
 
@@ -107,7 +107,7 @@ class IntervenedFeatures(MeasuredFeatures):
             NotBoundError: No model is given and the features have none.
         """
         chosen = read_coefficients(coefficients, self.check_feature)
-        subset = self._bound("edit").subset if model is None else located(model, self.params)
+        subset = self.bound_engine("edit").subset if model is None else located(model, self.params)
         return Edit(chosen, write_for_good(subset, deltas_of(self.v_out, chosen, subset)))
 
     def ablate(
@@ -152,7 +152,7 @@ class IntervenedFeatures(MeasuredFeatures):
             NotBoundError: The features were loaded without a model.
         """
         check_rule(rule)
-        engine, chosen = self._bound("ablate"), self._checked(features)
+        engine, chosen = self.bound_engine("ablate"), self._checked(features)
         directions = self.v_out.rows(chosen)
         if rule == "weight":
             found = by_weight(directions, engine.subset)
@@ -160,7 +160,7 @@ class IntervenedFeatures(MeasuredFeatures):
             found = by_noise(directions, engine.subset, scale=scale, seed=seed)
         else:
             samples = self._samples_of(chosen, tokens, inputs)
-            found = Search(engine, self.divergence, self.references, *samples, target).coefficients(directions)
+            found = Search(engine, self.question, *samples, target).coefficients(directions)
         return self.steer(dict(zip(chosen, found.tolist(), strict=True)))
 
     def residual(self) -> dict[str, Float[Tensor, "*shape"]]:
@@ -172,7 +172,7 @@ class IntervenedFeatures(MeasuredFeatures):
         Raises:
             NotBoundError: The features were loaded without a model.
         """
-        return outside_span(self.v_out, self._bound("residual").subset)
+        return outside_span(self.v_out, self.bound_engine("residual").subset)
 
     def weight_coefficients(self) -> Float[Tensor, " feature"]:
         """C for which Σ c_k v_k is nearest to W, in units of the weights; the shortest such c where features depend.
@@ -180,7 +180,7 @@ class IntervenedFeatures(MeasuredFeatures):
         Raises:
             NotBoundError: The features were loaded without a model.
         """
-        return -by_weight(self.v_out, self._bound("weight_coefficients").subset)
+        return -by_weight(self.v_out, self.bound_engine("weight_coefficients").subset)
 
     def audit(
         self,
@@ -221,13 +221,15 @@ class IntervenedFeatures(MeasuredFeatures):
             FeatureMismatchError: `second` is of other parameters.
             SettingError: A setting is out of range, or the settings of the fit are not all known, for `refit`.
         """
-        from param_features.audit.refits import refitted  # audits are made of features: they come later
-        from param_features.audit.refits import untrained as unlearned
-        from param_features.audit.run import run_audit
+        from param_features.audit import (
+            refitted,  # audits are made of features: they come later
+            run_audit,
+        )
+        from param_features.audit import untrained as unlearned
 
-        self._bound("audit")
+        self.bound_engine("audit")
         settings, whole = settings or AuditSettings(), cast("ParamFeatures", self)
-        found = self._found(tokens, inputs)
+        found = self.inputs_or_examples(tokens, inputs)
         if refit is not None:
             data = {"tokens": None, "inputs": refit} if found.tokens is None else {"tokens": refit, "inputs": None}
             seed = int(self.config["seed"]) + 1
@@ -237,7 +239,7 @@ class IntervenedFeatures(MeasuredFeatures):
         return run_audit(whole, found, settings, second=second, untrained=untrained)
 
     def _own_model(self) -> Any:
-        return self._bound("steered").adapter.model
+        return self.bound_engine("steered").adapter.model
 
     def _checked(self, features: Iterable[int]) -> list[int]:
         chosen = list(dict.fromkeys([features] if isinstance(features, int) else features))
@@ -249,9 +251,9 @@ class IntervenedFeatures(MeasuredFeatures):
 
     def _samples_of(self, chosen: list[int], tokens: Any, inputs: Any, n: int = 20) -> tuple[ModelInputs, Tensor]:
         """Rows that hold the features' top samples, and which of the rows' samples these are."""
-        engine = self._bound("ablate")
-        found = self._found(tokens, inputs)
-        best = [example for feature in chosen for example in self._top(feature, n, found)]
+        engine = self.bound_engine("ablate")
+        found = self.inputs_or_examples(tokens, inputs)
+        best = [example for feature in chosen for example in examples_of(self, feature, n, found)]
         rows = sorted({example.row for example in best})
         kept = found.rows(rows)
         if not engine.per_position:

@@ -1,33 +1,28 @@
 """What the features do on inputs: activations, examples, densities, errors."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.errors import SettingError
-from param_features.features.base import FittedFeatures
-from param_features.inputs import ModelInputs, read_inputs, real_first
+from param_features.fit import Route, activations
+from param_features.fitted import Fitted
 from param_features.measure import (
     Example,
     L0Curve,
+    Ranking,
     TopLogits,
     activation_parts,
-    activations,
-    default_l0s,
-    errors_by_l0,
-    harvest_halves,
-    top_examples,
+    curve_of,
+    densities_of,
+    examples_of,
     top_logits,
 )
-from param_features.measure.activations import Route
-from param_features.measure.examples import Ranking
+from param_features.problem import read_inputs
 
 
-class MeasuredFeatures(FittedFeatures):
+class MeasuredFeatures(Fitted):
     """Features that can be measured on inputs."""
 
     def activations(
@@ -56,10 +51,9 @@ class MeasuredFeatures(FittedFeatures):
             NotBoundError: The features were loaded without a model.
             InputError: Inputs that the model cannot take, or references of the wrong shape.
         """
-        engine = self._bound("activations")
-        found = read_inputs(engine.adapter, tokens, inputs)
-        references = self._references(reference, n_references)
-        return activations(engine, self.v_in, self.divergence, references, found, route=route)
+        engine = self.bound_engine("activations")
+        question = self.asked(reference, n_references)
+        return activations(engine, self.v_in, question, read_inputs(engine.adapter, tokens, inputs), route=route)
 
     def codes(
         self, tokens: Any = None, *, inputs: Any = None, reference: Tensor | None = None, n_references: int | None = None
@@ -69,9 +63,9 @@ class MeasuredFeatures(FittedFeatures):
         Activations are linear in the gradient; a code is what the fit itself used. Arguments, shape, units and errors are
         those of `activations`.
         """
-        read = replace(self, v_in=self.encoder.reads(self.v_in, self.v_out))
-        overlaps = read.activations(tokens, inputs=inputs, reference=reference, n_references=n_references)
-        return self.encoder.codes(overlaps, self.v_out.gram(), self.threshold)
+        engine, question = self.bound_engine("codes"), self.asked(reference, n_references)
+        rows = read_inputs(engine.adapter, tokens, inputs)
+        return self.dictionary.codes(activations(engine, self.dictionary.code_directions, question, rows))
 
     def top_examples(
         self, feature: int, n: int = 10, *, tokens: Any = None, inputs: Any = None, by: Ranking = "share"
@@ -93,9 +87,8 @@ class MeasuredFeatures(FittedFeatures):
             FeatureCountError: There is no such feature.
             NotBoundError: The features were loaded without a model.
         """
-        self.check_feature(feature)
-        self._bound("top_examples")
-        return self._top(feature, n, self._found(tokens, inputs), by)
+        self.bound_engine("top_examples")
+        return examples_of(self, feature, n, self.inputs_or_examples(tokens, inputs), by=by)
 
     def top_logits(self, feature: int, n: int = 10, *, n_examples: int = 20) -> TopLogits:
         """The outputs that a step along a feature moves most, on average over its top examples.
@@ -111,15 +104,15 @@ class MeasuredFeatures(FittedFeatures):
         """
         best = self.top_examples(feature, n_examples)
         where = [example.row for example in best], [example.position for example in best]
-        rows, positions = self._example_inputs().chosen(*where)
-        return top_logits(self._bound("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
+        rows, positions = self.own_examples.chosen(*where)
+        return top_logits(self.bound_engine("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
 
     def samples(
         self, tokens: Any = None, *, inputs: Any = None
     ) -> tuple[Float[Tensor, "sample feature"], Float[Tensor, "sample feature"]]:
         """Activations and codes of every sample in one row each, padding left out: for histograms and densities.
 
-        Cost: that of `activations`, twice where the encoder reads V_out and that is not V_in.
+        Cost: that of `activations`, of twice as many directions where the encoder reads V_out and that is not V_in.
 
         Args:
             tokens: Whose; the held-out sequences of the fit by default.
@@ -131,21 +124,12 @@ class MeasuredFeatures(FittedFeatures):
         Raises:
             NotBoundError: The features were loaded without a model.
         """
-        engine = self._bound("samples")
-        found = self._found(tokens, inputs)
-        acts = overlaps = self._example_activations(found)
-        read = self.encoder.reads(self.v_in, self.v_out)
-        if read is not self.v_in:
-            overlaps = activations(engine, read, self.divergence, self.references, found)
-        codes = self.encoder.codes(overlaps, self.v_out.gram(), self.threshold)
-        is_real = torch.ones(acts.shape[:-1], dtype=torch.bool)
-        if engine.per_position and found.mask is not None:
-            is_real = found.mask.cpu()
-        return acts[is_real], codes[is_real]
+        readings = self.readings_on(self.inputs_or_examples(tokens, inputs)).real()
+        return readings.activations, readings.codes
 
     def densities(self, tokens: Any = None, *, inputs: Any = None) -> Float[Tensor, " feature"]:
         """Share of the samples that keep each feature; arguments and errors are those of `samples`."""
-        return (self.samples(tokens, inputs=inputs)[1] != 0).double().mean(0)
+        return densities_of(self, self.inputs_or_examples(tokens, inputs))
 
     def errors_by_l0(
         self,
@@ -179,15 +163,8 @@ class MeasuredFeatures(FittedFeatures):
             SampleCountError: There are fewer than four sequences.
             NotBoundError: The features were loaded without a model.
         """
-        if n_samples < 1:
-            raise SettingError(f"n_samples={n_samples} must be at least 1; a few thousand is usual.")
-        engine, generator = self._bound("errors_by_l0"), torch.Generator().manual_seed(seed)
-        found = self._found(tokens, inputs)
-        sampled = {"n_samples": n_samples, "generator": generator}
-        stores = harvest_halves(engine, self.divergence, self.reference, self.references, found, **sampled)
-        l0s = default_l0s(self.metrics["l0"], self.n_features) if l0s is None else l0s
-        call = {"l0s": l0s, "generator": generator, "encoder": self.encoder}
-        return errors_by_l0(self.v_in, self.v_out, stores, engine, **call)
+        rows = self.inputs_or_examples(tokens, inputs)
+        return curve_of(self, rows, l0s=l0s, n_samples=n_samples, seed=seed)
 
     def activation_parts(self, tokens: Any = None, *, inputs: Any = None) -> Float[Tensor, "*sample param feature"]:
         """What each decomposed parameter adds to each activation: V_in restricted to it; the parts sum to the activation.
@@ -198,12 +175,6 @@ class MeasuredFeatures(FittedFeatures):
             NotBoundError: The features were loaded without a model.
             InputError: Inputs that the model cannot take.
         """
-        engine = self._bound("activation_parts")
+        engine = self.bound_engine("activation_parts")
         found = read_inputs(engine.adapter, tokens, inputs)
-        return activation_parts(engine, self.v_in, self.divergence, self.references, found)
-
-    def _top(self, feature: int, n: int, found: ModelInputs, by: Ranking = "share") -> list[Example]:
-        engine, acts = self._bound("top_examples"), self._example_activations(found)
-        acts = real_first(acts, found) if engine.per_position else acts.unsqueeze(1)
-        rows = found.token_rows if engine.per_position else None
-        return top_examples(acts, feature, rows, engine.adapter.to_strings, n=n, by=by)
+        return activation_parts(engine, self.v_in, self.question, found)

@@ -4,9 +4,7 @@ from os import PathLike
 from pathlib import Path
 
 from param_features.features.measuring import MeasuredFeatures
-from param_features.sharing.card import write_card
-from param_features.sharing.push import MESSAGE, push
-from param_features.sharing.settings import USUAL, CardSettings
+from param_features.sharing import MESSAGE, USUAL, CardSettings, push, write_card
 
 
 class SharedFeatures(MeasuredFeatures):

@@ -10,11 +10,7 @@ from torch import Tensor
 
 from param_features.errors import SettingError
 from param_features.features.measuring import MeasuredFeatures
-from param_features.intervene.finetune import FineTuned, choose, tune
-from param_features.intervene.lora import write_lora
-from param_features.intervene.objective import read_other, with_penalty
-from param_features.intervene.optimise import Budget
-from param_features.intervene.task import Loss, read_task
+from param_features.intervene import Budget, FineTuned, Loss, choose, read_other, read_task, tune, with_penalty, write_lora
 
 if TYPE_CHECKING:
     from param_features.features import ParamFeatures
@@ -64,9 +60,9 @@ class TrainableFeatures(MeasuredFeatures):
             MissingExtraError: peft is not installed.
         """
         if model is None:
-            self._bound("to_lora")
+            self.bound_engine("to_lora")
             return write_lora(self, path, coefficients, dtype=dtype)
-        from param_features.loading import bind  # loading makes features: it comes later
+        from param_features.run import bind  # loading makes features: it comes later
 
         output = None if self.engine is None else self.engine.adapter.given_output
         bound = bind(cast("ParamFeatures", self), model, output=output)
@@ -129,12 +125,12 @@ class TrainableFeatures(MeasuredFeatures):
             OutputError: `loss` gives no scalar.
             NonFiniteError: The loss became NaN or infinite.
         """
-        engine = self._bound("finetune")
+        engine = self.bound_engine("finetune")
         budget = Budget(steps, lr, batch_size, seed, _N_READINGS)
         if kl_weight < 0:
             raise SettingError(f"kl_weight={kl_weight} must be 0 or above.")
         task = read_task(engine, data, inputs, where=where, targets=targets, loss=loss)
         chosen = choose(self, features, task, batch_size)
-        other = read_other(engine, self._found(kl_data, kl_inputs), self.divergence, batch_size)
+        other = read_other(engine, self.inputs_or_examples(kl_data, kl_inputs), self.divergence, batch_size)
         objective = with_penalty(task, other, kl_weight, torch.Generator().manual_seed(seed))
         return tune(self, chosen, objective, budget, progress=progress)

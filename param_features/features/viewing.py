@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from param_features.audit.table import Audit
+from param_features.audit import Audit
 from param_features.errors import InputError, SettingError
 from param_features.features.measuring import MeasuredFeatures
-from param_features.inputs import real_first
 from param_features.measure import activation_parts
+from param_features.problem import real_first
+from param_features.report import contents, write_report
 from param_features.views import NeuronView, Page, choice_view, feature_view, neuron_view, show, tokens_view
-from param_features.views.report import contents, write_report
 
 if TYPE_CHECKING:
-    from param_features.circuits.graph import Circuit
+    from param_features.circuits import Circuit
     from param_features.features import ParamFeatures
 
 
@@ -32,8 +32,8 @@ class ShownFeatures(MeasuredFeatures):
             if feature is None:
                 raise InputError("Nothing to show. Give a feature, tokens to choose a feature on, or both.")
             return feature_view(feature, self.top_examples(feature, n), unit=unit)
-        strings, found = self._texts(tokens)
-        acts = real_first(self._example_activations(found), found)
+        strings, found = self.texts(tokens)
+        acts = real_first(self.activations_on(found), found)
         if feature is None:
             return choice_view(strings, acts, n=min(n, self.n_features), unit=unit)
         return tokens_view(feature, strings, acts[..., feature], unit=unit)
@@ -60,8 +60,8 @@ class ShownFeatures(MeasuredFeatures):
         """What `show_neurons` displays, as an object."""
         for feature in features or ():
             self.check_feature(feature)
-        strings, found = self._texts(tokens)
-        parts = activation_parts(self._bound("show"), self.v_in, self.divergence, self.references, found)
+        strings, found = self.texts(tokens)
+        parts = activation_parts(self.bound_engine("show"), self.v_in, self.question, found)
         parts = torch.stack([real_first(part, found) for part in parts.unbind(-2)], -2)
         return neuron_view(strings, parts, params=list(self.params), features=features, unit=self.divergence.unit)
 
@@ -122,12 +122,12 @@ class ShownFeatures(MeasuredFeatures):
             ExportError: The circuit's parts do not fit together.
             SettingError: `n_examples` or `n_rows` is below 1.
         """
-        from param_features.sae.compare import compare_on  # the comparison is made of two sets of features: it comes later
+        from param_features.sae import compare_on  # the comparison is made of two sets of features: it comes later
 
-        self._bound("report")
+        self.bound_engine("report")
         if min(n_examples, n_rows) < 1:
             raise SettingError(f"n_examples={n_examples} and n_rows={n_rows} must be positive.")
-        found = self._found(tokens, inputs).rows(slice(0, n_rows))
+        found = self.inputs_or_examples(tokens, inputs).rows(slice(0, n_rows))
         whole = cast("ParamFeatures", self)
         title = f"{self.n_features} features of {', '.join(self.params)}"
         comparison = None if sae is None else compare_on(whole, sae, found, hook_name=hook_name)

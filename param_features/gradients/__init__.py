@@ -1,23 +1,41 @@
 """Per-sample gradients: factored where a layer rule exists, dense otherwise, the same answer either way."""
 
+from param_features.gradients.capture import argument
 from param_features.gradients.changes import OutputGraph, n_together, output_changes
 from param_features.gradients.cotangents import AgainstMean
-from param_features.gradients.engine import CotangentOf, GradientEngine, Routes, at_least_float32, check_finite_output
-from param_features.gradients.harvest import Harvester, HarvestSettings, OwnReferences, SamplePlan, limited, plan_samples
-from param_features.gradients.on_disk import DiskGradients, near
+from param_features.gradients.engine import (
+    CotangentOf,
+    GradientEngine,
+    Routes,
+    at_least_float32,
+    by_row,
+    check_finite_output,
+)
+from param_features.gradients.harvester import Harvester, HarvestSettings, OwnReferences, SamplePlan, limited, plan_samples
+from param_features.gradients.leading import leading_of_factored
 from param_features.gradients.outputs import outputs_at
-from param_features.gradients.plan import OutputInfo, check_influence, inspect_output, plan_engine
-from param_features.gradients.rules import LayerRule, register_rule
+from param_features.gradients.plan import build_engine, check_influence, plan_engine
+from param_features.gradients.references import collect_references, own_references, question_of
+from param_features.gradients.rules import LayerRule, register_rule, required_rule, rule_for
 from param_features.gradients.sparse import is_fast_on, sparse_product
-from param_features.gradients.state import copied_buffers, held_still, plain_kernels
-from param_features.gradients.store import GradientStore, SampleGradients, flatten, square_norm
-from param_features.gradients.types import Dense, Factored, Gradient, Gradients, Indexed, Kept, summed, together
+from param_features.gradients.store import GradientStore, SampleGradients, bytes_per_sample, flatten, square_norm, storable
+from param_features.gradients.types import (
+    Dense,
+    Factored,
+    Gradient,
+    Gradients,
+    Indexed,
+    Kept,
+    compact,
+    costs_less_as_matrices,
+    summed,
+    together,
+)
 
 __all__ = [
     "AgainstMean",
     "CotangentOf",
     "Dense",
-    "DiskGradients",
     "Factored",
     "Gradient",
     "GradientEngine",
@@ -29,30 +47,37 @@ __all__ = [
     "Kept",
     "LayerRule",
     "OutputGraph",
-    "OutputInfo",
     "OwnReferences",
     "Routes",
     "SampleGradients",
     "SamplePlan",
+    "argument",
     "at_least_float32",
+    "by_row",
+    "build_engine",
+    "bytes_per_sample",
     "check_finite_output",
     "check_influence",
-    "copied_buffers",
+    "collect_references",
+    "compact",
+    "costs_less_as_matrices",
     "flatten",
-    "held_still",
-    "inspect_output",
     "is_fast_on",
+    "leading_of_factored",
     "limited",
     "n_together",
-    "near",
     "output_changes",
     "outputs_at",
-    "plain_kernels",
+    "own_references",
     "plan_engine",
     "plan_samples",
     "register_rule",
+    "required_rule",
+    "rule_for",
     "sparse_product",
     "square_norm",
+    "storable",
     "summed",
     "together",
+    "question_of",
 ]

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.gradients.engine import GradientEngine, at_least_float32
-from param_features.gradients.state import copied_buffers, held_still, plain_kernels
-from param_features.inputs import ModelInputs
-from param_features.offloaded import untied
+from param_features.params import copied_buffers, held_still, plain_kernels, untied
+from param_features.problem import ModelInputs
 
 Matrices = Mapping[str, Float[Tensor, "feature d_out d_in"]]
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.divergence import KL, Divergence, Outputs, Reference
 from param_features.gradients.head import LinearHead
+from param_features.problem import KL, Divergence, Outputs, Reference
 
 States = Float[Tensor, "sample d_model"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from param_features.gradients.capture import argument, capturing
 from param_features.gradients.engine import GradientEngine
-from param_features.gradients.state import held_still
-from param_features.inputs import ModelInputs
+from param_features.params import held_still
+from param_features.problem import ModelInputs
 
 _EQUAL = 1e-2  # of two sums of the same terms, in half precision at the worst
 

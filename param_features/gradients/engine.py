@@ -13,16 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from param_features.adapters import Adapter
 from param_features.errors import AdapterError, NonFiniteError, OutputError
 from param_features.gradients.capture import Capture, StopForward, capturing
 from param_features.gradients.cotangents import Cotangents
 from param_features.gradients.head import LinearHead
-from param_features.gradients.rules import required_rule
-from param_features.gradients.state import held_still
+from param_features.gradients.rules.registry import required_rule
 from param_features.gradients.types import Dense, Gradients, join_positions
-from param_features.inputs import ModelInputs
-from param_features.params import ParamSubset, Site, Tap
+from param_features.params import Adapter, ParamSubset, Site, Tap, held_still
+from param_features.problem import ModelInputs
 
 CotangentOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(outputs [sample d_output], row [sample], position [sample]) -> cotangents [sample d_output]."""
@@ -70,6 +68,11 @@ class GradientEngine:
     subset: ParamSubset
     routes: Routes
     per_position: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first of the parameters lies."""
+        return self.subset.device
 
     def each_slot(
         self,
@@ -177,7 +180,9 @@ class GradientEngine:
 
     def _head_alone(self, states: Float[Tensor, "sample one d_model"]) -> Float[Tensor, "sample one d_output"]:
         """Call the head without its hooks, since the user's expect whole batches."""
-        return self.adapter.head().forward(states)
+        head = self.adapter.head()
+        assert head is not None, "the route through the head is taken where there is one"
+        return head.forward(states)
 
     def _spread(self, root: Tensor, cotangent: Float[Tensor, "batch d_root"], position: Int[Tensor, " batch"]) -> Tensor:
         """Cotangents of one slot at their places in the root, zero elsewhere."""

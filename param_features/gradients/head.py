@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from param_features.adapters import Adapter
+from param_features.params import Adapter
 
 _EXACT = (torch.float32, torch.float64)
 

@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.gradients.engine import GradientEngine
-from param_features.gradients.state import held_still
-from param_features.inputs import ModelInputs
+from param_features.params import held_still
+from param_features.problem import ModelInputs
 
 _ROWS = 16
 

@@ -1,5 +1,6 @@
 """Choosing each parameter's route, and checking the choice against plain autograd on the user's own model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -7,97 +8,36 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from param_features.adapters import Adapter
-from param_features.errors import AdapterError, InputError, ModelStateError, NoGradientError
+from param_features.errors import AdapterError, NoGradientError
 from param_features.gradients.cut import find_cut
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.head import LinearHead
 from param_features.gradients.outputs import outputs_at
-from param_features.gradients.rules import rule_for
-from param_features.gradients.state import held_still
+from param_features.gradients.rules.registry import rule_for
 from param_features.gradients.types import Gradients
-from param_features.inputs import ModelInputs
-from param_features.params import ParamSubset
+from param_features.params import Adapter, ParamSubset, held_still
+from param_features.problem import ModelInputs, OutputInfo, Problem
 
 _DISAGREES = "its rule disagrees with autograd here"
 _INFLUENCE_ROWS = 256
 _NO_GRADIENT = "no gradient reaches it on two samples"
-_MIXING = {torch.bfloat16: 0.1, torch.float16: 0.05}
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-@dataclass(frozen=True)
-class OutputInfo:
-    """What the model's output looks like on the given inputs.
-
-    Attributes:
-        shape: Shape for a batch of one or two.
-        dtype: Its dtype.
-        is_logits: Whether it is known to be logits over a vocabulary or classes.
-        per_position: Whether a sample is a (sequence, position); otherwise it is an input.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    is_logits: bool
-    per_position: bool
-
-    @property
-    def d_output(self) -> int:
-        """Numbers per sample that the divergence compares."""
-        return self.shape[-1] if self.per_position else int(torch.Size(self.shape[1:]).numel())
-
-
-def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
-    """Run two rows without gradients and say what came out.
+def build_engine(problem: Problem, say: Callable[[str], None]) -> GradientEngine:
+    """Plan the engine, and say which parameters take the slow route.
 
     Raises:
-        OutputError: The model returned neither a tensor nor an object with `.logits`.
-        InputError: The output has no batch axis.
-        ModelStateError: A row's output depends on the other rows of its batch.
+        NoGradientError: The output is not computed from a parameter.
     """
-    rows = inputs.rows(slice(0, 2))
-    with held_still(adapter.module), torch.no_grad():
-        returned = adapter.call(*rows.args, **rows.kwargs)
-        output = adapter.tensor_of(returned)
-        first = rows.rows(slice(0, 1))
-        alone = _run_alone(adapter, first) if len(rows) > 1 else None
-    if output.dim() == 0 or len(output) != len(rows):
-        raise InputError(
-            f"The output has shape {tuple(output.shape)} for {len(rows)} inputs. Its first axis must be the batch: a "
-            "divergence is taken for each sample, never averaged over them."
-        )
-    if alone is not None:
-        _refuse_mixing(output[:1], alone)
-    tokens = inputs.tokens
-    per_position = tokens is not None and output.dim() == 3 and output.shape[1] == tokens.shape[1]
-    is_of_vocabulary = per_position and adapter.d_vocab in (None, output.shape[-1])
-    is_named = adapter.given_output is None and adapter.predicts_tokens
-    is_logits = is_of_vocabulary or is_named or output is getattr(returned, "logits", None)
-    return OutputInfo(tuple(output.shape), output.dtype, is_logits, per_position)
+    engine = plan_engine(problem)
+    check_influence(engine, problem.data)
+    for name, why in engine.routes.why_dense.items():
+        say(f"{name}: dense gradients ({why}); slower, the same answer.")
+    return engine
 
 
-def _run_alone(adapter: Adapter, row: ModelInputs) -> Tensor:
-    try:
-        return adapter.run(*row.args, **row.kwargs)
-    except (RuntimeError, ValueError) as error:
-        raise ModelStateError(
-            f"The model runs on two inputs but not on one alone ({error}). Gradients are those of single inputs: give "
-            "BatchNorm running statistics, or leave out what compares inputs."
-        ) from error
-
-
-def _refuse_mixing(together: Tensor, alone: Tensor) -> None:
-    """Refuse a model whose rows influence each other: the gradient of one sample would mean nothing."""
-    tolerance = _MIXING.get(together.dtype, 0.01)
-    if together.shape != alone.shape or bool((together - alone).norm() > tolerance * alone.norm() + 1e-6):
-        raise ModelStateError(
-            "The output of the first input is another one when a second input is in the batch. The rows of a batch must not "
-            "influence each other: give BatchNorm running statistics, or leave out what compares inputs."
-        )
-
-
-def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, output: OutputInfo) -> GradientEngine:
+def plan_engine(problem: Problem) -> GradientEngine:
     """Give every parameter a factored rule where one exists and holds on this model, the dense route otherwise.
 
     Two samples are compared with a loop of `torch.autograd.grad`, sample by sample, so that a rule is never trusted
@@ -106,16 +46,18 @@ def plan_engine(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, outp
     Raises:
         AdapterError: The model reads a parameter past the module that holds it, so that no route can follow it.
     """
+    adapter, subset, output = problem.adapter, problem.subset, problem.output
     taps = {view.name: adapter.taps(view) for view in subset.views}
     ruled = {
         name: found for name, found in taps.items() if found and all(rule_for(tap.rule, tap.attribute) for tap in found)
     }
     engine = GradientEngine(adapter, subset, _routes(subset, ruled, {}), output.per_position)
-    check = _Check(engine, inputs.rows(slice(0, 2)), output)
-    through_head = replace(engine.routes, through_head=not engine.routes.dense and adapter.head() is not None)
-    if through_head.through_head and not check.failures(through_head) and check.head_gives_outputs(through_head):
-        head = LinearHead.of(adapter)
-        is_linear = head is not None and head.agrees(adapter.head())
+    check = _Check(engine, problem.data.rows(slice(0, 2)), output)
+    head, through_head = adapter.head(), replace(engine.routes, through_head=True)
+    takes_head = not engine.routes.dense
+    if head is not None and takes_head and not check.failures(through_head) and check.head_gives_outputs(through_head):
+        product = LinearHead.of(adapter)
+        is_linear = product is not None and product.agrees(head)
         return replace(engine, routes=_with_cut(check, replace(through_head, is_linear=is_linear)))
     routes = _routes(subset, ruled, check.failures(engine.routes))
     routes = replace(routes, is_vmapped=check.vmap_works(routes))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from param_features.errors import MemoryEstimateError, NoGradientError, NonFiniteError
 from param_features.gradients.types import Gradients, compact, summed, together
-from param_features.processes import Share
+from param_features.machine import Share
 
 _CHUNK_BYTES = 2**26
 

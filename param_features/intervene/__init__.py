@@ -1,8 +1,14 @@
 """Editing weights along features: steering, ablating, exporting and training coefficients."""
 
 from param_features.intervene.ablate import Search, by_noise, by_weight, check_rule
+from param_features.intervene.combine import combined, moved
 from param_features.intervene.copies import Edit, copied, located, write_for_good
-from param_features.intervene.span import outside_span, span_coefficients, weight_norm
+from param_features.intervene.finetune import FineTuned, choose, tune
+from param_features.intervene.lora import CONFIG, peft, write_lora
+from param_features.intervene.objective import read_other, with_penalty
+from param_features.intervene.optimise import Budget
+from param_features.intervene.positions import acting_at, check_rules
+from param_features.intervene.span import outside_span, span_coefficients, weight_norm, weight_overlaps
 from param_features.intervene.steer import (
     Coefficients,
     Steering,
@@ -12,24 +18,41 @@ from param_features.intervene.steer import (
     read_where,
     steering,
 )
+from param_features.intervene.task import Loss, read_task
 
 __all__ = [
+    "Budget",
+    "CONFIG",
     "Coefficients",
     "Edit",
+    "FineTuned",
+    "Loss",
     "Search",
     "Steering",
+    "acting_at",
     "by_noise",
     "by_weight",
     "check_rule",
+    "check_rules",
+    "choose",
+    "combined",
     "combined_direction",
     "copied",
     "deltas_of",
     "located",
+    "moved",
     "outside_span",
+    "peft",
     "read_coefficients",
+    "read_other",
+    "read_task",
     "read_where",
     "span_coefficients",
     "steering",
+    "tune",
     "weight_norm",
+    "weight_overlaps",
+    "with_penalty",
     "write_for_good",
+    "write_lora",
 ]

@@ -15,16 +15,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.directions import LowRank
-from param_features.divergence import Divergence
 from param_features.errors import SearchError, SettingError, nearest
+from param_features.fit import activations
+from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
-from param_features.inputs import ModelInputs
 from param_features.intervene.span import span_coefficients, weight_norm
 from param_features.intervene.steer import deltas_of
-from param_features.measure import activations
-from param_features.measure.effects import mean_value, read_effects
+from param_features.measure import mean_value, read_effects
 from param_features.params import ParamSubset
+from param_features.problem import ModelInputs, Question
 
 RULES = ("weight", "search", "noise")
 _FIRST_STEP, _N_BISECTIONS = 1e-3, 12
@@ -66,16 +65,14 @@ class Search:
 
     Attributes:
         engine: Runs the model.
-        divergence: D.
-        references: What outputs are compared with.
+        question: D, and what outputs are compared with.
         inputs: Rows that hold the samples.
         chosen: Which of their samples, counted as `read_effects` does.
         target: Share of the mean divergence at which to stop, in (0, 1).
     """
 
     engine: GradientEngine
-    divergence: Divergence
-    references: Float[Tensor, "n_references d_output"]
+    question: Question
     inputs: ModelInputs
     chosen: Int[Tensor, " sample"]
     target: float
@@ -93,7 +90,7 @@ class Search:
             raise SettingError(
                 f"target={self.target} lies outside (0, 1): it is the share of the mean divergence that is to be left."
             )
-        acts = activations(self.engine, directions, self.divergence, self.references, self.inputs)
+        acts = activations(self.engine, directions, self.question, self.inputs)
         is_real = slice(None) if self.inputs.mask is None or not self.engine.per_position else self.inputs.mask.cpu()
         mean = acts[is_real].reshape(-1, directions.n_features)[self.chosen].double().mean(0)
         line = -mean / mean.norm().clamp(min=1e-30)
@@ -125,6 +122,6 @@ class Search:
             self.engine,
             self.inputs,
             changes,
-            lambda _, after: mean_value(self.divergence, after, self.references),
+            lambda _, after: mean_value(self.question.divergence, after, self.question.references),
         )
         return found[:, self.chosen].double().mean(1).tolist()

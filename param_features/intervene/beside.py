@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import torch
 
-from param_features.directions import LowRank
 from param_features.errors import SettingError
+from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
 from param_features.intervene.objective import Objective
 from param_features.intervene.optimise import Budget, Reading, Trained, off_target_at, take_steps
 from param_features.intervene.trainables import coefficients_of, own_lora, peft_fits, peft_lora
-from param_features.measure.controls import random_like
+from param_features.measure import random_like
 
 LORA_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RANDOM_FACTORS = (1 / 3, 1.0, 3.0, 10.0)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from param_features.errors import ExportError
-from param_features.gradients import GradientEngine, held_still
-from param_features.inputs import ModelInputs
+from param_features.gradients import GradientEngine
 from param_features.intervene.layers import Layer
+from param_features.params import held_still
+from param_features.problem import ModelInputs
 
 TWO_ROWS = ModelInputs((torch.zeros(2, 2, dtype=torch.long),), {})
 """What is tried where no examples are at hand."""

@@ -7,7 +7,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.directions import LowRank
+from param_features.fit.formats import LowRank
 from param_features.gradients import at_least_float32
 from param_features.params import ParamSubset
 

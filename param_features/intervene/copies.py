@@ -9,11 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.adapters import adapter_for
 from param_features.errors import AdapterError, ModelStateError
-from param_features.matching import matching_views
-from param_features.params import ParamSubset
-from param_features.record import ParamRecord
+from param_features.params import ParamRecord, ParamSubset, adapter_for, matching_views
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from param_features.directions import LowRank
 from param_features.errors import FeatureCountError
-from param_features.gradients import GradientEngine, held_still
+from param_features.fit.formats import LowRank
+from param_features.gradients import GradientEngine
 from param_features.intervene.beside import LORA_LRS, RANDOM_FACTORS, Beside, Rivals
 from param_features.intervene.objective import Objective
 from param_features.intervene.optimise import Budget, Reading, take_steps
 from param_features.intervene.task import Task
 from param_features.intervene.trainables import coefficients_of, first_order
+from param_features.params import held_still
 
 if TYPE_CHECKING:
-    from param_features.features.base import FittedFeatures
+    from param_features.fitted import Fitted
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ class FineTuned:
             return rivals.beside(self.history, self.unit, rank=rank, lrs=lrs, n_random=n_random, random_lrs=random_lrs)
 
 
-def tune(
-    features: "FittedFeatures", chosen: Sequence[int], objective: Objective, budget: Budget, *, progress: bool
-) -> FineTuned:
+def tune(features: "Fitted", chosen: Sequence[int], objective: Objective, budget: Budget, *, progress: bool) -> FineTuned:
     """Train the coefficients of the chosen features; see `TrainableFeatures.finetune`."""
     engine = features.engine
     assert engine is not None, "bound by the caller"
@@ -123,7 +122,7 @@ def tune(
     return FineTuned(dict(zip(chosen, steps, strict=True)), tuple(history), budget, unit, engine, objective, rows)
 
 
-def choose(features: "FittedFeatures", asked: int | Sequence[int], task: Task, batch_size: int) -> list[int]:
+def choose(features: "Fitted", asked: int | Sequence[int], task: Task, batch_size: int) -> list[int]:
     """The features asked for, or those of the largest |∂loss/∂δ_k|, largest first.
 
     Raises:

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from param_features.adapters import Adapter, HuggingFaceAdapter, TransformerBridgeAdapter, adapter_for
-from param_features.adapters.module import has_rows_in, rows_of_part
-from param_features.directions import LowRank
 from param_features.errors import ExportError
+from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
-from param_features.params import ParamView
+from param_features.params import ParamView, has_rows_in, rows_of_part
 
 Kind = Literal["linear", "conv1d", "embedding", "convolution"]
 _PREFIX = "base_model.model"
@@ -70,7 +68,7 @@ def layers_of(engine: GradientEngine, rows: LowRank, steps: Sequence[float]) -> 
     Raises:
         ExportError: peft cannot hold a parameter; says which, and why.
     """
-    names = _layer_names(engine.adapter)
+    names = engine.adapter.peft_names()
     found: dict[str, Layer] = {}
     for view in engine.subset.views:
         if len(view.places) > 1:
@@ -158,20 +156,3 @@ _ACCEPTED = (
     "LoRA holds weights and biases of nn.Linear, transformers' Conv1D and convolutions, and weights of untied nn.Embedding. "
     "For a TransformerLens model pass the Hugging Face model with the same weights: to_lora(path, …, model=hf)."
 )
-
-
-def _layer_names(adapter: Adapter) -> dict[nn.Module, str]:
-    """Every layer's name in the model that peft wraps: the model itself, or the one that a bridge was booted from."""
-    if not isinstance(adapter, TransformerBridgeAdapter):
-        return {owner: name for name, owner in adapter.module.named_modules()}
-    bridge: Any = adapter.module
-    is_raw = isinstance(adapter_for(bridge.original_model), HuggingFaceAdapter) and not bridge.compatibility_mode
-    return _names_on_disk(bridge.original_model) if is_raw else {}
-
-
-def _names_on_disk(original: nn.Module) -> dict[nn.Module, str]:
-    """Names in a model as transformers builds it, of those layers of a bridge's that lie there unchanged."""
-    with torch.device("meta"):
-        plain = dict(type(original)(original.config).named_modules())  # pyright: ignore[reportCallIssue]
-    named = ((name.replace("._original_component", ""), owner) for name, owner in original.named_modules())
-    return {owner: name for name, owner in named if name in plain and type(plain[name]) is type(owner)}

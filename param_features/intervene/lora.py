@@ -16,7 +16,7 @@ from param_features.intervene.layers import Layer, layers_of
 from param_features.intervene.steer import read_coefficients
 
 if TYPE_CHECKING:
-    from param_features.features.base import FittedFeatures
+    from param_features.fitted import Fitted
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KNOWN = (CONFIG, WEIGHTS, "README.md")
@@ -39,7 +39,7 @@ def peft() -> Any:
 
 
 def write_lora(
-    features: "FittedFeatures",
+    features: "Fitted",
     path: str | PathLike,
     coefficients: Mapping[int, float],
     *,

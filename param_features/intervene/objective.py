@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.divergence import KL, Divergence
 from param_features.errors import InputError
-from param_features.gradients import GradientEngine, at_least_float32, held_still
-from param_features.inputs import ModelInputs
+from param_features.gradients import GradientEngine, at_least_float32
 from param_features.intervene.task import Run, Task, chunks
+from param_features.params import held_still
+from param_features.problem import KL, Divergence, ModelInputs
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from param_features.directions import LowRank
 from param_features.errors import AdapterError, InputError
-from param_features.gradients import GradientEngine, at_least_float32
-from param_features.gradients.capture import argument
-from param_features.gradients.engine import by_row
+from param_features.fit.formats import LowRank
+from param_features.gradients import GradientEngine, argument, at_least_float32, by_row
 from param_features.gradients.rules import required_rule
 from param_features.params import Tap
 

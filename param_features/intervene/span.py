@@ -5,7 +5,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.directions import LowRank
+from param_features.fit.formats import LowRank
 from param_features.gradients import Dense, Gradients, at_least_float32
 from param_features.params import ParamSubset
 

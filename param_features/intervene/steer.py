@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.directions import LowRank
 from param_features.errors import InputError, SettingError
+from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
 from param_features.intervene.combine import combined
 from param_features.intervene.positions import Where, added_at, check_rules

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from param_features.adapters import Adapter
 from param_features.errors import InputError, OutputError
 from param_features.gradients import GradientEngine, at_least_float32
-from param_features.inputs import ModelInputs, read_inputs
+from param_features.params import Adapter
+from param_features.problem import ModelInputs, read_inputs
 
 Run = Callable[[ModelInputs], Tensor]
 """The model with its weights moved: inputs to the output tensor."""

@@ -7,15 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.adapters import HuggingFaceAdapter, adapter_for
-from param_features.directions import LowRank
+from param_features.fit.formats import LowRank
 from param_features.gradients import Dense, GradientEngine, Gradients, at_least_float32
-from param_features.inputs import ModelInputs
 from param_features.intervene.combine import combined, moved
 from param_features.intervene.layers import peft_kind
 from param_features.intervene.lora import peft
 from param_features.intervene.optimise import Trained
 from param_features.intervene.task import Task, chunks
+from param_features.params import adapter_for
+from param_features.problem import ModelInputs
 
 
 def coefficients_of(engine: GradientEngine, rows: LowRank) -> Trained:
@@ -51,7 +51,7 @@ def peft_fits(engine: GradientEngine) -> bool:
     """Whether peft's LoRA can be put on exactly these parameters: whole weights of a Hugging Face model's layers."""
     views = engine.subset.views
     is_whole = all(view.attribute == "weight" and view.layout.part is None and not view.also_at for view in views)
-    is_plain = isinstance(engine.adapter, HuggingFaceAdapter) and is_whole
+    is_plain = engine.adapter.is_wrapped_by_peft and is_whole
     return is_plain and all(peft_kind(view.owner) in ("linear", "conv1d") for view in views)
 
 

@@ -1,35 +1,86 @@
 """Measuring features: activations, top examples, top logits, metrics and their controls."""
 
-from param_features.measure.activations import activations
-from param_features.measure.controls import control_errors
-from param_features.measure.examples import Example, top_examples
+from param_features.measure.agreement import Match, correlations, match_directions
+from param_features.measure.controls import (
+    ControlDictionary,
+    control_bytes,
+    control_dictionaries,
+    control_errors,
+    dictionary_error,
+    principal_directions,
+    random_directions,
+    random_like,
+)
+from param_features.measure.counterpart_pairs import (
+    Counterparts,
+    correlation_table,
+    counterparts,
+    feature_chunks,
+    top_samples,
+)
+from param_features.measure.effects import distance, mean_value, outputs_of, read_effects
+from param_features.measure.examples import Example, Ranking, shares, top_examples
 from param_features.measure.l0_curve import L0Curve, default_l0s, errors_by_l0, harvest_halves
+from param_features.measure.label_purity import purity
+from param_features.measure.labels import label_of, output_label, visible, windows_with
 from param_features.measure.logits import TopLogits, top_logits
-from param_features.measure.match import Match, correlations, match_directions
-from param_features.measure.metrics import Metrics, held_out_metrics
+from param_features.measure.matching import match
+from param_features.measure.metrics import held_out_metrics
+from param_features.measure.of_features import curve_of, densities_of, examples_of
 from param_features.measure.parts import activation_parts
+from param_features.measure.principal import EXTRA
+from param_features.measure.ranking import auroc
 from param_features.measure.settings import MeasureSettings
-from param_features.measure.shares import background_metrics, off_target, on_target
+from param_features.measure.background_effects import background_metrics, off_target, on_target
+from param_features.measure.weight import weight_by_head
 
 __all__ = [
+    "Counterparts",
+    "ControlDictionary",
+    "EXTRA",
     "Example",
     "L0Curve",
     "Match",
     "MeasureSettings",
-    "Metrics",
+    "Ranking",
     "TopLogits",
     "activation_parts",
-    "activations",
+    "auroc",
     "background_metrics",
+    "control_bytes",
+    "control_dictionaries",
     "control_errors",
+    "correlation_table",
     "correlations",
+    "counterparts",
+    "curve_of",
     "default_l0s",
+    "densities_of",
+    "dictionary_error",
+    "distance",
     "errors_by_l0",
+    "examples_of",
+    "feature_chunks",
     "harvest_halves",
     "held_out_metrics",
+    "label_of",
+    "match",
     "match_directions",
+    "mean_value",
     "off_target",
     "on_target",
+    "output_label",
+    "outputs_of",
+    "principal_directions",
+    "purity",
+    "random_directions",
+    "random_like",
+    "read_effects",
+    "shares",
     "top_examples",
     "top_logits",
+    "top_samples",
+    "visible",
+    "weight_by_head",
+    "windows_with",
 ]

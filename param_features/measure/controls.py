@@ -12,16 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.decompose.encoder import Encoder
-from param_features.decompose.loop import MOST_OVERLAPS
-from param_features.decompose.pursuit import rounds_for
-from param_features.decompose.reconstruction import reconstruction_error, square_errors
-from param_features.decompose.selection import batch_top_k
-from param_features.directions import LowRank
+from param_features.fit import MOST_OVERLAPS, Encoder, batch_top_k, reconstruction_error, rounds_for, square_errors
+from param_features.fit.formats import LowRank
 from param_features.gradients import Gradients, SampleGradients, flatten
+from param_features.machine import typed
 from param_features.measure.principal import EXTRA, SlicedPrincipal, sliced_bytes, sliced_principal
 from param_features.params import ParamSubset
-from param_features.typed import typed
 
 _EXACT_UP_TO, _DENSE_UP_TO = 4096, 512
 _CHUNK_NUMBERS = 2**25
@@ -30,7 +26,7 @@ _DENSE_NUMBERS = 2**26
 
 
 @dataclass(frozen=True)
-class Dictionary:
+class ControlDictionary:
     """Unit-norm directions known by what they do to gradients.
 
     Attributes:
@@ -42,13 +38,13 @@ class Dictionary:
     gram: Float[Tensor, "feature feature"]
 
     @classmethod
-    def of(cls, directions: LowRank) -> "Dictionary":
+    def of(cls, directions: LowRank) -> "ControlDictionary":
         """From low-rank directions, scaled to unit norm."""
         norm = directions.norm().clamp(min=1e-12)
         return cls(lambda gradients: directions.inner(gradients) / norm, directions.gram() / norm / norm[:, None])
 
     @classmethod
-    def of_rows(cls, rows: Float[Tensor, "feature n_params"]) -> "Dictionary":
+    def of_rows(cls, rows: Float[Tensor, "feature n_params"]) -> "ControlDictionary":
         """From dense unit-norm rows."""
         return cls(lambda gradients: flatten(gradients) @ rows.T, rows @ rows.T)
 
@@ -89,13 +85,13 @@ def control_errors(
 
 def control_dictionaries(
     train: SampleGradients, subset: ParamSubset, *, n_features: int, rank: int, generator: torch.Generator
-) -> dict[str, Dictionary | SlicedPrincipal]:
+) -> dict[str, ControlDictionary | SlicedPrincipal]:
     """The three controls by name, as `control_errors` describes them."""
     like = train.rows(slice(0, 1))
     return {
         "control_pca": principal_dictionary(train, n_features, generator),
-        "control_random": Dictionary.of(random_directions(like, n_features, rank, generator)),
-        "control_svd_w": Dictionary.of(singular_directions(subset, n_features)),
+        "control_random": ControlDictionary.of(random_directions(like, n_features, rank, generator)),
+        "control_svd_w": ControlDictionary.of(singular_directions(subset, n_features)),
     }
 
 
@@ -127,7 +123,7 @@ def control_bytes(
 
 @typed
 def dictionary_error(
-    dictionary: Dictionary | SlicedPrincipal, store: SampleGradients, l0: float, *, is_pursued: bool = False
+    dictionary: ControlDictionary | SlicedPrincipal, store: SampleGradients, l0: float, *, is_pursued: bool = False
 ) -> float:
     """As `dictionary_errors`, at one l0."""
     return dictionary_errors(dictionary, store, [l0], is_pursued=is_pursued)[0]
@@ -135,7 +131,11 @@ def dictionary_error(
 
 @typed
 def dictionary_errors(
-    dictionary: Dictionary | SlicedPrincipal, store: SampleGradients, l0s: Sequence[float], *, is_pursued: bool = False
+    dictionary: ControlDictionary | SlicedPrincipal,
+    store: SampleGradients,
+    l0s: Sequence[float],
+    *,
+    is_pursued: bool = False,
 ) -> list[float]:
     """At each l0 the lowest error of two or three encoders: the overlaps, least squares over all directions, or pursuit.
 
@@ -161,7 +161,7 @@ def dictionary_errors(
 
 def principal_dictionary(
     train: SampleGradients, n_features: int, generator: torch.Generator
-) -> Dictionary | SlicedPrincipal:
+) -> ControlDictionary | SlicedPrincipal:
     """The principal directions, as dense rows of up to 2²⁶ numbers together, and beyond by slices of the parameters.
 
     The two ways' held-out errors are within 0.003 of each other (`benchmarks/store.py principal`).
@@ -169,7 +169,7 @@ def principal_dictionary(
     n_params = sum(d_out * d_in for d_out, d_in in (g.matrix_shape for g in train.rows(slice(0, 1)).values()))
     if n_params > _EXACT_UP_TO and n_features * n_params > _DENSE_NUMBERS:
         return sliced_principal(train, n_features, generator)
-    return Dictionary.of_rows(principal_directions(train, n_features, generator))
+    return ControlDictionary.of_rows(principal_directions(train, n_features, generator))
 
 
 @typed

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.divergence import KL, Divergence, SquaredError
-from param_features.gradients import GradientEngine, held_still
-from param_features.inputs import ModelInputs
+from param_features.gradients import GradientEngine
+from param_features.params import held_still
+from param_features.problem import KL, Divergence, ModelInputs, SquaredError
 
 Deltas = Mapping[str, Float[Tensor, "*shape"]]
 Read = Callable[[Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import SettingError
-from param_features.typed import typed
+from param_features.machine import typed
 
 Ranking = Literal["share", "activation"]
 

@@ -1,23 +1,16 @@
 """Reconstruction error against l0, of a fit and of its controls on the same samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from param_features.decompose import check_l0
-from param_features.decompose.encoder import LINEAR, Encoder
-from param_features.decompose.pursuit import rounds_for
-from param_features.directions import LowRank
-from param_features.divergence import Divergence, Reference
 from param_features.errors import SampleCountError, SettingError
+from param_features.fit import Dictionary, Encoder, check_l0, rounds_for
 from param_features.gradients import GradientEngine, Harvester, HarvestSettings, SampleGradients
-from param_features.inputs import ModelInputs
+from param_features.machine import typed
 from param_features.measure.controls import control_dictionaries, dictionary_errors
-from param_features.measure.metrics import fit_error
-from param_features.typed import typed
+from param_features.problem import ModelInputs, Question, Reference
 
 
 @dataclass(frozen=True)
@@ -51,9 +44,7 @@ def default_l0s(l0: float, n_features: int) -> tuple[float, ...]:
 
 def harvest_halves(
     engine: GradientEngine,
-    divergence: Divergence,
-    reference: str,
-    references: Float[Tensor, "n_references d_output"],
+    question: Question,
     inputs: ModelInputs,
     *,
     n_samples: int,
@@ -75,13 +66,14 @@ def harvest_halves(
             f"Got {len(inputs)} sequences (inputs). One half is for the principal directions and one for measuring, and two "
             "are needed in each: give at least four, and better a hundred."
         )
-    drawn = Reference(reference, references if reference in ("mean", "given", "pairs") else None)
-    harvester = Harvester(engine, divergence, drawn, HarvestSettings())
+    is_paired = question.kind == "pairs"
+    drawn = Reference("pairs", question.references) if is_paired else question.drawn
+    harvester = Harvester(engine, question.divergence, drawn, HarvestSettings())
     half = len(inputs) // 2
 
     def harvest(rows: ModelInputs, n_wanted: int) -> SampleGradients:
         n_pos = rows.n_pos if engine.per_position else 1
-        n_slots = 1 if reference == "pairs" else min(n_pos, -(-n_wanted // len(rows)))
+        n_slots = 1 if is_paired else min(n_pos, -(-n_wanted // len(rows)))
         rows = rows.rows(slice(0, max(2, -(-n_wanted // n_slots))))
         return harvester.store(rows, n_slots, generator, progress=False, title="harvest")
 
@@ -91,26 +83,22 @@ def harvest_halves(
 @typed
 @torch.no_grad()
 def errors_by_l0(
-    v_in: LowRank,
-    v_out: LowRank,
+    dictionary: Dictionary,
     stores: tuple[SampleGradients, SampleGradients],
     engine: GradientEngine,
     *,
     l0s: Sequence[float],
     generator: torch.Generator,
-    encoder: Encoder = LINEAR,
 ) -> L0Curve:
     """The fit and three controls at several l0 on the same samples, each by the encoders that `decompose` scores it with.
 
     Args:
-        v_in: The features' encoder.
-        v_out: Their directions.
+        dictionary: The features.
         stores: Samples for the principal directions, and others on which everything is measured: principal directions of
             the very samples that they are scored on would look better than they are.
         engine: Knows the parameters.
         l0s: Features kept per sample on average.
         generator: Draws the random directions.
-        encoder: The fit's.
 
     Cost: the principal directions, and at each l0 a few products of samples × features.
 
@@ -122,17 +110,17 @@ def errors_by_l0(
         raise SettingError("l0s is empty. Give numbers between 0 and the number of features, such as [1, 5, 20].")
     ordered = tuple(sorted(float(l0) for l0 in l0s))
     for l0 in ordered:
-        check_l0(l0, v_out.n_features)
+        check_l0(l0, dictionary.n_features)
     train, store = stores
-    is_pursued = encoder.n_rounds is not None
+    is_pursued = dictionary.encoder.n_rounds is not None
 
     def fit(l0: float) -> float:
-        own = Encoder(rounds_for(l0, v_out.n_features)) if is_pursued else encoder
-        return fit_error(v_in, v_out, store, l0, own)
+        encoder = Encoder(rounds_for(l0, dictionary.n_features)) if is_pursued else dictionary.encoder
+        return replace(dictionary, encoder=encoder).error(store, l0)
 
-    rank = max(left.shape[2] for left, _ in v_out.factors.values())
-    controls = control_dictionaries(train, engine.subset, n_features=v_out.n_features, rank=rank, generator=generator)
+    n_features, rank = dictionary.n_features, dictionary.rank
+    controls = control_dictionaries(train, engine.subset, n_features=n_features, rank=rank, generator=generator)
     errors = {"reconstruction_error": tuple(map(fit, ordered))}
-    for name, dictionary in controls.items():
-        errors[name] = tuple(dictionary_errors(dictionary, store, ordered, is_pursued=is_pursued))
+    for name, control in controls.items():
+        errors[name] = tuple(dictionary_errors(control, store, ordered, is_pursued=is_pursued))
     return L0Curve(ordered, errors, store.n_samples, train.n_samples)

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.directions import LowRank
+from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine, output_changes
-from param_features.inputs import ModelInputs
-from param_features.typed import typed
+from param_features.machine import typed
+from param_features.problem import ModelInputs
 
 
 @dataclass(frozen=True)

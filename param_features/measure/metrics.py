@@ -1,102 +1,19 @@
 """Metrics on held-out samples, never without their controls."""
 
-from collections.abc import Iterator, Mapping
-
 import torch
 
-from param_features.decompose.encoder import LINEAR, Encoder
-from param_features.decompose.loop import MOST_OVERLAPS
-from param_features.decompose.reconstruction import reconstruction_error, square_errors
-from param_features.directions import LowRank
+from param_features.fit import MOST_OVERLAPS, Dictionary, overlaps_of
+from param_features.fitted import Metrics
 from param_features.gradients import SampleGradients
+from param_features.machine import typed
 from param_features.measure.controls import control_errors
 from param_features.params import ParamSubset
-from param_features.typed import typed
-
-_MEANINGS = {
-    "reconstruction_error": "held out; 0 is perfect, 1 predicts nothing",
-    "training_error": "the same on training samples",
-    "training_lost": "share of the training gradients that the store's compression lost: beyond training_error's reach",
-    "l0": "features kept per sample, here and in the controls",
-    "l0_at_threshold": "features kept by the stored threshold",
-    "density": "share of held-out samples that keep a feature, median over features",
-    "dead": "features that no held-out sample keeps",
-    "control_pca": "principal directions of the gradients",
-    "control_random": "random directions of the same rank",
-    "control_svd_w": "singular directions of W",
-    "off_target": "effect on the background over that on the target, of the target's features",
-    "off_target_alone": "the same of a fit without background",
-    "off_target_random": "the same of random directions",
-    "background_error": "reconstruction error on held-out samples of the background",
-    "background_alone": "the same of a fit without background",
-    "background_random": "the same of random directions",
-    "error_alone": "reconstruction error on the target of a fit without background",
-}
-
-
-ALWAYS = (
-    "reconstruction_error", "training_error", "l0", "l0_at_threshold", "density", "dead", "n_features", "n_samples",
-    "n_held_out", "control_pca", "control_random", "control_svd_w",
-)  # fmt: skip
-"""What `held_out_metrics` measures of every fit."""
-
-
-def is_counted(name: str) -> bool:
-    """Whether a metric is a whole number of something."""
-    return name.startswith("n_") or name == "dead"
-
-
-class Metrics(Mapping[str, float]):
-    """Numbers by name; printed as a table that says how each control compares."""
-
-    def __init__(self, values: Mapping[str, float]) -> None:
-        """Hold `values`."""
-        self._values = dict(values)
-
-    def __getitem__(self, name: str) -> float:
-        """The metric of that name."""
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Names in order."""
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        """Number of metrics."""
-        return len(self._values)
-
-    @property
-    def matched_by(self) -> list[str]:
-        """Controls whose error is no higher than the fit's: what they match has shown nothing."""
-        controls = [name for name in self if name.startswith("control_")]
-        return [name for name in controls if self[name] <= self["reconstruction_error"]]
-
-    def __repr__(self) -> str:
-        """The table."""
-        return "\n".join(f"{name:<21} {self._number(name):>7}  {self.remark(name)}".rstrip() for name in self)
-
-    def _number(self, name: str) -> str:
-        value = self[name]
-        return str(int(value)) if is_counted(name) else f"{value:.3f}"
-
-    def remark(self, name: str) -> str:
-        """What a metric means; of a control, how the fit compares with it."""
-        meaning = _MEANINGS.get(name, "")
-        if not name.startswith("control_"):
-            return meaning
-        if name in self.matched_by:
-            return f"{meaning}: MATCHES THE FIT, which has shown nothing beyond it"
-        if not self[name]:
-            return meaning
-        return f"{meaning}: the fit is {1 - self['reconstruction_error'] / self[name]:.0%} lower"
 
 
 @typed
 @torch.no_grad()
 def held_out_metrics(
-    v_in: LowRank,
-    v_out: LowRank,
-    threshold: float,
+    dictionary: Dictionary,
     *,
     train: SampleGradients,
     held_out: SampleGradients,
@@ -104,19 +21,18 @@ def held_out_metrics(
     rank: int,
     l0: float,
     generator: torch.Generator,
-    encoder: Encoder = LINEAR,
 ) -> Metrics:
     """Score a fit and its controls on the same held-out samples at the same l0, controls by the fit's own encoder too."""
-    seen = held_out.spread(MOST_OVERLAPS // v_out.n_features)
-    active = encoder.codes(_overlaps(encoder.reads(v_in, v_out), seen), v_out.gram(), threshold) != 0
+    spread = held_out.spread(MOST_OVERLAPS // dictionary.n_features)
+    active = dictionary.codes(overlaps_of(dictionary.code_directions, spread)) != 0
     values = {
-        "reconstruction_error": fit_error(v_in, v_out, held_out, l0, encoder),
-        "training_error": fit_error(v_in, v_out, train, l0, encoder),
+        "reconstruction_error": dictionary.error(held_out, l0),
+        "training_error": dictionary.error(train, l0),
         "l0": float(l0),
         "l0_at_threshold": float(active.sum(1).double().mean()),
         "density": float(active.double().mean(0).median()),
         "dead": float((~active).all(0).sum()),
-        "n_features": v_out.n_features,
+        "n_features": dictionary.n_features,
         "n_samples": train.n_samples,
         "n_held_out": held_out.n_samples,
     }
@@ -124,27 +40,10 @@ def held_out_metrics(
         train,
         held_out,
         subset,
-        n_features=v_out.n_features,
+        n_features=dictionary.n_features,
         rank=rank,
         l0=l0,
         generator=generator,
-        is_pursued=encoder.n_rounds is not None,
+        is_pursued=dictionary.encoder.n_rounds is not None,
     )
     return Metrics(values | controls)
-
-
-@torch.no_grad()
-def fit_error(v_in: LowRank, v_out: LowRank, store: SampleGradients, l0: float, encoder: Encoder = LINEAR) -> float:
-    """Reconstruction error with l0 coordinates per sample kept on average over the whole store.
-
-    Of many samples as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
-    """
-    store = store.spread(MOST_OVERLAPS // v_out.n_features)
-    overlaps, square_norm, gram = _overlaps(v_out, store), store.square_norm(), v_out.gram()
-    read = encoder.reads(v_in, v_out)
-    coords, _ = encoder.kept(overlaps if read is v_out else _overlaps(read, store), gram, l0)
-    return reconstruction_error(square_errors(coords, overlaps, gram, square_norm), square_norm)
-
-
-def _overlaps(directions: LowRank, store: SampleGradients) -> torch.Tensor:
-    return torch.cat([directions.overlaps(chunk) for chunk in store.chunks()])

@@ -4,27 +4,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.directions import LowRank
-from param_features.divergence import Divergence
+from param_features.fit import activations
+from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
-from param_features.inputs import ModelInputs
-from param_features.measure.activations import activations
-from param_features.typed import typed
+from param_features.machine import typed
+from param_features.problem import ModelInputs, Question
 
 
 @typed
 def activation_parts(
     engine: GradientEngine,
     v_in: LowRank,
-    divergence: Divergence,
-    references: Float[Tensor, "n_references d_output"],
+    question: Question,
     inputs: ModelInputs,
 ) -> Float[Tensor, "*sample param feature"]:
     """V_in,k · ∇_W D with V_in restricted to one parameter after another; the sum over parameters is the activation.
 
     Cost: that of `activations` for each parameter.
     """
-    parts = [activations(engine, _only(v_in, name), divergence, references, inputs) for name in v_in.factors]
+    parts = [activations(engine, _only(v_in, name), question, inputs) for name in v_in.factors]
     return torch.stack(parts, -2)
 
 

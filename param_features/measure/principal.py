@@ -13,8 +13,8 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.decompose.loop import strong_samples
-from param_features.directions import LowRank
+from param_features.fit import strong_samples
+from param_features.fit.formats import LowRank
 from param_features.gradients import Factored, SampleGradients
 
 EXTRA = 10

@@ -1,8 +1,21 @@
 """SAEs of sae-lens: trained in one call, measured, and compared with parameter features."""
 
-from param_features.sae.compare import compare
+from param_features.sae.comparing import compare, compare_on
 from param_features.sae.comparison import Comparison, Matching, Pair
 from param_features.sae.metrics import SaeMetrics, sae_metrics
+from param_features.sae.site import find_place, first_tensor, with_first
 from param_features.sae.train import train_sae
 
-__all__ = ["Comparison", "Matching", "Pair", "SaeMetrics", "compare", "sae_metrics", "train_sae"]
+__all__ = [
+    "Comparison",
+    "Matching",
+    "Pair",
+    "SaeMetrics",
+    "compare",
+    "compare_on",
+    "find_place",
+    "first_tensor",
+    "sae_metrics",
+    "train_sae",
+    "with_first",
+]

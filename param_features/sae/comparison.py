@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from param_features.adapters.sae_lens import SparseAutoencoder
+from param_features.adapters import SparseAutoencoder
 from param_features.errors import FeatureCountError, SettingError
-from param_features.features import ParamFeatures
-from param_features.inputs import ModelInputs
-from param_features.measure.counterparts import Counterparts
-from param_features.sae.pair_view import SampleRow, pair_view
+from param_features.fitted import Fitted
+from param_features.measure import Counterparts
+from param_features.problem import ModelInputs
+from param_features.sae.pairs_shown import SampleRow, pair_view
 from param_features.views import View
 
 _MEANINGS = {
@@ -113,7 +113,7 @@ class Comparison:
         sae_strengths: The SAE's activations, sparse in the COO layout.
     """
 
-    features: ParamFeatures
+    features: Fitted
     sae: SparseAutoencoder
     hook_name: str
     inputs: ModelInputs
@@ -275,7 +275,7 @@ class Comparison:
 
     def _places(self) -> Int[Tensor, "sample two"]:
         """Row, and position among the row's real ones, of every sample."""
-        if not self.features._bound("compare").per_position:
+        if not self.features.bound_engine("compare").per_position:
             return torch.stack([torch.arange(len(self.inputs)), torch.zeros(len(self.inputs), dtype=torch.long)], 1)
         rows = self.inputs.token_rows
         return torch.tensor([(row, position) for row, tokens in enumerate(rows) for position in range(len(tokens))])

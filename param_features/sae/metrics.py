@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.adapters import Adapter, adapter_for
-from param_features.adapters.sae_lens import SparseAutoencoder, read_sae
+from param_features.adapters import SparseAutoencoder, read_sae
 from param_features.errors import InputError
-from param_features.inputs import ModelInputs, read_inputs
+from param_features.params import Adapter, adapter_for
+from param_features.problem import ModelInputs, read_inputs
 from param_features.sae.site import activations_at, has_positions, run_replaced
 
 _POSITIONS_PER_BATCH = 4096

@@ -8,15 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.adapters.sae_lens import SparseAutoencoder
-from param_features.decompose import threshold_for
-from param_features.directions import LowRank
-from param_features.features import ParamFeatures
-from param_features.inputs import ModelInputs
-from param_features.measure.counterparts import feature_chunks, top_samples
-from param_features.measure.examples import shares
-from param_features.measure.purity import purity
-from param_features.measure.readings import Reading, read_gradients
+from param_features.adapters import SparseAutoencoder
+from param_features.fit import Reading, read_gradients, threshold_for
+from param_features.fit.formats import LowRank
+from param_features.fitted import Fitted
+from param_features.measure import feature_chunks, purity, shares, top_samples
+from param_features.problem import ModelInputs
 
 _THRESHOLD_NUMBERS = 2**25
 
@@ -70,7 +67,7 @@ class ParameterSides(NamedTuple):
 
 
 def parameter_sides(
-    features: ParamFeatures, inputs: ModelInputs, generator: torch.Generator, *, n_calibrating: int
+    features: Fitted, inputs: ModelInputs, generator: torch.Generator, *, n_calibrating: int
 ) -> ParameterSides:
     """The features and sets of random directions, read together.
 
@@ -79,18 +76,18 @@ def parameter_sides(
 
     Cost: one backward pass per position, and a pursuit for the features and the control.
     """
-    engine, encoder = features._bound("compare"), features.encoder
+    engine, dictionary = features.bound_engine("compare"), features.dictionary
     drawn = [random_unit(features.v_out, generator) for _ in range(1 + n_calibrating)]
     readings: dict[str, Reading] = {str(place): rows.inner for place, rows in enumerate(drawn)}
-    readings |= {"acts": features.v_in.inner, "overlaps": encoder.reads(features.v_in, features.v_out).inner}
-    found = read_gradients(engine, features.divergence, features.references, inputs, readings)
+    readings |= {"acts": features.v_in.inner, "overlaps": dictionary.code_directions.inner}
+    found = read_gradients(engine, features.question, inputs, readings)
     is_real = torch.ones(found["acts"].shape[:2], dtype=torch.bool)
     if engine.per_position and inputs.mask is not None:
         is_real = inputs.mask.cpu()
     read = {name: values[is_real] for name, values in found.items()}
-    codes = encoder.codes(read["overlaps"], features.v_out.gram().cpu(), features.threshold)
+    codes = dictionary.codes(read["overlaps"])
     l0 = max(float((codes != 0).sum(1).double().mean()), 1e-6)
-    random_codes, _ = encoder.kept(read["0"], drawn[0].gram().cpu(), l0)
+    random_codes, _ = dictionary.encoder.kept(read["0"], drawn[0].gram().cpu(), l0)
     return ParameterSides(
         own=Side(shares(read["acts"]), codes),
         control=Side(shares(read["0"]), random_codes),

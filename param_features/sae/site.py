@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from param_features.adapters import Adapter
 from param_features.errors import InputError, NonFiniteError, UnknownHookError, nearest
-from param_features.gradients import held_still
-from param_features.inputs import ModelInputs
+from param_features.params import Adapter, held_still
+from param_features.problem import ModelInputs
 
 _POSITIONS_PER_BATCH = 4096
 

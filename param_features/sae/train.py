@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from param_features.adapters import adapter_for
-from param_features.adapters.sae_lens import sae_lens
+from param_features.adapters import sae_lens_library
 from param_features.errors import FeatureCountError, SettingError
-from param_features.inputs import read_inputs
+from param_features.params import adapter_for
+from param_features.problem import read_inputs
 from param_features.sae.resampling import resample, reset_moments
 from param_features.sae.site import activations_at
 
@@ -82,7 +82,7 @@ def train_sae(
     """
     l0 = max(1.0, n_features / 20) if l0 is None else float(l0)
     plan = TrainingPlan(n_features, l0, architecture, n_epochs, lr, batch_size, seed)
-    library = sae_lens()
+    library = sae_lens_library()
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     data = read_inputs(adapter, tokens, inputs)
     acts = activations_at(adapter, data, hook_name).flatten(1).float()

@@ -3,8 +3,8 @@
 huggingface-hub is imported when the hub is asked: `pip install "param_features[hf]"`.
 """
 
-from param_features.sharing.fetch import fetched_folder, located
-from param_features.sharing.places import features_place, is_hub_name, local_path
-from param_features.sharing.settings import CardSettings
+from param_features.sharing.card import CARD, write_card
+from param_features.sharing.pushing import MESSAGE, check_name, push, push_folder
+from param_features.sharing.settings import USUAL, CardSettings
 
-__all__ = ["CardSettings", "features_place", "fetched_folder", "is_hub_name", "local_path", "located"]
+__all__ = ["CARD", "CardSettings", "MESSAGE", "USUAL", "check_name", "push", "push_folder", "write_card"]

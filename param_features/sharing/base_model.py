@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 from param_features.errors import SourceError
-from param_features.sharing.places import is_hub_name, local_path
+from param_features.files.hub import is_hub_name, local_path
 
 if TYPE_CHECKING:
-    from param_features.features.base import FittedFeatures
+    from param_features.fitted import Fitted
 
 _DEMO = "param_features.demo"
 """What the embedded model's tokenizer is called."""
 
 
-def base_model_name(features: "FittedFeatures") -> str | None:
+def base_model_name(features: "Fitted") -> str | None:
     """The hub name by which a Hugging Face model says it was loaded; None for folders, other libraries and no model."""
     if features.engine is None:
         return None
@@ -26,7 +26,7 @@ def base_model_name(features: "FittedFeatures") -> str | None:
         return None
 
 
-def loading_lines(features: "FittedFeatures", repo: str, base: str | None) -> str:
+def loading_lines(features: "Fitted", repo: str, base: str | None) -> str:
     """Python that loads the model, where it is known how, and the features with it."""
     lines = ["import param_features as pf"]
     if _is_demo(features):
@@ -44,6 +44,6 @@ def loading_lines(features: "FittedFeatures", repo: str, base: str | None) -> st
     return "\n".join([*lines, "features.show(0)"])
 
 
-def _is_demo(features: "FittedFeatures") -> bool:
+def _is_demo(features: "Fitted") -> bool:
     tokenizer: Any = None if features.engine is None else features.engine.adapter.tokenizer
     return getattr(tokenizer, "name_or_path", None) == _DEMO

@@ -7,21 +7,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from param_features.errors import MissingExtraError
+from param_features.fitted import Fitted
 from param_features.measure import Example
 from param_features.sharing.base_model import base_model_name, loading_lines
-from param_features.sharing.front_matter import front_matter
 from param_features.sharing.picture import draw, shown_examples
 from param_features.sharing.settings import CardSettings
 from param_features.sharing.text import code, fenced, visible
-from param_features.sharing.verdict import metrics_table, verdict
-
-if TYPE_CHECKING:
-    from param_features.features.measuring import MeasuredFeatures
+from param_features.sharing.verdicts import metrics_table, verdict
+from param_features.sharing.yaml_head import front_matter
 
 CARD, PICTURE = "README.md", "features.png"
 _UNKNOWN = "OWNER/NAME"
@@ -59,7 +57,7 @@ The method:
 ```"""
 
 
-def write_card(features: "MeasuredFeatures", folder: Path, settings: CardSettings, *, repo: str | None = None) -> Path:
+def write_card(features: Fitted, folder: Path, settings: CardSettings, *, repo: str | None = None) -> Path:
     """Write `README.md`, and `features.png` where it is wanted and matplotlib is installed; the card's path."""
     picture = _drawn(features, folder, settings) if settings.is_illustrated else None
     card = folder / CARD
@@ -67,9 +65,7 @@ def write_card(features: "MeasuredFeatures", folder: Path, settings: CardSetting
     return card
 
 
-def card_text(
-    features: "MeasuredFeatures", settings: CardSettings, *, repo: str | None = None, is_illustrated: bool = False
-) -> str:
+def card_text(features: Fitted, settings: CardSettings, *, repo: str | None = None, is_illustrated: bool = False) -> str:
     """The card as Markdown.
 
     Cost: with a model, a pass of activations over the examples that were saved with the features, once.
@@ -91,13 +87,13 @@ def card_text(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _pictured(features: "MeasuredFeatures", settings: CardSettings) -> str:
+def _pictured(features: Fitted, settings: CardSettings) -> str:
     has_examples = bool(shown_examples(features, settings.n_features, 1))
     examples = "Top examples with highlighted tokens, and the" if has_examples else "The"
     return f"![{examples} error beside that of the controls]({PICTURE})"
 
 
-def _drawn(features: "MeasuredFeatures", folder: Path, settings: CardSettings) -> Path | None:
+def _drawn(features: Fitted, folder: Path, settings: CardSettings) -> Path | None:
     """The picture; None, with a notice, where matplotlib is missing."""
     try:
         return draw(features, folder / PICTURE, n_features=settings.n_features, n_examples=settings.n_examples)
@@ -110,7 +106,7 @@ def _notice(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def _decomposed(features: "MeasuredFeatures", settings: CardSettings, base: str | None) -> str:
+def _decomposed(features: Fitted, settings: CardSettings, base: str | None) -> str:
     config = features.config
     model = [f"[`{base}`](https://huggingface.co/{base})"] if base else []
     model += [code(str(config["model"]))] if config.get("model") else []
@@ -124,7 +120,7 @@ def _decomposed(features: "MeasuredFeatures", settings: CardSettings, base: str 
     return "## What was decomposed\n\n" + "\n".join(f"- **{name}**: {said}" for name, said in lines.items() if said)
 
 
-def _params(features: "MeasuredFeatures") -> str:
+def _params(features: Fitted) -> str:
     named = [
         f"{code(name)} ({' × '.join(str(int(size)) for size in record.shape)})" for name, record in features.params.items()
     ]
@@ -140,7 +136,7 @@ def _cut(parts: Sequence[str], most: int = _MOST_PARAMS) -> str:
     return ", ".join(parts[:most]) + more
 
 
-def _data(features: "MeasuredFeatures", settings: CardSettings) -> str:
+def _data(features: Fitted, settings: CardSettings) -> str:
     said = [f"[`{name}`](https://huggingface.co/datasets/{name})" for name in settings.datasets]
     said += [code(settings.data)] if settings.data else []
     rows = features.examples
@@ -149,7 +145,7 @@ def _data(features: "MeasuredFeatures", settings: CardSettings) -> str:
     return "; ".join(said)
 
 
-def _settings(features: "MeasuredFeatures") -> list[str]:
+def _settings(features: Fitted) -> list[str]:
     """The settings that the record holds, by the names that `pf.decompose` has for them."""
     config = features.config
     fit: Any = config.get("fit")
@@ -158,7 +154,7 @@ def _settings(features: "MeasuredFeatures") -> list[str]:
     return [code(f"{name}={value!r}") for name, value in wanted.items() if value is not None]
 
 
-def _examples(features: "MeasuredFeatures", settings: CardSettings) -> str:
+def _examples(features: Fitted, settings: CardSettings) -> str:
     found = shown_examples(features, settings.n_features, settings.n_examples)
     if not found:
         return ""
@@ -177,7 +173,7 @@ def _line(example: Example) -> str:
     return f"  {replace(example, tokens=tuple(visible(token, 20) for token in example.tokens), next_token=following)}"
 
 
-def _loading(features: "MeasuredFeatures", repo: str, base: str | None) -> str:
+def _loading(features: Fitted, repo: str, base: str | None) -> str:
     bare = f"""import param_features as pf
 
 features = pf.load("{repo}")

@@ -4,14 +4,12 @@ import importlib
 import textwrap
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from param_features.errors import MissingExtraError
-from param_features.measure import Example, Metrics
+from param_features.fitted import Fitted, Metrics
+from param_features.measure import Example, examples_of
 from param_features.sharing.text import visible
-
-if TYPE_CHECKING:
-    from param_features.features.measuring import MeasuredFeatures
 
 _LONGEST = 20
 _WIDTH = 118
@@ -19,7 +17,7 @@ _WIDTH = 118
 _BLUE, _GREY = "#2b6cb0", "#bbb"
 
 
-def draw(features: "MeasuredFeatures", path: Path, *, n_features: int = 10, n_examples: int = 3) -> Path:
+def draw(features: Fitted, path: Path, *, n_features: int = 10, n_examples: int = 3) -> Path:
     """Write the picture; without a model, or where samples are no tokens, it has the bars alone.
 
     Cost: a pass of activations over the examples that were saved with the features, once.
@@ -53,11 +51,14 @@ def draw(features: "MeasuredFeatures", path: Path, *, n_features: int = 10, n_ex
     return path
 
 
-def shown_examples(features: "MeasuredFeatures", n_features: int, n_examples: int) -> dict[int, list[Example]]:
+def shown_examples(features: Fitted, n_features: int, n_examples: int) -> dict[int, list[Example]]:
     """Top examples of the first features; none without a model, saved examples or tokens."""
     if features.engine is None or features.examples is None or not features.engine.per_position:
         return {}
-    return {feature: features.top_examples(feature, n_examples) for feature in range(min(n_features, features.n_features))}
+    return {
+        feature: examples_of(features, feature, n_examples, features.own_examples)
+        for feature in range(min(n_features, features.n_features))
+    }
 
 
 def _figure(size: tuple[float, float]) -> Any:

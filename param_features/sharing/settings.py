@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from param_features.errors import SettingError
-from param_features.sharing.places import is_hub_name
+from param_features.files.hub import is_hub_name
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 

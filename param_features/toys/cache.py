@@ -13,8 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from param_features.errors import StoreError
-from param_features.files.disk import Origin, read_file
-from param_features.files.tensors import read_tensors
+from param_features.files import Origin, read_file, read_tensors
 
 Weights = dict[str, Tensor]
 """Tensors by name."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from param_features.demo.loading import build_model
+from param_features.demo import build_model
 from param_features.errors import MissingExtraError
 
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from param_features.development import gini
-from param_features.development.phases import change_points
+from param_features.development import change_points, gini
 from param_features.errors import SettingError
-from param_features.toys.modular_addition import all_pairs
+from param_features.toys.modular_toy import all_pairs
 from param_features.toys.modular_model import TRAINED, modular_logits, sums
-from param_features.toys.modular_training import ModularTraining
+from param_features.toys.modular_runs import ModularTraining
 
 _CURVES = ("restricted", "excluded", "gini_embedding", "gini_logits", "square_norm")
 

@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from param_features.adapters import adapter_for
-from param_features.directions import LowRank, leading_factors
-from param_features.features import ParamFeatures
-from param_features.measure.match import Match, match_directions
-from param_features.params import select
+from param_features.fit.formats import LowRank, leading_factors
+from param_features.fitted import Fitted
+from param_features.measure import Match, match_directions
+from param_features.params import adapter_for, select
 from param_features.toys.toy import Toy
 
 _COVERED = 0.9
@@ -93,7 +92,7 @@ class PlantedToy(Toy):
         """Number of planted features."""
         return self.truth.n_features
 
-    def score(self, features: ParamFeatures, *, seed: int = 0) -> Scores:
+    def score(self, features: Fitted, *, seed: int = 0) -> Scores:
         """Score a fit against the planted features, and against truths that it must fail.
 
         Args:
@@ -120,7 +119,7 @@ class PlantedToy(Toy):
             extras=self._extras(features, found, generator),
         )
 
-    def _extras(self, features: ParamFeatures, match: Match, generator: torch.Generator) -> dict[str, float]:
+    def _extras(self, features: Fitted, match: Match, generator: torch.Generator) -> dict[str, float]:
         """What this toy alone measures, with its controls."""
         return {}
 

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from param_features.directions import LowRank
 from param_features.errors import SettingError
-from param_features.features import ParamFeatures
-from param_features.gradients.types import Dense
-from param_features.measure.match import Match, match_directions
+from param_features.fit.formats import LowRank
+from param_features.fitted import Fitted
+from param_features.gradients import Dense
+from param_features.measure import Match, match_directions
 from param_features.toys.planted_toy import (
     DRAWS,
     PlantedToy,
@@ -71,7 +71,7 @@ class SuperpositionToy(PlantedToy):
             self.model, self.params, units.repeat_interleave(self.n_true, 0), units.repeat(self.n_true, 1)
         )
 
-    def _extras(self, features: ParamFeatures, match: Match, generator: torch.Generator) -> dict[str, float]:
+    def _extras(self, features: Fitted, match: Match, generator: torch.Generator) -> dict[str, float]:
         random = [random_like(features.v_out, generator) for _ in range(DRAWS)]
         return {
             "own": self._n_own(features.v_out),

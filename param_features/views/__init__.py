@@ -1,6 +1,7 @@
 """Showing features: token highlights by circuitsvis in notebooks, coloured text in terminals."""
 
 from param_features.views.choice import ChoiceView, choice_view
+from param_features.views.circuitsvis_page import check_finite
 from param_features.views.neurons import NeuronView, neuron_view
 from param_features.views.page import Page, show
 from param_features.views.tokens import Row, View, feature_view, tokens_view
@@ -11,6 +12,7 @@ __all__ = [
     "Page",
     "Row",
     "View",
+    "check_finite",
     "choice_view",
     "feature_view",
     "neuron_view",

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from param_features.views.circuitsvis_page import script, whole_page
-from param_features.views.kernel import kernel, takes_script
+from param_features.views.notebook import kernel, takes_script
 
 
 @dataclass(frozen=True)

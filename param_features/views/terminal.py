@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from param_features.measure.labels import visible
+from param_features.measure import visible
 
 _RESET = "\x1b[0m"
 

@@ -7,13 +7,12 @@ from functools import cache
 
 import pytest
 import torch
-from param_features.adapters import adapter_for
 
 import param_features as pf
+from param_features.errors import AdapterError, FingerprintError, NoGradientError, UnknownParameterError
 from param_features.circuits.effects import attribution, exact_effects, read_subject
 from param_features.circuits.tangents import direct_flow
-from param_features.errors import AdapterError, FingerprintError, NoGradientError, UnknownParameterError
-from param_features.params import all_parameters, select
+from param_features.params import adapter_for, all_parameters, select
 from tests.adapters.zoo import ZOO, assert_same, booted, fresh, hf_gpt2, lens_major, shared, snapshot, tokenizer
 from tests.exits import EXITS, leave, leaving_by
 from tests.oracle import assert_equal_gradients, case_of

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from param_features.adapters import adapter_for
 from torch import nn
 
 import param_features as pf
 from param_features.errors import SettingError, UnknownParameterError
 from param_features.gradients import inspect_output, plan_engine
-from param_features.inputs import read_inputs
-from param_features.params import ParamSubset, select
+from param_features.params import ParamSubset, adapter_for, select
+from param_features.problem import read_inputs
 from tests.adapters.zoo import D_VOCAB, N_CTX, assert_same, seeded, snapshot, tokenizer
 from tests.models import integers, normal
 from tests.oracle import Case

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import param_features as pf
+from param_features.errors import FeatureMismatchError, NotBoundError, SettingError
 from param_features.audit import Audit, AuditRow, AuditSettings
 from param_features.audit.refits import refitted, untrained
 from param_features.audit.stepping import linearity, ranking, ratio, reader, signs, specificity, take_steps
-from param_features.audit.subject import spread_by, subject
+from param_features.audit.subjects import spread_by, subject
 from param_features.audit.together import adversary
-from param_features.errors import FeatureMismatchError, NotBoundError, SettingError
-from param_features.inputs import read_inputs
 from param_features.measure.controls import random_like
 from param_features.params import all_parameters
+from param_features.problem import read_inputs
 from tests.adapters.zoo import assert_same, snapshot
 
 W_K = "blocks.0.attn.W_K"

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import param_features as pf
+from param_features.errors import NotBoundError, SettingError
 from param_features.circuits.choose import by_growth
 from param_features.circuits.effects import ablating, attribution, read_subject
 from param_features.circuits.find import edge_weights
 from param_features.circuits.scores import frequencies, score, with_random_directions
-from param_features.errors import NotBoundError, SettingError
 from tests.saes import random_sae
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.circuits.effects import ablating, attribution, exact_effects, integrated, read_subject
 from param_features.errors import (
     AdapterError,
     FeatureMismatchError,
@@ -14,6 +13,7 @@ from param_features.errors import (
     OutputError,
     SettingError,
 )
+from param_features.circuits.effects import ablating, attribution, exact_effects, integrated, read_subject
 from tests.saes import random_sae
 
 PARAMS = ("blocks.0.attn.W_V", "blocks.0.mlp.W_in", "blocks.1.attn.W_K")
@@ -70,7 +70,7 @@ def test_what_features_hold_is_a_ridge_regression_of_the_weights(sets, prompts):
     padded = torch.cat([flat.T, 0.1**0.5 * torch.eye(4, dtype=torch.float64)])
     expected = torch.linalg.lstsq(padded, torch.cat([weight, weight.new_zeros(4)])).solution
     torch.testing.assert_close(subject.holds[:4], 1.1 * expected, rtol=1e-5, atol=1e-8)
-    twin = replace(features, v_out=features.v_out.rows([0, 0, 1]), v_in=features.v_in.rows([0, 0, 1]))
+    twin = features.with_directions(features.v_out.rows([0, 0, 1]), features.v_in.rows([0, 0, 1]))
     held = subject_of(twin, prompts).holds
     assert held[0] == pytest.approx(float(held[1]))
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from param_features.adapters import adapter_for
 
 import param_features as pf
-from param_features.circuits.metric import NextTokenLoss, checked, read_metric
 from param_features.errors import InputError, NonFiniteError, OutputError, SettingError
-from param_features.inputs import ModelInputs
+from param_features.circuits.metric import NextTokenLoss, checked, read_metric
+from param_features.params import adapter_for
+from param_features.problem import ModelInputs
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from param_features.adapters import adapter_for
 from torch import nn
 
 import param_features as pf
-from param_features.circuits import Attention, Rotary
-from param_features.circuits.singular import Components, singular_components, turned_at_random
 from param_features.errors import AdapterError, FeatureMismatchError, SettingError, UnknownParameterError
-from param_features.params import ParamSubset
+from param_features.circuits.singular import Components, singular_components, turned_at_random
+from param_features.params import Attention, ParamSubset, Rotary, adapter_for
 from tests.adapters import zoo
 from tests.models import hooked_transformer
 

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import param_features as pf
-from param_features.bench.__main__ import main as bench_main
+from benchmarks.bench.__main__ import main as bench_main
 from param_features.cli.app import app, main
 from param_features.cli.models import ModelSource, load_model
 from tests.saes import random_sae
@@ -182,7 +182,7 @@ def test_a_stopped_decomposition_goes_on_when_the_command_is_given_again(command
 
 
 def test_data_that_are_not_there_are_refused_before_the_model_is_loaded(command, decompose, tmp_path, monkeypatch):
-    monkeypatch.setattr("param_features.cli.decompose.load_model", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("param_features.cli.decompose_command.load_model", lambda _: pytest.fail("the model was loaded"))
     assert command(*decompose, "--dataset", "gone.txt", "--out", tmp_path / "run")[0] == 2
     assert command(*decompose, "--dataset", "demo", "--out", tmp_path / "run")[0] == 2
 

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from param_features.adapters import adapter_for
 from torch import nn
 from torch.nn import functional
 
 import param_features as pf
-from param_features.development.in_context import repeated_tokens, score_of_losses
 from param_features.errors import AdapterError, InputError, NonFiniteError, SettingError, UnknownParameterError
+from param_features.development.in_context import repeated_tokens, score_of_losses
+from param_features.params import adapter_for
 from tests.adapters import zoo
 from tests.models import hooked_transformer
 

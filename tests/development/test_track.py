@@ -5,11 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from param_features.adapters import adapter_for
 from torch.func import functional_call, jvp
 
 import param_features as pf
-from param_features.development import track_rows
 from param_features.errors import (
     FeatureCountError,
     InputError,
@@ -19,7 +17,9 @@ from param_features.errors import (
     SettingError,
     UnknownParameterError,
 )
-from param_features.references import collect_references
+from param_features.development import track_rows
+from param_features.gradients import collect_references
+from param_features.params import adapter_for
 
 NAME = "blocks.0.attn.W_K"
 STEPS = (0, 10, 40)
@@ -202,7 +202,7 @@ def test_refits_match_at_home_and_not_where_the_model_is_untrained(planted):
 def test_refits_never_take_the_features_own_seed(tiny_features, monkeypatch):
     seeds = []
     monkeypatch.setattr(track_rows, "refitted", lambda features, *_, seed, **__: seeds.append(seed) or features)
-    inputs, own = tiny_features._example_inputs(), tiny_features.config["seed"]
+    inputs, own = tiny_features.own_examples, tiny_features.config["seed"]
     for seed in (own, own + 5):
         track_rows._refit(tiny_features, track_rows.Asked(inputs, 10, True, seed))
     assert seeds == [own + 1, own + 5]

@@ -71,7 +71,7 @@ def test_an_entry_is_of_the_object_that_has_its_name(name, names):
 
 def test_names_in_the_text_become_links_and_code_stays(names):
     code = "```python\n# `pf.decompose`\n```\n# `pf.decompose`\n`pf.nothing`, [`pf.decompose`](x.md)"
-    linked = "[`pf.decompose(model)`][param_features.pipeline.decompose]"
+    linked = "[`pf.decompose(model)`][param_features.run.decomposition.decompose]"
     assert names.linked(f"Use `pf.decompose(model)`.\n{code}") == f"Use {linked}.\n{code}"
 
 

@@ -9,10 +9,10 @@ from typing import NoReturn
 from unittest import mock
 
 from param_features import demo
+from param_features.errors import MissingExtraError, SourceError
 from param_features.cli import models
 from param_features.cli.app import app
 from param_features.cli.running import run
-from param_features.errors import MissingExtraError, SourceError
 from tests.fuzz.mutate import TEXTS
 from tests.fuzz.readers import READERS, SECONDS, quietly, within
 
@@ -45,9 +45,9 @@ GIVEN = (
 )  # fmt: skip
 FILES = ("run", "a.txt", "a.json", "a.jsonl", "a.csv", "model", "missing")
 HEAVY = (
-    "param_features.decompose", "param_features.harvest", "param_features.compare",
-    "param_features.cli.bench.run_suite",
-    "param_features.cli.decompose.load_both", "param_features.cli.viewing.load_rows",
+    "param_features.fit", "param_features.harvest", "param_features.compare",
+    "benchmarks.bench.command.run_suite",
+    "param_features.cli.decompose_command.load_both", "param_features.cli.viewing.load_rows",
     "param_features.cli.viewing.write_report",
 )  # fmt: skip
 

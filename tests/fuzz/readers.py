@@ -19,12 +19,12 @@ import param_features as pf
 from param_features.changes.weights import read_state
 from param_features.circuits.export import FORMAT as CIRCUIT
 from param_features.cli.datasets import DataSource, read_texts
-from param_features.decompose.checkpoint import FORMAT as CHECKPOINT
-from param_features.decompose.checkpoint import _tensors_sum, read_checkpoint
-from param_features.factors.manifest import FORMAT as MANIFEST
-from param_features.factors.manifest import Manifest
 from param_features.files.bundle import FORMAT as FEATURES
 from param_features.files.checked_json import Format
+from param_features.fit.checkpoint import FORMAT as CHECKPOINT
+from param_features.fit.checkpoint import _tensors_sum, read_checkpoint
+from param_features.gradients.disk.manifest import FORMAT as MANIFEST
+from param_features.gradients.disk.manifest import Manifest
 from tests.fuzz.mutate import Files, as_text, changed, changed_bytes, changed_json, joined, parted
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0"

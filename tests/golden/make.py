@@ -91,7 +91,7 @@ def values_of(one: pf.ParamFeatures) -> dict:
         "metrics": dict(one.metrics),
         "examples": one.examples.tensors[0].tolist(),
         "mask": None if one.examples.mask is None else one.examples.mask.tolist(),
-        "activations": one._example_activations(one.examples).tolist(),
+        "activations": one.activations_on(one.examples).tolist(),
     }
 
 

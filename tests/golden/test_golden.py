@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import param_features as pf
-from param_features.decompose.checkpoint import read_checkpoint
-from param_features.factors import manifest as manifests
-from param_features.factors.manifest import Manifest
+from param_features.fit.checkpoint import read_checkpoint
+from param_features.gradients.disk import manifest as manifests
+from param_features.gradients.disk.manifest import Manifest
 from tests.golden.make import IMAGES, MODELS, TOKENS, make, values_of
 
 HERE = Path(__file__).parent

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from param_features.divergence import KL, Reference, SquaredError
 from param_features.errors import NonFiniteError
 from param_features.gradients import AgainstMean, Harvester, HarvestSettings
 from param_features.gradients.cotangents import AgainstRows
 from param_features.gradients.head import LinearHead
+from param_features.problem import KL, Reference, SquaredError
 from tests.adapters.zoo import hf_gpt2
 from tests.models import hooked_transformer, randomised
 from tests.oracle import Case, case_of

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from param_features.directions import LowRank
+from param_features.fit.formats import LowRank
 from param_features.gradients import Factored, Gradients, types
 from param_features.gradients.products import matmul, product
 

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 from param_features.errors import RegistryError
-from param_features.gradients import Factored, register_rule
-from param_features.gradients.rules import registry, rule_for
+from param_features.gradients import Factored
+from param_features.gradients.rules import register_rule, registry, rule_for
 from tests.models import randomised
 from tests.oracle import assert_every_route_agrees, case_of
 

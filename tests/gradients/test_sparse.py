@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from param_features.directions import LowRank
+from param_features.fit.formats import LowRank
 from param_features.gradients import Dense, Factored, Indexed, sparse_product
 from param_features.gradients.sparse import sampled_product
 

@@ -36,9 +36,9 @@ def test_dependent_directions_have_the_shortest_coefficients(tiny_hooked, tiny_f
     """A feature given twice over shares its coefficient; nothing explodes."""
     from dataclasses import replace
 
-    twice = replace(tiny_features, v_out=tiny_features.v_out.rows([0, 0, 1]), v_in=tiny_features.v_in.rows([0, 0, 1]))
+    twice = tiny_features.with_directions(tiny_features.v_out.rows([0, 0, 1]), tiny_features.v_in.rows([0, 0, 1]))
     c = twice.weight_coefficients()
-    alone = replace(tiny_features, v_out=tiny_features.v_out.rows([0, 1]), v_in=tiny_features.v_in.rows([0, 1]))
+    alone = tiny_features.with_directions(tiny_features.v_out.rows([0, 1]), tiny_features.v_in.rows([0, 1]))
     torch.testing.assert_close(c[0], c[1])
     torch.testing.assert_close(c[0] + c[1], alone.weight_coefficients()[0])
     torch.testing.assert_close(twice.residual()[W_K], alone.residual()[W_K], rtol=1e-4, atol=1e-6)

@@ -8,19 +8,12 @@ from torch import nn
 from torch.nn import functional
 
 import param_features as pf
-from param_features.errors import (
-    FeatureCountError,
-    InputError,
-    NonFiniteError,
-    NotBoundError,
-    OutputError,
-    SettingError,
-)
-from param_features.inputs import ModelInputs
+from param_features.errors import FeatureCountError, InputError, NonFiniteError, NotBoundError, OutputError, SettingError
 from param_features.intervene import optimise
 from param_features.intervene.optimise import Reading, off_target_at
 from param_features.intervene.trainables import own_lora, peft_lora
 from param_features.measure.controls import random_like
+from param_features.problem import ModelInputs
 from tests.adapters.zoo import D_VOCAB, assert_same, hf_gpt2, hf_llama, hooked, snapshot, tokenizer
 from tests.exits import EXITS, leave, leaving_by
 from tests.models import normal

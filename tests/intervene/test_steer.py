@@ -54,7 +54,7 @@ def test_a_real_interrupt_restores(tiny_hooked, tiny_features):
 @pytest.mark.parametrize("n_calls_before", range(1, 5))
 def test_an_interrupt_in_the_restoration_lets_it_finish(tiny_hooked, tiny_features, monkeypatch, n_calls_before):
     """Ctrl-C may fall between any two lines of it; here, at the n-th look into the table of edits."""
-    from param_features import edits
+    from param_features.params import edits
 
     class Table(dict):
         calls = 0

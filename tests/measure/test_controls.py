@@ -1,10 +1,9 @@
 import pytest
 import torch
-from param_features.adapters import adapter_for
 from torch import nn
 
-from param_features.decompose import batch_top_k
-from param_features.directions import LowRank
+from param_features.fit import batch_top_k
+from param_features.fit.formats import LowRank
 from param_features.gradients import Dense, Factored, GradientStore
 from param_features.measure import Metrics
 from param_features.measure import controls as module
@@ -17,7 +16,7 @@ from param_features.measure.controls import (
     singular_directions,
 )
 from param_features.measure.principal import SlicedPrincipal
-from param_features.params import select
+from param_features.params import adapter_for, select
 
 
 def store_of(n_samples: int = 300, seed: int = 0) -> GradientStore:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from param_features.measure import counterparts as module
-from param_features.measure.counterparts import correlation_table, counterparts, overlaps, top_samples
+from param_features.measure import counterpart_pairs as module
+from param_features.measure.counterpart_pairs import correlation_table, counterparts, overlaps, top_samples
 
 
 def strengths(n_samples: int, n_features: int, seed: int = 0, share: float = 0.4) -> torch.Tensor:

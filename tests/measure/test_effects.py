@@ -3,10 +3,10 @@
 import torch
 
 import param_features as pf
-from param_features.divergence import KL, SquaredError, Sum
-from param_features.inputs import read_inputs
 from param_features.intervene import deltas_of
 from param_features.measure.effects import distance, mean_value, outputs_of, read_effects
+from param_features.problem import KL, SquaredError, read_inputs
+from param_features.problem.divergence import Sum
 from tests.models import hooked_transformer
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from param_features.measure.purity import purity
+from param_features.measure.label_purity import purity
 
 
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 999))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import param_features as pf
-from param_features.processes import Processes, launched
+from param_features.machine import Processes, launched
 from tests.models import hooked_transformer
 from tests.stops import stopped_after
 

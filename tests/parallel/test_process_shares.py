@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from param_features.divergence import KL, Reference
 from param_features.errors import DiskFullError, StoreError
 from param_features.gradients import Harvester, HarvestSettings
-from param_features.processes import ALONE, Processes, Share, launched
+from param_features.machine import ALONE, Processes, Share, launched
+from param_features.problem import KL, Reference
 from tests.oracle import case_of
 
 

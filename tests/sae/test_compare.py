@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import param_features as pf
-from param_features.directions import LowRank
 from param_features.errors import (
     AdapterError,
     FeatureCountError,
@@ -18,8 +17,9 @@ from param_features.errors import (
     SettingError,
     UnknownHookError,
 )
-from param_features.inputs import read_inputs
+from param_features.fit.formats import LowRank
 from param_features.measure.examples import shares
+from param_features.problem import read_inputs
 from param_features.sae.sides import parameter_sides, random_sae_side, random_unit
 from tests.saes import random_sae, sae_library, sae_of
 from tests.test_restoration import assert_same, snapshot
@@ -61,7 +61,7 @@ def by_hand(sparse_inputs):
     found = pf.decompose(model, "out.weight", inputs=sparse_inputs, **call)
     left = torch.ones(N, 5, 1) / 5**0.5
     rows = LowRank({"out.weight": (left, torch.eye(N).unsqueeze(2))})
-    return replace(found, v_in=rows, v_out=rows)
+    return found.with_directions(rows)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from param_features.adapters import adapter_for
 from torch import nn
 
 from param_features.errors import InputError, NonFiniteError, UnknownHookError
-from param_features.inputs import read_inputs
+from param_features.params import adapter_for
+from param_features.problem import read_inputs
 from param_features.sae import site as module
 from param_features.sae.site import activations_at, run_replaced
 from tests.exits import EXITS, leave, leaving_by

@@ -14,11 +14,11 @@ from markdown_it import MarkdownIt
 import param_features as pf
 from param_features.errors import SettingError
 from param_features.measure import Metrics
-from param_features.record import ParamRecord
+from param_features.params import ParamRecord
 from param_features.sharing.base_model import base_model_name
 from param_features.sharing.card import card_text
 from param_features.sharing.text import code, fenced, visible
-from param_features.sharing.verdict import metrics_table, verdict
+from param_features.sharing.verdicts import metrics_table, verdict
 from tests.sharing.stand_in import TOKEN, Repository
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])

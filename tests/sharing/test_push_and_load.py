@@ -18,9 +18,9 @@ from param_features.errors import (
     SourceError,
     StoreError,
 )
-from param_features.processes import Processes
-from param_features.sharing import fetched_folder
-from param_features.sharing.places import HubPlace
+from param_features.files.hub import fetched_folder
+from param_features.files.hub.places import HubPlace
+from param_features.machine import Processes
 from tests.sharing.stand_in import TOKEN, Repository
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # the client's own upload
@@ -224,7 +224,7 @@ def test_nobody_and_strangers_may_not_push(hub, features):
 
 
 def test_of_several_processes_the_main_one_pushes(owner, features, monkeypatch):
-    monkeypatch.setattr("param_features.sharing.push.launched", lambda: Processes(2, 1))
+    monkeypatch.setattr("param_features.sharing.pushing.launched", lambda: Processes(2, 1))
     assert features.push_to_hub(REPO) == ""
     assert owner.requests == []
 

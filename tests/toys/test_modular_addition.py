@@ -7,7 +7,7 @@ import torch
 
 from param_features import toys
 from param_features.errors import SettingError, ToyError
-from param_features.toys.modular_addition import all_pairs, frequency_shares, key_frequencies
+from param_features.toys.modular_toy import all_pairs, frequency_shares, key_frequencies
 from tests.models import hooked_classes
 
 P = 31

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 import param_features as pf
 from param_features import toys
 from param_features.errors import SettingError
-from param_features.toys.modular_addition import all_pairs
+from param_features.toys.modular_toy import all_pairs
 from param_features.toys.modular_model import TRAINED
 from param_features.toys.modular_progress import fourier_norms, key_waves
 from tests.models import hooked_classes

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from param_features import toys
 from param_features.errors import InputError, SettingError, UnknownParameterError
-from param_features.toys.modular_addition import all_pairs
+from param_features.toys.modular_toy import all_pairs
 from param_features.toys.modular_model import TRAINED, masked, modular_logits, sums
 from tests.models import hooked_classes, hooked_transformer
 

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from param_features.inputs import read_inputs
-from param_features.toys.rivals import read_all, rivals
-from tests.toys.test_labels import Averager
+from param_features.problem import read_inputs
+from param_features.toys.rival_directions import read_all, rivals
+from tests.benchmarks.toys.test_labels import Averager
 
 N_FEATURES = 5
 
@@ -24,7 +24,7 @@ def fit():
 @pytest.fixture(scope="module")
 def inputs(fit):
     tokens = torch.randint(12, (7, 6), generator=torch.Generator().manual_seed(2))
-    return read_inputs(fit._bound("score").adapter, None, tokens)
+    return read_inputs(fit.bound_engine("score").adapter, None, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_the_fits_reading_is_its_activations(fit, inputs, readings):
 
 
 def test_the_norm_is_that_of_the_gradient(fit, inputs, readings):
-    found, model = read_all(fit, inputs, {"norm": readings["norm"]})["norm"], fit._bound("score").adapter.module
+    found, model = read_all(fit, inputs, {"norm": readings["norm"]})["norm"], fit.bound_engine("score").adapter.module
     for row, pos in ((0, 0), (3, 2), (6, 5)):
         log_p = model(inputs.tokens)[row, pos].log_softmax(0)
         divergence = torch.full((12,), 1 / 12, dtype=torch.float64) @ -log_p
@@ -65,7 +65,7 @@ def test_draws_follow_the_seed_and_principal_directions_do_not(fit, inputs, read
 
 def test_readings_do_not_depend_on_the_batch(fit, inputs, readings, monkeypatch):
     whole = read_all(fit, inputs, readings)
-    monkeypatch.setattr("param_features.measure.readings._POSITIONS_PER_BATCH", 13)
+    monkeypatch.setattr("param_features.fit.readings._POSITIONS_PER_BATCH", 13)
     for name, parts in read_all(fit, inputs, readings).items():
         torch.testing.assert_close(parts, whole[name])
 

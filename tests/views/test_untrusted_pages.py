@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import param_features as pf
+from param_features.report.write import page_of
 from param_features.views.circuitsvis_page import block, literal
-from param_features.views.report.write import page_of
 from param_features.views.terminal import visible
 from tests.circuits_made import small_circuit
 from tests.fuzz.readers import READERS, files_of

@@ -8,7 +8,8 @@ import torch
 
 from param_features.errors import FeatureCountError, InputError, NonFiniteError
 from param_features.measure import Example
-from param_features.views import View, choice_view, feature_view, kernel, neuron_view, show, tokens_view
+from param_features.views import View, choice_view, feature_view, neuron_view, show, tokens_view
+from param_features.views import notebook as kernel
 from param_features.views.circuitsvis_page import literal, script
 from param_features.views.colours import static_tokens
 from param_features.views.tokens import Row

@@ -1,0 +1,91 @@
+"""A change of the weights, told in features: a gradient, an optimiser's step, a checkpoint's difference, a LoRA."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.changes.lora import is_lora, lora_change
+from param_features.changes.weights import Matrices, chosen_matrices, read_state
+from param_features.fit.formats import LowRank
+from param_features.gradients import Dense, GradientEngine
+from param_features.measure import random_like
+
+if TYPE_CHECKING:
+    from param_features.fitted import Fitted
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """A change Δ of the decomposed parameters, in features' coordinates.
+
+    Attributes:
+        steps: c, with Σ_k c_k v_k the point of the features' span nearest to Δ; in units of the weights. Directions that
+            are nearly parallel may hold large steps of opposite sign.
+        overlaps: ⟨Δ, v_k⟩: how far Δ goes along each direction alone.
+        norm: ‖Δ‖.
+        share: ‖Σ_k c_k v_k‖² / ‖Δ‖², 0 to 1; NaN where Δ is 0.
+        share_random: The same for as many random directions of the features' shapes and ranks. A share that this one
+            matches says nothing.
+    """
+
+    steps: Float[Tensor, " feature"]
+    overlaps: Float[Tensor, " feature"]
+    norm: float
+    share: float
+    share_random: float
+
+    def top(self, n: int = 10) -> list[tuple[int, float]]:
+        """Features with the largest overlaps, and these, largest first."""
+        order = self.overlaps.abs().argsort(descending=True, stable=True)[:n].tolist()
+        return [(k, float(self.overlaps[k])) for k in order]
+
+    def __repr__(self) -> str:
+        """The share beside the random one, and the largest overlaps."""
+        largest = ", ".join(f"{k}: {overlap:+.3g}" for k, overlap in self.top(5))
+        return (
+            f"Coordinates: ‖Δ‖ {self.norm:.4g}, of whose square {self.share:.1%} lie in the span of {len(self.steps)} "
+            f"features (random directions {self.share_random:.1%}); largest overlaps {largest}"
+        )
+
+
+@torch.no_grad()
+def coordinates(features: "Fitted", change: Any, *, since: Any = None, seed: int = 0) -> Coordinates:
+    """What a change of the weights is in features' coordinates. See `Fitted.coordinates`; the features are bound."""
+    engine = features.bound_engine("coordinates")
+    delta = read_change(engine, change, since)
+    random = random_like(features.v_out, torch.Generator().manual_seed(seed))
+    overlaps, steps, share = projected(features.v_out, delta)
+    norm = float(torch.stack([matrix.square().sum() for matrix in delta.values()]).sum().sqrt())
+    return Coordinates(steps, overlaps, norm, share, projected(random, delta)[2])
+
+
+def projected(directions: LowRank, delta: Matrices) -> tuple[Float[Tensor, " feature"], Float[Tensor, " feature"], float]:
+    """⟨Δ, v_k⟩, the steps of Δ's projection onto the span, and its share of ‖Δ‖²; in float64 on the CPU.
+
+    Cost: an eigendecomposition of the Gram matrix.
+    """
+    wide = directions.map(lambda tensor: tensor.detach().double().cpu())
+    overlaps = wide.inner({name: Dense(delta[name].unsqueeze(0)) for name in wide.factors})[0]
+    steps = torch.linalg.pinv(wide.gram(), hermitian=True, rtol=1e-6) @ overlaps
+    square = torch.stack([matrix.square().sum() for matrix in delta.values()]).sum()
+    return overlaps, steps, float((steps @ overlaps) / square) if square > 0 else float("nan")
+
+
+def read_change(engine: GradientEngine, change: Any, since: Any) -> Matrices:
+    """What the user means by a change, as matrices of the decomposed parameters.
+
+    Args:
+        engine: Knows the parameters.
+        change: Tensors by parameter name, each a change; or weights, with `since`; or a LoRA: a `peft.PeftModel` or the
+            folder of its files.
+        since: The weights before, for a change given as the weights after.
+    """
+    if since is not None:
+        after, before = (chosen_matrices(engine, read_state(given)) for given in (change, since))
+        return {name: after[name] - before[name] for name in after}
+    if is_lora(change):
+        return lora_change(engine, change)
+    return chosen_matrices(engine, read_state(change))

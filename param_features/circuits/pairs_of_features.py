@@ -1,0 +1,135 @@
+"""Interactions: how a step along one feature changes the slope along another, v_iᵀ ∇² v_j, within and across layers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.circuits.baselines import Zero
+from param_features.circuits.metric import CustomMetric, Metric, read_metric
+from param_features.circuits.passes import Subject, in_order
+from param_features.circuits.reading import read_named, weight_group
+from param_features.circuits.tangents import slope_changes
+from param_features.errors import SettingError
+from param_features.problem import ModelInputs, read_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """How features act on each other: v_iᵀ ∇²m v_j for pairs, in units of m per squared unit step of the weights.
+
+    Attributes:
+        names: Of the features, as nodes are named.
+        values: For each prompt and pair.
+        metric: Name of m.
+    """
+
+    names: tuple[str, ...]
+    values: Float[Tensor, "prompt feature other"]
+    metric: str
+
+    @property
+    def mean(self) -> Float[Tensor, "feature other"]:
+        """Over prompts."""
+        return self.values.mean(0)
+
+    @property
+    def size(self) -> Float[Tensor, "feature other"]:
+        """Mean absolute value over prompts: what the signed mean hides where prompts disagree."""
+        return self.values.abs().mean(0)
+
+    def top(self, n: int = 10, *, across: bool = False) -> list[tuple[str, str, float]]:
+        """The pairs of different features with the largest mean absolute interaction, and its signed mean.
+
+        Args:
+            n: How many.
+            across: Whether both features must come from different sets.
+        """
+        rows, columns = torch.triu_indices(len(self.names), len(self.names), 1)
+        if across:
+            group = [name.rpartition("/")[0] for name in self.names]
+            differs = torch.tensor([group[i] != group[j] for i, j in zip(rows.tolist(), columns.tolist(), strict=True)])
+            rows, columns = rows[differs], columns[differs]
+        order = self.size[rows, columns].argsort(descending=True)[:n].tolist()
+        pairs = [(int(rows[k]), int(columns[k])) for k in order]
+        return [(self.names[i], self.names[j], float(self.mean[i, j])) for i, j in pairs]
+
+    def __repr__(self) -> str:
+        """The strongest pairs."""
+        head = f"Interactions of {len(self.names)} features on {self.metric} over {len(self.values)} prompts, strongest:"
+        return "\n".join([head, *(f"  {value:+10.4g}  {one} × {other}" for one, other, value in self.top())])
+
+
+def interactions(
+    features: Any, prompts: Any = None, metric: Any = "divergence", *, inputs: Any = None, chosen: Any = None
+) -> Interactions:
+    """The feature interaction map: v_iᵀ ∇²m v_j at the model's weights, for every pair of features, for each prompt.
+
+    Cost: for each feature one forward and two backward passes, for all prompts and all its pairs at once. The
+    Hessian is never built. Memory: a graph of the model on all prompts.
+
+    Args:
+        features: One set of features, several in a list or mapping, of the same or different layers of one model.
+        prompts: Tokens [prompt, pos], or strings.
+        metric: m, as in `pf.indirect_effects`; by default the divergence that the first set was fitted with, from its first
+            reference, at each prompt's last real position.
+        inputs: Instead of prompts, anything that the module takes.
+        chosen: Numbers of the features, for all sets alike or by set; all by default.
+
+    Returns:
+        The map, symmetric.
+
+    Raises:
+        NotBoundError: Features without a model.
+        AdapterError: A parameter without a layer rule.
+        FeatureMismatchError: Features of different models.
+        FeatureCountError: There is no such feature.
+        SettingError: An unknown metric.
+        InputError: Prompts that the model cannot take.
+
+    Source: Sparse Eigendecomposition, the first draft of L3D, which names the map as the next step.
+    """
+    named = read_named(features)
+    groups = tuple(weight_group(one, name, has_error=False) for name, one in named.items())
+    first = next(iter(named.values()))
+    found = read_inputs(first.bound_engine("interactions").adapter, prompts, inputs)
+    wanted = {name: _numbers(one, chosen, name) for name, one in named.items()}
+    measured = own_divergence(first, found) if metric == "divergence" else read_metric(metric)
+    subject = in_order(Subject(first.bound_engine("interactions").adapter, groups, found, measured, Zero()))
+    places = [(group.name, k) for group in subject.groups for k in wanted[group.name]]
+    rows = [slope_changes(subject, {name: _one(subject, name, k)}) for name, k in places]
+    values = torch.stack([torch.cat([row[g.name][:, wanted[g.name]] for g in subject.groups], 1) for row in rows], 1)
+    return Interactions(tuple(f"{name}/{k}" for name, k in places), values, measured.name)
+
+
+def own_divergence(features: Any, inputs: ModelInputs) -> Metric:
+    """The features' own divergence from their first reference, at each prompt's last real position."""
+    engine = features.bound_engine("interactions")
+    reference, divergence = features.references[:1], features.divergence
+
+    def value(output: Tensor) -> Tensor:
+        rows = torch.arange(len(output), device=output.device)
+        last = output[rows, inputs.last_positions.to(output.device)] if engine.per_position else output.flatten(1)
+        return divergence.value(last, reference.to(last).expand_as(last))
+
+    value.__name__ = f"{divergence.name} from a reference"
+    return CustomMetric(value)
+
+
+def _numbers(features: Any, chosen: Any, name: str) -> list[int]:
+    if chosen is None:
+        return list(range(features.n_features))
+    numbers = list(chosen[name] if isinstance(chosen, dict) else chosen)
+    if not numbers:
+        raise SettingError(f"chosen= names no feature of {name!r}. Leave it out for all.")
+    for number in numbers:
+        features.check_feature(number)
+    return numbers
+
+
+def _one(subject: Subject, name: str, feature: int) -> Float[Tensor, "row node"]:
+    """One unit of one feature, for every prompt."""
+    group = next(group for group in subject.groups if group.name == name)
+    return torch.eye(group.n_nodes, dtype=torch.float64)[feature].expand(len(subject.inputs), -1)

@@ -1,0 +1,170 @@
+"""The local learning coefficient: how degenerate the loss is around the trained weights, in all or few directions."""
+
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.circuits import read_metric
+from param_features.development.langevin import Moving, chains, r_hat
+from param_features.errors import ConvergenceError, InputError, SettingError
+from param_features.fit.formats import LowRank
+from param_features.fitted import Fitted
+from param_features.params import held_still
+
+
+@dataclass(frozen=True, eq=False)
+class LearningCoefficient:
+    """An estimate of λ, nβ (E[L] − L(w₀)), with its chains.
+
+    Attributes:
+        of_chains: Each chain's own estimate, over its draws after the burn-in.
+        losses: Every step's loss on its batch, burn-in included: the trace that shows whether a chain has settled.
+        start: L(w₀), the mean loss on all rows.
+        n_beta: nβ.
+        n_burn_in: Steps left out at the front of each chain.
+        r_hat: Rank-normalised split R̂ of the losses after the burn-in; 1 where chains agree.
+        d: Dimensions that were sampled.
+    """
+
+    of_chains: Float[Tensor, " chain"]
+    losses: Float[Tensor, "chain step"]
+    start: float
+    n_beta: float
+    n_burn_in: int
+    r_hat: float
+    d: int
+
+    @property
+    def mean(self) -> float:
+        """Over chains: the estimate."""
+        return float(self.of_chains.mean())
+
+    @property
+    def std(self) -> float:
+        """Between chains."""
+        return float(self.of_chains.std())
+
+    def __repr__(self) -> str:
+        """The estimate, what a regular model would have, and the diagnostics."""
+        note = "; below 0, so the weights are no minimum of this loss" if self.mean < 0 else ""
+        return (
+            f"LearningCoefficient {self.mean:.3f} ± {self.std:.3f} over {len(self.of_chains)} chains (d/2 = {self.d / 2:g}; "
+            f"R-hat {self.r_hat:.3f}; nβ {self.n_beta:.4g}){note}"
+        )
+
+
+def learning_coefficient(
+    features: Fitted,
+    tokens: Any = None,
+    *,
+    along: Any = "span",
+    inputs: Any = None,
+    loss: Any = "loss",
+    n_beta: float | None = None,
+    lr: float = 1e-4,
+    localization: float = 100.0,
+    n_chains: int = 4,
+    n_steps: int = 400,
+    n_burn_in: int | None = None,
+    batch_size: int = 64,
+    max_r_hat: float = 1.1,
+    seed: int = 0,
+) -> LearningCoefficient:
+    """The local learning coefficient of the decomposed parameters, of one feature's direction, or of the features' span.
+
+    Chains of stochastic-gradient Langevin dynamics, those of devinterp, sample w around the weights w₀ with density
+    ∝ exp(−nβ L(w) − γ/2 ‖w − w₀‖²); all other weights stay. A regular model of d dimensions has d/2, a degenerate one less.
+    Along directions the coordinates are orthonormal, so that γ is the same length in all of them.
+
+    Cost: n_chains · n_steps forward and backward passes of a batch, and a copy of the model. The user's random state is put
+    back.
+
+    Args:
+        features: Bound to a model.
+        tokens: Rows that the loss is measured on; the features' own held-out examples by default.
+        along: `"span"`, the span of all features; `"all"`, every decomposed parameter in full; or one feature's number, or a
+            list of them, whose span is meant.
+        inputs: Instead of tokens, anything that the module takes.
+        loss: As in `pf.pushes`.
+        n_beta: Inverse temperature times the number of rows; n / log n by default.
+        lr: Step size of the dynamics. Too large and chains diverge, too small and they do not settle.
+        localization: γ. It lends curvature to directions that have none: the estimate is right where nβ times the loss's
+            own curvature is far above it.
+        n_chains: Independent chains.
+        n_steps: Of each.
+        n_burn_in: Of these, how many are left out; a half by default.
+        batch_size: Rows of a step, drawn anew each time.
+        max_r_hat: Above it the chains have not converged.
+        seed: Of chains and batches.
+
+    Returns:
+        The estimate with traces and R̂.
+
+    Raises:
+        ConvergenceError: The chains have not converged, or went to infinity; says what to change.
+        NotBoundError: The features were loaded without a model.
+        FeatureCountError: There is no such feature.
+        SettingError: A setting is out of range.
+        InputError: Fewer rows than a batch, or inputs that the model cannot take.
+        MissingExtraError: devinterp cannot be imported.
+
+    Source: Lau et al. 2023 (2308.12108), "The Local Learning Coefficient"; Vehtari et al. 2021 (1903.08008) for R̂.
+    """
+    _check(n_beta, lr, localization, n_chains, n_steps, n_burn_in, batch_size)
+    engine, metric = features.bound_engine("learning_coefficient"), read_metric(loss)
+    found = features.inputs_or_examples(tokens, inputs)
+    if len(found) < batch_size:
+        raise InputError(f"{len(found)} rows are fewer than batch_size={batch_size}. Give more rows, or a smaller batch.")
+    n_beta = len(found) / log(max(len(found), 3)) if n_beta is None else n_beta
+    n_burn_in = n_steps // 2 if n_burn_in is None else n_burn_in
+    moving = Moving(engine, _basis(features, along), found, metric)
+    settings = {"lr": lr, "n_beta": n_beta, "localization": localization, "num_chains": n_chains, "num_draws": n_steps}
+    with held_still(engine.adapter.module):
+        start = moving.mean_loss(batch_size)
+        losses = chains(moving, batch_size=batch_size, init_seed=seed, **settings)
+    kept = losses[:, n_burn_in:]
+    result = LearningCoefficient(
+        n_beta * (kept.mean(1) - start), losses, start, n_beta, n_burn_in, r_hat(kept), moving.n_dimensions
+    )
+    _check_converged(result, max_r_hat)
+    return result
+
+
+def _check_converged(result: LearningCoefficient, max_r_hat: float) -> None:
+    if not bool(torch.isfinite(result.losses).all()):
+        raise ConvergenceError("A chain went to infinity. Take a smaller lr=, a smaller n_beta= or a larger localization=.")
+    if len(result.of_chains) > 1 and not result.r_hat <= max_r_hat:
+        raise ConvergenceError(
+            f"The chains have not converged: R-hat {result.r_hat:.3f} is above max_r_hat={max_r_hat:g} (estimates "
+            f"{', '.join(f'{value:.2f}' for value in result.of_chains.tolist())}). Take more n_steps= and n_burn_in=, or "
+            "another lr=."
+        )
+
+
+def _check(n_beta, lr, localization, n_chains, n_steps, n_burn_in, batch_size) -> None:
+    if n_beta is not None and not n_beta > 0:
+        raise SettingError(f"n_beta={n_beta} must be positive; n / log n is usual.")
+    if not lr > 0 or not localization >= 0:
+        raise SettingError(f"lr={lr} must be positive and localization={localization} at least 0.")
+    if min(n_chains, batch_size) < 1 or n_steps < 8:
+        raise SettingError(f"n_chains={n_chains} and batch_size={batch_size} must be positive, n_steps={n_steps} 8 or more.")
+    if n_burn_in is not None and not 0 <= n_burn_in <= n_steps - 4:
+        raise SettingError(f"n_burn_in={n_burn_in} must leave four of n_steps={n_steps} or more.")
+
+
+def _basis(features: Fitted, along: Any) -> "LowRank | None":
+    """The directions meant; None for every parameter in full."""
+    if isinstance(along, str):
+        if along not in ("span", "all"):
+            raise SettingError(f"along={along!r} is unknown. Accepted: 'span', 'all', a feature's number or a list of them.")
+        return features.v_out if along == "span" else None
+    chosen = [along] if isinstance(along, int) else list(along)
+    if not chosen:
+        raise SettingError("along= is empty. Give numbers of features, 'span' or 'all'.")
+    for feature in chosen:
+        features.check_feature(feature)
+    return features.v_out.rows(chosen)

@@ -1,0 +1,10 @@
+"""Low-rank directions in the space of a parameter subset: the matrix, CP and Tucker formats."""
+
+from param_features.fit.formats.cp import CP
+from param_features.fit.formats.low_rank import Directions, LowRank, leading_factors
+from param_features.fit.formats.tucker import Tucker
+
+FORMATS: dict[str, type[Directions]] = {"matrix": LowRank, "cp": CP, "tucker": Tucker}
+"""Formats by the name that `pf.decompose` takes."""
+
+__all__ = ["CP", "FORMATS", "Directions", "LowRank", "Tucker", "leading_factors"]

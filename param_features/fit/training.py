@@ -1,0 +1,276 @@
+"""The training loop: from harvested gradients to V_in, V_out and the threshold."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from param_features.fit.checkpointing import Checkpoints, keeping
+from param_features.fit.encoder import Encoder
+from param_features.fit.formats.low_rank import Directions, LowRank
+from param_features.fit.l3d import StepLoss, l3d_loss, remove_parallel, renormalize
+from param_features.fit.loop import (
+    Fit,
+    leading_directions,
+    leading_left_over,
+    lr_factor,
+    matrix_modes,
+    ranked_fit,
+    strong_samples,
+    take_steps,
+)
+from param_features.fit.off_target import OffTarget
+from param_features.fit.pursuit import rounds_for
+from param_features.fit.reconstruction import square_errors
+from param_features.fit.restarts import replacements, usefulness
+from param_features.fit.settings import FitSettings
+from param_features.gradients import Gradients, SampleGradients
+from param_features.machine import ALONE, Processes, Share
+from param_features.params import Modes
+
+_RESTART_BATCHES = 4
+"""What to restart is judged on so many batches."""
+
+_RESTART_BYTES = 2**28
+
+
+def fit_l3d(
+    store: SampleGradients,
+    *,
+    n_features: int,
+    rank: int,
+    l0: float,
+    settings: FitSettings,
+    generator: torch.Generator,
+    progress: bool,
+    format: type[Directions] = LowRank,
+    modes: Mapping[str, Modes] | None = None,
+    off_target: OffTarget | None = None,
+    checkpoints: Checkpoints | None = None,
+    processes: Processes = ALONE,
+) -> Fit:
+    """Learn the directions. Ctrl-C ends the fit early and keeps what is learned so far.
+
+    Cost: a step costs inner products of a batch with n_features directions, and with V_in's as many, and the backward pass
+    of V_in's; V_out's costs what the few features kept do. Gradients in factors are multiplied as factors, at positions
+    where they are not zero, or as matrices, whichever costs less.
+
+    Args:
+        store: Training gradients.
+        n_features: Number of directions.
+        rank: Of each direction and parameter, as the format counts it.
+        l0: Mean number of features kept per sample.
+        settings: The rest.
+        generator: Draws batches and starting points.
+        progress: Whether to show a progress bar with loss, error, l0 and dead features.
+        format: How directions are held while they are learned; the result is in the matrix format.
+        modes: Axes of each parameter, for the formats that heed them; those of its matrix by default.
+        off_target: What features cost by acting on other samples.
+        checkpoints: Where the fit is kept, and gone on with.
+        processes: Who share every batch; Ctrl-C then ends all of them.
+    """
+    trainer = Trainer(store, n_features, rank, l0, settings, generator, format, modes, off_target, processes)
+    with keeping(trainer, checkpoints) as steps:
+        take_steps(steps, settings.steps, progress=progress, is_shared=processes.n > 1)
+    return trainer.result()
+
+
+class Trainer:
+    """The state of a fit: directions, optimiser, and when each feature was last kept."""
+
+    def __init__(
+        self,
+        store: SampleGradients,
+        n_features: int,
+        rank: int,
+        l0: float,
+        settings: FitSettings,
+        generator: torch.Generator,
+        format: type[Directions] = LowRank,
+        modes: Mapping[str, Modes] | None = None,
+        off_target: OffTarget | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        """Start from the leading part of real gradients."""
+        self.off_target, self.processes = off_target, processes
+        self.store, self.l0, self.settings, self.generator, self.rank = store, l0, settings, generator, rank
+        self.format, self.modes = format, modes or matrix_modes(store.rows(slice(0, 1)))
+        self.square_norm = store.square_norm()
+        self.scale = float(self.square_norm.double().mean()) ** -0.5
+        self.v_out = self._start(n_features)
+        self.v_in = self.v_out if settings.is_tied else self.v_out.map(lambda tensor: tensor.clone())
+        tensors = self.v_out.tensors + ([] if settings.is_tied else self.v_in.tensors)
+        for tensor in tensors:
+            processes.spread_(tensor)
+            tensor.requires_grad_()
+        self.encoder = Encoder(rounds_for(l0, n_features) if settings.selection == "pursuit" else None)
+        self.optimizer = torch.optim.Adam(tensors, lr=settings.lr, betas=(0.9, 0.99))
+        self.last_kept = torch.zeros(n_features, dtype=torch.long, device=tensors[0].device)
+        self.n_steps = 0
+        self.errors = torch.zeros(settings.steps, dtype=torch.float64)
+        self.order = torch.empty(0, dtype=torch.long)
+
+    @torch.enable_grad()
+    def step(self) -> StepLoss:
+        """One Adam step on one batch, of which each process takes its part."""
+        index = self._next_batch()
+        share = self.processes.share(len(index))
+        gradients, norms = self._scaled(share.of(index))
+        v_out = self.v_out.folded()
+        v_in = v_out if self.settings.is_tied else self.v_in.folded()
+        chosen = {"l0": self.current_l0(), "dead": self.dead, "settings": self.settings, "share": share}
+        seen = l3d_loss(gradients, norms, v_in, v_out, **chosen)
+        loss = seen.loss
+        if self.off_target is not None:
+            loss = loss + self.off_target.penalty(v_in, v_out, self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        kept, seen = self._together(share, seen, norms)
+        remove_parallel(self.v_out)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * lr_factor(self.n_steps, self.settings.steps)
+        self.optimizer.step()
+        renormalize(self.v_out)
+        self.v_in.balance_()
+        self.n_steps += 1
+        self.errors[self.n_steps - 1 : self.n_steps] = seen.error
+        self.last_kept[kept] = self.n_steps
+        if self._is_time_to_restart():
+            self._restart_idle()
+        return seen
+
+    def _together(self, share: Share, seen: StepLoss, norms: Tensor) -> tuple[Bool[Tensor, " feature"], StepLoss]:
+        """The batch's gradient in all processes; which features any of its samples kept, and its error."""
+        kept = seen.kept.any(0)
+        if share.is_whole:
+            return kept, seen
+        grads = [parameter.grad for group in self.optimizer.param_groups for parameter in group["params"]]
+        for grad in grads:
+            grad.mul_(share.weight)
+        counts, sums = kept.to(norms), torch.stack([seen.errors.sum(), norms.sum()])
+        share.sum_([*grads, counts, sums])
+        return counts > 0, replace(seen, error=float(sums[0] / sums[1]))
+
+    @property
+    def n_in_pass(self) -> int:
+        """Training samples."""
+        return self.store.n_samples
+
+    @property
+    def counters(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside directions, optimiser and data."""
+        return {"last_kept": self.last_kept, "errors": self.errors}
+
+    @property
+    def dead(self) -> Bool[Tensor, " feature"]:
+        """Features that no sample has kept for `dead_after` steps."""
+        return self.n_steps - self.last_kept > self.settings.dead_after
+
+    def current_l0(self) -> float:
+        """Falls geometrically from all features to `l0` over the warm start."""
+        n_warm = self.settings.warm_start * self.settings.steps
+        if self.n_steps >= n_warm or self.settings.selection == "pursuit":
+            return self.l0
+        return len(self.last_kept) * (self.l0 / len(self.last_kept)) ** (self.n_steps / n_warm)
+
+    def status(self, seen: StepLoss) -> dict[str, str]:
+        """What the progress bar shows."""
+        kept = float(seen.kept.sum()) / len(seen.kept)
+        dead = int(self.dead.sum())
+        return {
+            "loss": f"{float(seen.loss.detach()):.3f}",
+            "error": f"{seen.error:.3f}",
+            "l0": f"{kept:.1f}",
+            "dead": f"{dead}",
+        }
+
+    @torch.no_grad()
+    def result(self) -> Fit:
+        """The directions, those with the largest coordinates first, and the threshold that keeps `l0` per sample."""
+        renormalize(self.v_out)  # an interruption may have come between a step and its renormalisation
+        self._agree()
+        folded = self.v_out.folded()
+        folded_in = folded if self.settings.is_tied else self.v_in.folded()
+        found = ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
+        return replace(found, errors=tuple(self.errors[: self.n_steps].tolist()))
+
+    def _start(self, n_features: int) -> Directions:
+        """The leading part of randomly chosen samples' gradients, preferring strong ones."""
+        index = strong_samples(self.store, n_features, self.generator)
+        directions = leading_directions(self.format, self.store, index, self.modes, self.rank)
+        renormalize(directions)
+        return directions
+
+    def _next_batch(self) -> Int[Tensor, " sample"]:
+        size = min(self.settings.batch_size, self.store.n_samples)
+        if len(self.order) < size:
+            self.order = torch.randperm(self.n_in_pass, generator=self.generator)
+        index, self.order = self.order[:size], self.order[size:]
+        return index
+
+    def _scaled(self, index: Int[Tensor, " sample"]) -> tuple[Gradients, Tensor]:
+        gradients = {name: _scale(gradient, self.scale) for name, gradient in self.store.rows(index).items()}
+        return gradients, self.square_norm[index] * self.scale**2
+
+    def _is_time_to_restart(self) -> bool:
+        if not self.settings.resample:
+            return False
+        every = max(1, math.floor(0.6 * self.settings.steps / self.settings.resample))
+        return self.n_steps % every == 0 and self.n_steps <= 0.6 * self.settings.steps
+
+    @torch.no_grad()
+    def _restart_idle(self) -> None:
+        """Put directions that lower the error more in the place of those that do little; their Adam moments start anew."""
+        size = min(_RESTART_BATCHES * self.settings.batch_size, self.store.n_samples)
+        index = torch.randperm(self.store.n_samples, generator=self.generator)[:size].to(self.square_norm.device)
+        norms = self.square_norm[index] * self.scale**2
+        v_out = self.v_out.folded()
+        gram, overlaps = v_out.gram(), self._overlaps(v_out, index)
+        read = self.encoder.reads(self.v_in.folded(), v_out)
+        coords, threshold = self.encoder.kept(overlaps if read is v_out else self._overlaps(read, index), gram, self.l0)
+        left = overlaps - coords @ gram
+        useful = usefulness(coords, left, gram, threshold)
+        errors = square_errors(coords, overlaps, gram, norms).clamp(min=0).cpu()
+        n_candidates = min(16 + self.v_out.n_features // 4, int((errors > 0).sum()))
+        if not n_candidates:
+            return
+        drawn = torch.multinomial(errors, n_candidates, generator=self.generator).to(index.device)
+        rows, _ = self._scaled(index[drawn])
+        candidates = leading_left_over(self.format, rows, v_out, coords[drawn], self.modes, self.rank)
+        renormalize(candidates)
+        folded = candidates.folded()
+        gains = (
+            (self._overlaps(folded, index) - coords @ v_out.gram(folded)).square().sub_(threshold**2).clamp_(min=0).sum(0)
+        )
+        if self.off_target is not None:
+            useful = (useful - size * self.off_target.costs(v_out)).clamp(min=0)
+            gains = gains - size * self.off_target.costs(folded)
+        self._replace(*replacements(useful, gains, folded.gram()), candidates)
+        self._agree()
+
+    def _agree(self) -> None:
+        """Take the main process's directions; others' would differ by rounding on another kind of processor."""
+        for tensor in self.v_out.tensors + self.v_in.tensors:
+            self.processes.spread_(tensor)
+
+    def _overlaps(self, directions: LowRank, index: Int[Tensor, " sample"]) -> Tensor:
+        """⟨∇, v_k⟩ of some samples, as many at a time as take 256 MiB."""
+        parts = index.split(max(1, _RESTART_BYTES // self.store.sample_bytes))
+        return torch.cat([directions.overlaps(self._scaled(part)[0]) for part in parts])
+
+    def _replace(self, features: Tensor, candidates: Tensor, fresh: Directions) -> None:
+        for directions in {id(self.v_in): self.v_in, id(self.v_out): self.v_out}.values():
+            for tensor, new in zip(directions.tensors, fresh.tensors, strict=True):
+                tensor[features] = new[candidates]
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    self.optimizer.state[tensor][moment][features] = 0
+        self.last_kept[features] = self.n_steps
+
+
+def _scale(gradient, factor: float):
+    """The gradient times a number, in place: its first stored tensor carries it."""
+    gradient.tensors[0].mul_(factor)
+    return gradient

@@ -1,0 +1,259 @@
+"""What a fit leaves behind: a dictionary with its records, and its model where it has one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.errors import FeatureCountError, InputError, NotBoundError, SettingError
+from param_features.fit import Dictionary, Readings, activations
+from param_features.fit.formats import LowRank
+from param_features.fitted.metrics import Metrics
+from param_features.fitted.parts import Parts
+from param_features.fitted.saved import SavedFeatures, write_saved
+from param_features.gradients import GradientEngine
+from param_features.machine import launched
+from param_features.params import ParamRecord, unfold_matrix
+from param_features.problem import Divergence, ModelInputs, Question, read_inputs
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What every analysis takes: directions, the question that they answer, and records of how they were found.
+
+    Attributes:
+        dictionary: Reads and rebuilds gradients.
+        question: The divergence, and the references that activations average over.
+        params: The decomposed parameters by name.
+        metrics: Held-out metrics and their controls.
+        config: Settings of the run, for the record.
+        examples: Held-out inputs for `top_examples`; None when they could not be saved.
+        engine: The model's gradients; None for features loaded without a model.
+    """
+
+    dictionary: Dictionary
+    question: Question
+    params: Mapping[str, ParamRecord]
+    metrics: Metrics
+    config: Mapping[str, Any]
+    examples: ModelInputs | None = None
+    engine: GradientEngine | None = None
+    _example_readings: list[Readings] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return self.dictionary.n_features
+
+    @property
+    def v_in(self) -> LowRank:
+        """Maps gradients to activations."""
+        return self.dictionary.v_in
+
+    @property
+    def v_out(self) -> LowRank:
+        """Unit-norm directions."""
+        return self.dictionary.v_out
+
+    @property
+    def threshold(self) -> float:
+        """|coordinate| from which `codes` keeps a feature."""
+        return self.dictionary.threshold
+
+    @property
+    def divergence(self) -> Divergence:
+        """D."""
+        return self.question.divergence
+
+    @property
+    def reference(self) -> str:
+        """Name of the reference that the fit used."""
+        return self.question.kind
+
+    @property
+    def references(self) -> Float[Tensor, "n_references d_output"]:
+        """What activations average over, in the divergence's reference space."""
+        return self.question.references
+
+    @property
+    def on_target(self) -> Float[Tensor, " feature"]:
+        """Share of each feature's effect that lies on the target, which weighs as much as the background: 0 to 1.
+
+        The effect is the mean |⟨∇, v_k⟩| over held-out samples: what a unit step does to the divergence, to first order.
+
+        Raises:
+            SettingError: The features were fitted without a background.
+        """
+        record = self.config.get("background")
+        if record is None:
+            raise SettingError(
+                "on_target compares a target with a background, and these features were fitted without one. Fit them with "
+                "pf.decompose(…, background=tokens)."
+            )
+        return torch.tensor(record["on_target"], dtype=torch.float64)
+
+    def __len__(self) -> int:
+        """Number of features."""
+        return self.n_features
+
+    def __repr__(self) -> str:
+        """What was decomposed and how well, with the controls."""
+        names = ", ".join(self.params)
+        head = f"ParamFeatures: {self.n_features} features of {names} (divergence {self.divergence.name!r}, reference "
+        return f"{head}{self.reference!r})\n{self.metrics!r}"
+
+    def direction(self, feature: int) -> dict[str, Float[Tensor, "*shape"]]:
+        """A feature's unit-norm direction as dense tensors of the parameters' shapes, by name; new tensors.
+
+        Of features with a model, `direction(k)[name]` takes every name of the parameter that `params=` takes.
+
+        Raises:
+            FeatureCountError: There is no such feature.
+        """
+        self.check_feature(feature)
+        matrices = self.v_out.rows([feature]).materialize()
+        records = self.params
+        parts = (
+            (name, unfold_matrix(matrix[0], records[name].fold, records[name].shape)) for name, matrix in matrices.items()
+        )
+        return Parts(parts, lambda: {} if self.engine is None else self.engine.adapter.aliases())
+
+    def with_directions(self, v_out: LowRank, v_in: LowRank | None = None, *, threshold: float | None = None) -> Self:
+        """The features with other directions, which are V_in too unless another is given; examples are read anew."""
+        threshold = self.threshold if threshold is None else threshold
+        dictionary = replace(self.dictionary, v_in=v_out if v_in is None else v_in, v_out=v_out, threshold=threshold)
+        return replace(self, dictionary=dictionary, _example_readings=[])
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write `features.safetensors` and `config.json` into a directory: data only, no code.
+
+        The held-out examples are saved too, so that a colleague sees the same top examples; examples that are no tensors
+        are left out. Of several processes that accelerate launched the main one writes.
+        """
+        if launched().is_main:
+            saved = SavedFeatures(
+                params=self.params,
+                dictionary=self.dictionary,
+                divergence=self.divergence.name,
+                reference=self.reference,
+                references=self.references,
+                metrics=self.metrics,
+                config=self.config,
+                examples=self.examples,
+            )
+            write_saved(directory, saved)
+
+    def bound_to(self, engine: GradientEngine) -> Self:
+        """The same features with a model, each factor on its parameter's device, parameters under that model's names."""
+        names = dict(zip(self.params, engine.subset.names, strict=True))
+        fingerprints = [record.fingerprint for record in self.params.values()]
+        views = zip(engine.subset.views, fingerprints, strict=True)
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(engine.device)
+
+        def beside_weights(directions: LowRank) -> LowRank:
+            factors = directions.renamed(names).factors
+            places = {view.name: view.tensor.device for view in engine.subset.views}
+            return LowRank(
+                {name: (left.to(places[name]), right.to(places[name])) for name, (left, right) in factors.items()}
+            )
+
+        return replace(
+            self,
+            dictionary=self.dictionary.map(beside_weights),
+            question=replace(self.question, references=move(self.references)),
+            params={view.name: ParamRecord.of(view, fingerprint) for view, fingerprint in views},
+            examples=None if self.examples is None else self.examples.map(move),
+            engine=engine,
+            _example_readings=[],
+        )
+
+    def check_feature(self, feature: int) -> None:
+        """Refuse a number that no feature has.
+
+        Raises:
+            FeatureCountError: Gives the range.
+        """
+        if not isinstance(feature, int) or isinstance(feature, bool) or not 0 <= feature < self.n_features:
+            raise FeatureCountError(f"There is no feature {feature!r}. Features are numbered 0 to {self.n_features - 1}.")
+
+    def bound_engine(self, call: str) -> GradientEngine:
+        """The model's gradients, for a call that needs them.
+
+        Raises:
+            NotBoundError: The features were loaded without a model; names the call.
+        """
+        if self.engine is None:
+            raise NotBoundError(
+                f"{call}() needs the model, and these features were loaded without one. Use pf.load(dir, model=…)."
+            )
+        return self.engine
+
+    def asked(self, reference: Tensor | None = None, n_references: int | None = None) -> Question:
+        """The features' question, with other references, or with the first of its own.
+
+        Raises:
+            InputError: The references have another width than outputs, or there are not so many.
+        """
+        n_stored, d_output = self.references.shape
+        if reference is not None:
+            rows = reference.reshape(-1, reference.shape[-1])
+            if rows.shape[1] != d_output:
+                raise InputError(
+                    f"reference has shape {tuple(reference.shape)}. Outputs here have {d_output} numbers: give "
+                    f"[{d_output}] or [n_references, {d_output}]."
+                )
+            return replace(self.question, references=self.divergence.to_reference(rows.to(self.references)))
+        if n_references is not None and not 1 <= n_references <= n_stored:
+            raise InputError(
+                f"n_references={n_references}, but {n_stored} are stored. Ask for 1 to {n_stored}, or fit with "
+                "measure=pf.MeasureSettings(n_references=…)."
+            )
+        return replace(self.question, references=self.references[:n_references])
+
+    def texts(self, tokens: Any, call: str = "show") -> tuple[list[list[str]], ModelInputs]:
+        """Each row's tokens as strings, without padding, and the rows as the model takes them."""
+        adapter = self.bound_engine(call).adapter
+        inputs = read_inputs(adapter, tokens, None)
+        return [adapter.to_strings(row) for row in inputs.token_rows], inputs
+
+    def inputs_or_examples(self, tokens: Any, inputs: Any) -> ModelInputs:
+        """What is given, as the model takes it; or else the held-out examples.
+
+        Raises:
+            InputError: Nothing is given and the features were saved without examples, or the model cannot take it.
+        """
+        if tokens is None and inputs is None:
+            return self.own_examples
+        return read_inputs(self.bound_engine("read_inputs").adapter, tokens, inputs)
+
+    @property
+    def own_examples(self) -> ModelInputs:
+        """The held-out examples.
+
+        Raises:
+            InputError: The features were saved without any.
+        """
+        if self.examples is None:
+            raise InputError("These features were saved without examples. Pass tokens= or inputs=.")
+        return self.examples
+
+    def activations_on(self, inputs: ModelInputs) -> Float[Tensor, "*sample feature"]:
+        """Activations; those of the features' own examples are read once and remembered."""
+        if inputs is self.examples:
+            return self.readings_on(inputs).activations
+        return activations(self.bound_engine("activations"), self.v_in, self.question, inputs)
+
+    def readings_on(self, inputs: ModelInputs) -> Readings:
+        """Activations and codes in one pass; those of the features' own examples are read once and remembered."""
+        engine = self.bound_engine("activations")
+        if inputs is not self.examples:
+            return self.dictionary.read(engine, self.question, inputs)
+        if not self._example_readings:
+            self._example_readings.append(self.dictionary.read(engine, self.question, inputs))
+        return self._example_readings[0]

@@ -1,0 +1,88 @@
+"""`pf.match`: the features of two fits, paired."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from einops import rearrange
+
+from param_features.errors import FeatureMismatchError
+from param_features.fitted import Fitted
+from param_features.measure.agreement import Match, correlations, match_directions
+from param_features.params import ParamRecord
+from param_features.problem import read_inputs
+
+
+def match(
+    ours: Fitted,
+    theirs: Fitted,
+    tokens: Any = None,
+    *,
+    inputs: Any = None,
+    names: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Match:
+    """Pair the features of two fits one to one by |cosine| in parameter space: stability over seeds, checkpoints, models.
+
+    Cost: small, unless activations are compared: those of both fits.
+
+    Args:
+        ours: The first fit.
+        theirs: The second, of the same parameters, or of parameters with the same matrix shapes.
+        tokens: Where the activations of the pairs are correlated; without it or `inputs` they are not.
+        inputs: The same, for models that take no tokens.
+        names: The second fit's name for each of the first one's parameters, where they differ and so do the weights.
+        seed: Of the random directions that the mean |cosine| stands beside.
+
+    Returns:
+        The pairs; `match(a, b).mean_cosine` is the agreement in one number.
+
+    Raises:
+        FeatureMismatchError: The fits are of different parameters, or parameters of different shapes.
+        NotBoundError: Activations are asked for and a fit was loaded without its model.
+
+    Example:
+        >>> import torch, param_features as pf
+        >>> call = {"inputs": torch.randn(200, 6), "n_features": 3, "l0": 1, "steps": 5, "progress": False}
+        >>> model = torch.nn.Linear(6, 4)
+        >>> a, b = (pf.decompose(model, "weight", seed=seed, **call) for seed in (0, 1))
+        >>> round(pf.match(a, a).mean_cosine, 6), pf.match(a, b).mean_cosine < 1
+        (1.0, True)
+    """
+    renamed = {own: other for other, own in _names(ours, theirs, names).items()}
+    found = match_directions(ours.v_out, theirs.v_out.renamed(renamed), torch.Generator().manual_seed(seed))
+    if tokens is None and inputs is None:
+        return found
+    one, two = (
+        features.activations_on(read_inputs(features.bound_engine("activations").adapter, tokens, inputs)).flatten(0, -2)
+        for features in (ours, theirs)
+    )
+    return replace(found, correlation=correlations(one, two, found.pairs))
+
+
+def _names(ours: Fitted, theirs: Fitted, given: Mapping[str, str] | None) -> dict[str, str]:
+    """The second fit's name for each parameter of the first, by what is given, else by name, else by weights."""
+    by_weights = {record.fingerprint: name for name, record in theirs.params.items()}
+    found = {}
+    for name, record in ours.params.items():
+        own = name if name in theirs.params else None
+        other = (given or {}).get(name) or own or by_weights.get(record.fingerprint)
+        if other is None or other not in theirs.params or _matrix_shape(theirs.params[other]) != _matrix_shape(record):
+            held = ", ".join(f"{n!r} {_matrix_shape(r)}" for n, r in theirs.params.items())
+            raise FeatureMismatchError(
+                f"{name!r} of the first fit has no counterpart of the same matrix shape {_matrix_shape(record)} in the "
+                f"second, which holds {held}. Match fits of the same parameters, or say names={{first: second}}."
+            )
+        found[name] = other
+    if len(set(found.values())) != len(theirs.params):
+        left = sorted(set(theirs.params) - set(found.values()))
+        raise FeatureMismatchError(
+            f"The second fit also holds {', '.join(map(repr, left)) or 'fewer parameters'}, which the first has not: their "
+            "directions lie in different spaces. Match fits of the same parameters."
+        )
+    return found
+
+
+def _matrix_shape(record: ParamRecord) -> tuple[int, ...]:
+    return tuple(rearrange(torch.empty(record.shape, device="meta"), record.fold).shape)

@@ -1,0 +1,63 @@
+"""Named parameters of any model as matrices, and the interface by which models of foreign libraries are read."""
+
+from param_features.params.adapter import Adapter, is_padded_on_the_right
+from param_features.params.attention import Attention, Rotary
+from param_features.params.layout import Layout
+from param_features.params.listing import list_params
+from param_features.params.locating import matching_views
+from param_features.params.offloaded import device_for_inputs, untied, values_of
+from param_features.params.readiness import check_present, check_ready, training_notice
+from param_features.params.record import ParamRecord
+from param_features.params.registry import adapter_for, register_adapter
+from param_features.params.state import copied_buffers, held_still, plain_kernels
+from param_features.params.storage import has_rows_in, rows_of_part
+from param_features.params.subset import (
+    Modes,
+    ParamInfo,
+    ParamSpec,
+    ParamSubset,
+    ParamView,
+    Site,
+    Tap,
+    all_parameters,
+    default_fold,
+    fingerprint,
+    select,
+    unfold_matrix,
+)
+
+__all__ = [
+    "Adapter",
+    "Attention",
+    "Layout",
+    "Modes",
+    "ParamInfo",
+    "ParamRecord",
+    "ParamSpec",
+    "ParamSubset",
+    "ParamView",
+    "Rotary",
+    "Site",
+    "Tap",
+    "adapter_for",
+    "all_parameters",
+    "check_present",
+    "check_ready",
+    "copied_buffers",
+    "default_fold",
+    "device_for_inputs",
+    "fingerprint",
+    "has_rows_in",
+    "held_still",
+    "is_padded_on_the_right",
+    "list_params",
+    "matching_views",
+    "plain_kernels",
+    "register_adapter",
+    "rows_of_part",
+    "select",
+    "training_notice",
+    "unfold_matrix",
+    "untied",
+    "values_of",
+]

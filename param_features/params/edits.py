@@ -1,0 +1,103 @@
+"""Adding to stored tensors for a while, and giving back every bit."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.params.layout import Layout
+
+
+class Addition(NamedTuple):
+    """What is added to a named tensor, and where that lies.
+
+    Attributes:
+        stored: The model's own Parameter.
+        layout: How the named tensor lies in it.
+        delta: What is added, of the named tensor's shape.
+    """
+
+    stored: Tensor
+    layout: Layout
+    delta: Float[Tensor, "*shape"]
+
+
+@dataclass(eq=False)
+class _Edited:
+    """A stored tensor while blocks add to it: its own values, and what each block adds.
+
+    Kept for the tensor and not for a block, so that blocks may end in any order.
+    """
+
+    stored: Tensor
+    values: Tensor
+    parts: dict[object, list[Addition]] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Its own values, bit for bit, plus every part that still lasts, summed in float32 or better."""
+        with torch.inference_mode(self.stored.is_inference()), torch.no_grad():
+            changed = self.values
+            if self.parts:
+                changed = changed.to(torch.promote_types(changed.dtype, torch.float32))
+            for part in (part for parts in self.parts.values() for part in parts):
+                named = part.layout.read(changed)
+                changed = part.layout.write(named + part.delta.to(named), changed)
+            self.stored.copy_(changed)
+
+
+_EDITED: dict[int, _Edited] = {}
+"""By the stored tensor's id while a block adds to it; the entry holds the tensor, so that no other gets its id."""
+
+
+@contextmanager
+def added(additions: Iterable[Addition]) -> Iterator[None]:
+    """Add to stored tensors in place while a block runs.
+
+    Blocks may be nested and may end in any order: each takes its own parts away, and the last restores every bit. Whatever
+    else changes these tensors meanwhile, such as training, is undone with it. Not for several threads on one model.
+
+    Cost: a copy of the stored tensors.
+    """
+    mark, touched = object(), []
+    try:
+        for addition in additions:
+            touched.append(addition.stored)
+            edited = _entry(addition.stored)
+            edited.parts.setdefault(mark, []).append(addition)
+            edited.write()
+        yield
+    finally:
+        try:
+            _take_away(mark, touched)
+        except BaseException:
+            _take_away(mark, touched)  # a Ctrl-C that fell into the restoration: finish it, then let it out
+            raise
+
+
+def is_edited(stored: Tensor) -> bool:
+    """Whether a block is adding to the tensor at this moment."""
+    found = _EDITED.get(id(stored))
+    return found is not None and bool(found.parts)
+
+
+def _entry(stored: Tensor) -> _Edited:
+    """The tensor's entry, with its present values where nothing adds to it yet."""
+    if not is_edited(stored):
+        with torch.inference_mode(False):
+            _EDITED[id(stored)] = _Edited(stored, stored.detach().clone())
+    return _EDITED[id(stored)]
+
+
+def _take_away(mark: object, touched: list[Tensor]) -> None:
+    for stored in touched:
+        edited = _EDITED.get(id(stored))
+        if edited is None:
+            continue
+        edited.parts.pop(mark, None)
+        edited.write()
+        if not edited.parts:
+            _EDITED.pop(id(stored), None)

@@ -1,0 +1,45 @@
+"""The registry of adapters: a model's class name to the adapter that reads it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from param_features.errors import AdapterError, RegistryError
+from param_features.params.adapter import Adapter
+
+_ADAPTERS: dict[str, Callable[[Any], Adapter]] = {}
+
+
+def register_adapter(class_name: str, adapter: Callable[[Any], Adapter]) -> None:
+    """Read models of the named class, and of its subclasses, with `adapter`.
+
+    Args:
+        class_name: Top-level package and class, such as `"transformer_lens.HookedTransformer"`. A name rather than the
+            class, so that registering imports nothing.
+        adapter: The adapter's class, or a function that gives an adapter; called with the model.
+
+    Raises:
+        RegistryError: `class_name` is already registered.
+    """
+    if class_name in _ADAPTERS:
+        known = getattr(_ADAPTERS[class_name], "__name__", "a function")
+        raise RegistryError(
+            f"{class_name!r} already has the adapter {known}. Register the name of a subclass of the model instead: look-up "
+            "follows the MRO and takes the first hit."
+        )
+    _ADAPTERS[class_name] = adapter
+
+
+def adapter_for(model: Any) -> Adapter:
+    """The adapter of the first class in the model's MRO that is registered.
+
+    Raises:
+        AdapterError: No class of the model is registered.
+    """
+    names = [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__]
+    for name in names:
+        if name in _ADAPTERS:
+            return _ADAPTERS[name](model)
+    raise AdapterError(
+        f"No adapter reads a {type(model).__module__}.{type(model).__name__}. Known: {', '.join(_ADAPTERS)}. Pass the "
+        "model itself (a torch nn.Module), or register an adapter with pf.adapters.register_adapter."
+    )

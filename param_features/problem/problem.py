@@ -1,0 +1,133 @@
+"""A model and its data, read and checked once: what gradients are taken of, whoever asks for them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from param_features.errors import InputError
+from param_features.params import (
+    Adapter,
+    ParamSpec,
+    ParamSubset,
+    adapter_for,
+    check_present,
+    check_ready,
+    select,
+    training_notice,
+)
+from param_features.problem.divergence import Divergence, check_reference, read_divergence
+from param_features.problem.inputs import ModelInputs, read_inputs
+from param_features.problem.output import OutputInfo, inspect_output
+from param_features.problem.pairs import PairInputs, as_pairs, check_pairs, read_pairs
+
+
+@dataclass(frozen=True)
+class ChosenParams:
+    """Parameters of a model whose weights are all there."""
+
+    adapter: Adapter
+    subset: ParamSubset
+
+
+def read_model(
+    model: Any,
+    params: ParamSpec,
+    *,
+    tokenizer: Any = None,
+    output: Callable[[Any], Tensor] | None = None,
+) -> ChosenParams:
+    """Recognise a model, choose parameters of it, and refuse those that can have no gradients.
+
+    Args:
+        model: What some adapter reads.
+        params: As `pf.decompose` takes them.
+        tokenizer: For strings, where the model carries none.
+        output: Takes what the model returns and gives the tensor to be explained.
+
+    Raises:
+        AdapterError: No adapter reads the model.
+        UnknownParameterError: A name matches nothing.
+        EmptySelectionError: No parameter was asked for.
+        ModelStateError: Weights are missing, or chosen ones come and go with each call.
+        NonFiniteError: Chosen weights hold NaN or infinity.
+        NoGradientError: Chosen weights are quantised, or were made under `torch.inference_mode()`.
+    """
+    adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
+    subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
+    check_ready(adapter)
+    check_present(subset)
+    subset.check_finite()
+    return ChosenParams(adapter, subset)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What gradients are taken of, and what outputs are compared with.
+
+    Attributes:
+        adapter: Reads the model.
+        subset: The chosen parameters.
+        data: What the model is run on.
+        output: What it returns on them.
+        divergence: D.
+        reference: A name, or the user's own outputs; `"pairs"` with pairs.
+        pairs: Where every sample has a partner; `data` are then the clean prompts.
+        known: References that gradients were already taken with, for `"mean"` and `"given"`.
+    """
+
+    adapter: Adapter
+    subset: ParamSubset
+    data: ModelInputs
+    output: OutputInfo
+    divergence: Divergence
+    reference: str | Tensor
+    pairs: PairInputs | None = None
+    known: Tensor | None = None
+
+    @property
+    def given(self) -> Tensor | None:
+        """The user's own outputs as references."""
+        reference = self.reference
+        if isinstance(reference, str):
+            return self.known if reference == "given" else None
+        if reference.dim() not in (1, 2) or reference.shape[-1] != self.output.d_output:
+            raise InputError(
+                f"reference has shape {tuple(reference.shape)}. Outputs here have {self.output.d_output} numbers: give "
+                f"[{self.output.d_output}] or [n_references, {self.output.d_output}]."
+            )
+        device = self.subset.views[0].tensor.device
+        return self.divergence.to_reference(reference.to(device).float().reshape(-1, self.output.d_output))
+
+    @property
+    def kind(self) -> str:
+        """Name of the reference."""
+        return self.reference if isinstance(self.reference, str) else "given"
+
+
+def read_problem(
+    chosen: ChosenParams, tokens: Any, inputs: Any, *, divergence: Any, reference: Any, method: str = "l3d"
+) -> Problem:
+    """Read and check what the user gave; errors are those of `pf.decompose`."""
+    adapter, spec = chosen.adapter, as_pairs(reference)
+    pairs = None if spec is None else read_pairs(adapter, spec, tokens, inputs)
+    data = read_inputs(adapter, tokens, inputs) if pairs is None else pairs.clean
+    output = inspect_output(adapter, data)
+    asked = read_divergence(divergence, is_logits=output.is_logits)
+    if pairs is None:
+        check_reference(reference, asked)
+    else:
+        check_pairs(adapter, pairs, output, asked, method)
+    return Problem(adapter, chosen.subset, data, output, asked, reference if pairs is None else "pairs", pairs)
+
+
+def say_notices(problem: Problem, asked: Any, say: Callable[[str], None]) -> None:
+    """Say which divergence was chosen, where it was left open, and what a model in training is."""
+    if asked == "auto":
+        is_known = "is" if problem.output.is_logits else "is not"
+        shape = problem.output.shape
+        say(f"divergence: {problem.divergence.name!r}, since the output of shape {shape} {is_known} known to be logits.")
+    notice = training_notice(problem.adapter)
+    if notice is not None:
+        say(notice)

@@ -1,0 +1,6 @@
+"""The report: one self-contained page about a fit."""
+
+from param_features.report.document import contents
+from param_features.report.write import write_report
+
+__all__ = ["contents", "write_report"]

@@ -1,0 +1,23 @@
+"""From what the user asks to fitted features: decomposing, harvesting, estimating, sweeping, loading."""
+
+from param_features.run.decomposition import decompose
+from param_features.run.description import ModelDescription, describe
+from param_features.run.estimation import Estimate, estimate
+from param_features.run.harvesting import harvest
+from param_features.run.loading import bind, load
+from param_features.run.sweeping import Sweep, SweepRow, SweepSettings, sweep
+
+__all__ = [
+    "Estimate",
+    "ModelDescription",
+    "Sweep",
+    "SweepRow",
+    "SweepSettings",
+    "bind",
+    "decompose",
+    "describe",
+    "estimate",
+    "harvest",
+    "load",
+    "sweep",
+]

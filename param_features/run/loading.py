@@ -1,0 +1,119 @@
+"""Saved features, bound to a model whose chosen parameters are the ones that were decomposed."""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from param_features.errors import SettingError
+from param_features.files.hub import located
+from param_features.fitted import Fitted, Metrics, read_saved
+from param_features.gradients import plan_engine
+from param_features.params import ParamSubset, adapter_for, check_present, check_ready, matching_views
+from param_features.problem import Divergence, ModelInputs, Problem, Question, check_tokens, inspect_output, read_divergence
+
+Features = TypeVar("Features", bound=Fitted)
+
+
+def load(
+    directory: str | PathLike,
+    *,
+    model: Any = None,
+    divergence: Callable | None = None,
+    output: Callable[[Any], Tensor] | None = None,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Fitted:
+    """Load features that `save_pretrained` or `push_to_hub` wrote; nothing in the files is executed.
+
+    What exists here is never looked up on the hub, nor is what reads like a path. Of a repository the two files alone are
+    fetched, once: without network, those fetched before are taken.
+
+    Args:
+        directory: Where they lie: a folder, or `owner/name` or `owner/name@revision` on the Hugging Face hub.
+        model: The model they belong to, in any library that holds the same weights: parameters are found by name or else by
+            their weights, see `bind`. Without a model, directions and metrics can be read, activations cannot.
+        divergence: The function that was given to `decompose`, if it was one: code is not saved.
+        output: The same.
+        tokenizer: For strings, where the model carries none.
+        revision: Branch, tag or commit on the hub; its main branch by default.
+        token: Of the hub; by default the one that `hf auth login` left.
+
+    Raises:
+        StoreError: The files are unfinished, edited, of an unknown format, or say what no saved features say.
+        SourceError: The name reads like a path, and there is nothing there.
+        HubNotFoundError: The hub has no such repository or revision, or it holds no saved features.
+        HubAccessError: The hub does not let the caller read it.
+        HubOfflineError: The hub was not reached, and the cache does not hold the files.
+        MissingExtraError: They are on the hub, and huggingface-hub is not installed.
+        FingerprintError: The model's chosen parameters are not the ones that were decomposed.
+        UnknownParameterError: The model lacks a parameter.
+        ModelStateError: The model's weights are not all there, on one device.
+        SettingError: The features need `divergence=` or `output=`, or the model's output has another size, or a folder is
+            given with a revision.
+        InputError: The features' examples hold tokens that the model does not know.
+    """
+    folder, within = located(directory, revision=revision, token=token)
+    saved = read_saved(folder, within=within)
+    question = Question(_divergence(saved.divergence, divergence), saved.reference, saved.references)
+    features = Fitted(saved.dictionary, question, saved.params, Metrics(saved.metrics), saved.config, saved.examples)
+    return features if model is None else bind(features, model, output=output, tokenizer=tokenizer)
+
+
+def bind(
+    features: Features,
+    model: Any,
+    *,
+    output: Callable[[Any], Tensor] | None = None,
+    tokenizer: Any = None,
+) -> Features:
+    """The features with a model, after checking that its chosen parameters are the same bit for bit.
+
+    A parameter is looked for by its saved name, and else by its weights: features of a HookedTransformer's
+    `blocks.2.attn.W_K` belong to the bridge's of that name and to Hugging Face's `model.layers.2.self_attn.k_proj.weight`,
+    if their matrices [d_out, d_in] have the same bytes. The features then bear the model's own names.
+
+    Raises:
+        FingerprintError: No parameter has these weights, several have, or it is tied in one model only.
+        UnknownParameterError: The model has no parameter of that name and none with these weights.
+        ModelStateError: The model's weights are not all there, on one device.
+        SettingError: The features were found with `output=`, and none is given, or the output has another size.
+        InputError: The features' examples hold tokens that the model does not know.
+    """
+    needed = features.config.get("output")
+    if needed is not None and output is None:
+        raise SettingError(
+            f"The features were found with output={needed}, which is code and was not saved. Pass it: pf.load(dir, model=…, "
+            "output=…)."
+        )
+    adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
+    check_ready(adapter)
+    subset = ParamSubset(matching_views(adapter, features.params))
+    check_present(subset)
+    data = features.examples or ModelInputs((torch.zeros(2, 2, dtype=torch.long),), {})
+    check_tokens(adapter, data)
+    data = data.map(lambda tensor: tensor.to(subset.device))
+    found = inspect_output(adapter, data)
+    if found.d_output != features.references.shape[1]:
+        raise SettingError(
+            f"The model's output has {found.d_output} numbers, and the features' references have "
+            f"{features.references.shape[1]}. Load the model, and give the output=, that they were found with."
+        )
+    problem = Problem(adapter, subset, data, found, features.divergence, features.reference)
+    engine = plan_engine(problem)
+    return features.bound_to(engine)
+
+
+def _divergence(name: str, given: Callable | None) -> Divergence:
+    if given is not None:
+        return read_divergence(given, is_logits=False)
+    try:
+        return read_divergence(name, is_logits=False)
+    except SettingError as error:
+        raise SettingError(
+            f"The features were found with your own divergence {name!r}, which is code and was not saved. Pass it: "
+            f"pf.load(dir, model=…, divergence={name})."
+        ) from error

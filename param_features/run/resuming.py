@@ -1,0 +1,153 @@
+"""`checkpoint_dir=`: where a decomposition keeps what it has done, and goes on from after a kill."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+
+from param_features.errors import SettingError
+from param_features.files import alone_in
+from param_features.fit import Checkpoints, FitSettings, HessianSettings, OffTarget, read_newest, refuse_other_fit
+from param_features.gradients import HarvestSettings, SampleGradients, plan_samples
+from param_features.gradients.disk import Compression, FactorStore, Recipe, harvested, recipe_of, sum_of_data
+from param_features.machine import launched
+from param_features.problem import Problem, ReadBackground, Stage, stage_generator
+from param_features.run.request import Request
+
+SHARD_MIB = 256.0
+"""What a kill of the harvest loses at most."""
+
+_GRADIENTS = "gradients"
+_FIT, _TARGET, _BACKGROUND = _TITLES = "fit", "fit-target", "fit-background"
+"""The fit to all samples alike; beside a background, those of the target's features and of the background's own."""
+
+
+_BITS = "bits"
+"""The recipe's entry that tells the gradients themselves, which come after the rest of it is known."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a decomposition was asked for, read and checked.
+
+    Attributes:
+        store: Gradients that were given; None where they are harvested.
+    """
+
+    problem: Problem
+    request: Request
+    harvest: HarvestSettings
+    fit: FitSettings | HessianSettings
+    background: ReadBackground | None
+    store: FactorStore | None
+
+    def gradients(self) -> Recipe:
+        """What decides the gradients. Cost: hashes the model's weights and the data."""
+        if self.store is not None:
+            return self.store.manifest.recipe
+        return recipe_of(self.problem, self.harvest, seed=self.request.seed, shard_mib=SHARD_MIB, compression=Compression())
+
+    def recipe(self, gradients: Recipe) -> Recipe:
+        """All that decides what a fit finds, but for the gradients' own bits."""
+        own = {f"gradients.{name}" if name in ("seed", "shard_mib") else name: value for name, value in gradients.items()}
+        request = {name: value for name, value in asdict(self.request).items() if name != "progress"}
+        return own | request | {f"fit.{name}": value for name, value in asdict(self.fit).items()} | self._background()
+
+    def _background(self) -> Recipe:
+        if self.background is None:
+            return {"background": None}
+        asked = self.background.settings
+        sizes = {"n_features": asked.n_features, "weight": asked.weight, "n_samples": asked.n_samples}
+        named = {f"background.{name}": value for name, value in sizes.items()}
+        return {"background": sum_of_data(self.background.problem.data)} | named
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A folder of checkpoints that no other process writes to.
+
+    Attributes:
+        directory: Where it lies.
+        recipe: See `Asked.recipe`.
+        every: Seconds from one checkpoint to the next.
+        has_gradients: Whether the gradients lie in it too.
+    """
+
+    directory: Path
+    recipe: Recipe
+    every: float
+    has_gradients: bool
+
+    def checkpoints(self, store: SampleGradients, n_features: int | None, off_target: OffTarget | None) -> Checkpoints:
+        """Of one fit. Cost: a pass over the gradients, whose norms tell them from others.
+
+        Args:
+            store: The gradients that are fitted.
+            n_features: Where they are not all of those asked for.
+            off_target: What features cost by acting on a background.
+        """
+        title = _FIT if n_features is None else _BACKGROUND if off_target is None else _TARGET
+        stores = [store] if off_target is None else [store, off_target.store]
+        recipe = self.recipe | {_BITS: _norms_sum(stores)}
+        return Checkpoints(self._path(title), recipe, self.every, is_written=launched().is_main)
+
+    def refuse_others(self) -> None:
+        """Refuse what was begun here with other arguments, before anything is computed.
+
+        Raises:
+            StoreError: A checkpoint is damaged, or of a fit to something else.
+        """
+        for path in map(self._path, _TITLES):
+            found = read_newest(path)
+            if found is not None:
+                refuse_other_fit(found.recipe, self.recipe | {_BITS: found.recipe.get(_BITS)}, path)
+
+    def _path(self, title: str) -> Path:
+        return self.directory / f"{title}.safetensors"
+
+
+@contextmanager
+def resumable(directory: str | PathLike, every: float, asked: Asked) -> Iterator[tuple[FactorStore, CheckpointFolder]]:
+    """The gradients, harvested to the folder where none were given, and where fits keep their checkpoints.
+
+    Raises:
+        SettingError: `every` is negative, or `directory` is a file.
+        StoreError: The folder holds what was begun with other arguments, data or weights, or a damaged checkpoint; or
+            another process writes to it.
+        SampleCountError: There would be fewer training samples than features.
+        DiskFullError: The gradients do not fit.
+    """
+    folder, request, processes = _folder(directory, every), asked.request, launched()
+    with ExitStack() as held:
+        processes.from_main(lambda: held.enter_context(alone_in(folder, "decomposition")))
+        gradients = asked.gradients()
+        found = CheckpointFolder(folder, asked.recipe(gradients), every, asked.store is None)
+        found.refuse_others()
+        if asked.store is not None:
+            yield asked.store, found
+            return
+        plan_samples(asked.problem, asked.harvest, request.n_features, stage_generator(request.seed, Stage.PLAN))
+        call = {"say": request.say, "progress": request.progress, "compression": Compression()}
+        store = harvested(asked.problem, asked.harvest, gradients, folder / _GRADIENTS, **call)
+        yield store, found
+
+
+def _folder(directory: str | PathLike, every: float) -> Path:
+    """The folder, made where it is missing."""
+    if every < 0:
+        raise SettingError(f"checkpoint_every={every} must not be negative: seconds, or 0 for one after each step.")
+    folder = Path(directory)
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(f"checkpoint_dir={str(folder)!r} is a file. Give a folder, or a name that is not taken.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _norms_sum(stores: list[SampleGradients]) -> str:
+    """SHA-256 of every sample's norm."""
+    found = hashlib.sha256()
+    for store in stores:
+        found.update(store.square_norm().cpu().numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,84 @@
+"""One text marked twice: by a parameter feature and by an SAE feature."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from param_features.adapters import SparseAutoencoder
+from param_features.fitted import Fitted
+from param_features.problem import ModelInputs
+from param_features.sae.site import activations_at
+from param_features.views import Row, View
+
+_BEFORE, _AFTER = 24, 9
+
+
+class SampleRow(NamedTuple):
+    """A sample: its row of the inputs, and its position among the row's real ones."""
+
+    row: int
+    position: int
+
+
+def pair_view(
+    features: Fitted,
+    sae: SparseAutoencoder,
+    hook_name: str,
+    inputs: ModelInputs,
+    feature: int,
+    sae_feature: int,
+    samples: Sequence[SampleRow],
+    *,
+    feature_first: bool,
+    correlation: float,
+) -> View:
+    """Each sample's text twice, one line per feature; colours are shares of the feature's largest |activation| shown.
+
+    Cost: both features' activations on the samples' rows.
+    """
+    chosen = inputs.rows(torch.tensor([sample.row for sample in samples], dtype=torch.long))
+    ours, theirs = _activations(features, sae, hook_name, chosen, feature, sae_feature)
+    strings = _strings(features, chosen)
+    lines = [("feature", feature, ours, "+.4f"), ("SAE feature", sae_feature, theirs, ".4f")]
+    lines = lines if feature_first else lines[::-1]
+    rows = []
+    for place, (row, position) in enumerate(samples):
+        texts, marked = strings[place], position if strings[place] else 0
+        for name, number, acts, style in lines:
+            bound = max(float(values.abs().max()) for values in acts) or 1.0
+            title = f"{name} {number}: {float(acts[place][marked]):{style}}"
+            rows.append(_row(title, texts or (f"input {row}",), acts[place] / bound, marked))
+    titles = [f"{name} {number}" for name, number, *_ in lines]
+    return View(f"{titles[0]} and {titles[1]}: correlation {correlation:.2f}; each on its own scale", tuple(rows))
+
+
+def _activations(
+    features: Fitted, sae: SparseAutoencoder, hook_name: str, rows: ModelInputs, feature: int, sae_feature: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each row, its real positions first; one number where a sample is an input."""
+    engine = features.bound_engine("view")
+    acts = activations_at(engine.adapter, rows, hook_name, per_position=engine.per_position)
+    codes = torch.cat([chunk[:, sae_feature] for chunk in sae.encode(acts)])
+    found = features.activations_on(rows)[..., feature]
+    if not engine.per_position:
+        return [value.reshape(1) for value in found], [value.reshape(1) for value in codes]
+    is_real = torch.ones(found.shape, dtype=torch.bool) if rows.mask is None else rows.mask.cpu()
+    lengths = is_real.sum(1).tolist()
+    return list(found[is_real].split(lengths)), list(codes.split(lengths))
+
+
+def _strings(features: Fitted, rows: ModelInputs) -> list[tuple[str, ...]]:
+    engine = features.bound_engine("view")
+    if not engine.per_position:
+        return [()] * len(rows)
+    return [tuple(engine.adapter.to_strings(row)) for row in rows.token_rows]
+
+
+def _row(title: str, tokens: Sequence[str], values: Tensor, marked: int) -> Row:
+    start = max(0, marked - _BEFORE)
+    window = slice(start, marked + _AFTER)
+    if len(tokens) > marked + 1:
+        title = f"{title} «{tokens[marked]}» → {tokens[marked + 1]!r}"
+    return Row(title, tuple(tokens[window]), tuple(values.tolist()[window]), marked - start)

@@ -18,10 +18,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from stories import stories_in
 from torch import Tensor
 
 import param_features as pf
+from benchmarks import toys
+from benchmarks.stories import stories_in
 from benchmarks.toys.induction import draw_rows
 from param_features.circuits.effects import ablating, attribution, read_subject
 
@@ -74,7 +75,7 @@ def relay(n_seeds: int) -> None:
     found: dict[str, list[list[float]]] = {}
     wanted = ("node_precision", "node_recall", "edge_precision", "edge_recall")
     for seed in range(n_seeds):
-        toy = pf.toys.relay(seed=seed)
+        toy = toys.relay(seed=seed)
         features = toy.decompose_layers(seed=seed)
         for job in range(toy.n_jobs):
             prompts, metric = toy.prompts(job), toy.metric(job)
@@ -104,12 +105,14 @@ def relay(n_seeds: int) -> None:
 
 def saturated() -> None:
     """Where the gradient says nothing: attribution, integrated gradients and the exact effect of four features."""
-    toy = pf.toys.saturated()
+    toy = toys.saturated()
     features, inputs = toy.planted_features(), toy.inputs[:64]
-    exact = pf.indirect_effects(features, inputs=inputs, metric=toy.metric(), ablation="zero", method="exact").mean[:4]
+    exact = pf.circuits.indirect_effects(features, inputs=inputs, metric=toy.metric(), ablation="zero", method="exact").mean[
+        :4
+    ]
     for method in ("attribution", "integrated"):
         call = {"ablation": "zero", "method": method, "n_steps": 50}
-        found = pf.indirect_effects(features, inputs=inputs, metric=toy.metric(), **call).mean[:4]
+        found = pf.circuits.indirect_effects(features, inputs=inputs, metric=toy.metric(), **call).mean[:4]
         agreement = float(torch.corrcoef(torch.stack([found, exact]))[0, 1])
         print(f"{method:12} {[round(value, 4) for value in found.tolist()]}  correlation with exact {agreement:.3f}")
     print(f"{'exact':12} {[round(value, 4) for value in exact.tolist()]}")
@@ -121,7 +124,7 @@ def induction(n_seeds: int) -> None:
     shown = ("faithfulness", "completeness", "faithfulness_random", "faithfulness_matched", "faithfulness_directions")
     shown += ("gap", "gap_random")
     for seed in range(n_seeds):
-        toy = pf.toys.induction(seed=seed)
+        toy = toys.induction(seed=seed)
         call = {"n_features": 40, "l0": 5, "steps": 500, "n_samples": 9600, "seed": seed, "progress": False}
         fit = pf.FitSettings(batch_size=256)
         sets = [pf.decompose(toy.model, name, toy.inputs, fit=fit, **call) for name in names]
@@ -165,7 +168,7 @@ def _letter(letter: int, half: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]
     return tokens, repeated_letter
 
 
-def _faithfulness(circuit: pf.Circuit, sets: Any, prompts: Tensor, metric: Any, background: Tensor) -> float:
+def _faithfulness(circuit: pf.circuits.Circuit, sets: Any, prompts: Tensor, metric: Any, background: Tensor) -> float:
     """The circuit's faithfulness on other prompts."""
     subject = ablating(
         read_subject(sets, prompts, None, metric, None), "mean", background=background, counterparts=None, seed=0
@@ -180,14 +183,14 @@ def real(asked: argparse.Namespace) -> None:
     """Two behaviours of the real model, each a circuit of parameter features; then one with an SAE's features too."""
     model, tokens = _loaded(asked.folder)
     sets = _fits(model, tokens, asked.fits)
-    sae = asked.sae or pf.train_sae(model, HOOK, tokens[:1200], n_features=512, l0=5, seed=0, progress=False)
+    sae = asked.sae or pf.sae.train_sae(model, HOOK, tokens[:1200], n_features=512, l0=5, seed=0, progress=False)
     people = [(template, child, name) for template in NAMED for child, names in _PEOPLE for name in names]
     named = [template.format(child=child, name=name) for template, child, name in people]
     right = [" she" if child == "girl" else " he" for _, child, _ in people]
     wrong = [" he" if child == "girl" else " she" for _, child, _ in people]
     cases = {
-        "he or she": (named, pf.LogitDifference(right, wrong)),
-        "once upon a time": ([f"{before}Once upon a" for before in BEFORE], pf.LogProbability(" time")),
+        "he or she": (named, pf.circuits.LogitDifference(right, wrong)),
+        "once upon a time": ([f"{before}Once upon a" for before in BEFORE], pf.circuits.LogProbability(" time")),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     for case, (prompts, metric) in cases.items():

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from stories import stories_in
 from torch import Tensor
 
 import param_features as pf
+from benchmarks.stories import stories_in
 
 CASES = ("blocks.2.attn.W_V", "blocks.3.mlp.W_out")
 WEIGHTS = (None, 3.0, 10.0)

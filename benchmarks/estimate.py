@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import torch
-from stories import stories_in
 
 import param_features as pf
+from benchmarks.stories import stories_in
 
 N_POS = 16
 NEO = "transformer.h.4.attn.attention.k_proj.weight"

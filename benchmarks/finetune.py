@@ -12,9 +12,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from stories import stories_in
 
 import param_features as pf
+from benchmarks.stories import stories_in
 
 NAME = " Tim"
 LEARNED = [

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from stories import stories_in
 from torch import Tensor
+
+from benchmarks.stories import stories_in
 
 N_SEQUENCES, N_POS, VOCABULARY, BLOCK = 16, 16, 50257, 4
 N_SAMPLES = N_SEQUENCES * N_POS
@@ -88,13 +89,13 @@ def harvest(shape: str, folder: str, out: str) -> None:
     """Save the gradients of every position for each subset, as the fit would hold them."""
     from param_features.gradients import Harvester, HarvestSettings
     from param_features.params import adapter_for, select
-    from param_features.problem import read_source
+    from param_features.problem import read_problem
 
     model, tokens, block, subsets = model_and_tokens(shape, Path(folder) if folder != "-" else None)
     adapter = adapter_for(model)
     for subset, names in subsets.items():
         chosen = select(adapter.views(), [block + name for name in names], adapter.aliases(), adapter.parts())
-        source = read_source(adapter, chosen, tokens, None, reference="sample", divergence="auto", method="l3d")
+        source = read_problem(adapter, chosen, tokens, None, reference="sample", divergence="auto", method="l3d")
         engine = source.engine(lambda text: None)
         drawn, _ = source.references(engine, 4, torch.Generator().manual_seed(0))
         harvester = Harvester(engine, source.divergence, drawn, HarvestSettings())

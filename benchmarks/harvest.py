@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from stories import stories_in
+from benchmarks.stories import stories_in
 
 TURNS, N_CHECKED = 3, 20
 LARGE, SMALL = "direct, chunks of 50", "direct, chunks of 10"
@@ -47,9 +47,10 @@ class Case:
         """Build the model and plan the harvest."""
         import torch
 
-        from param_features.gradients import Harvester, HarvestSettings, inspect_output, plan_engine
+        from param_features.gradients import Harvester, HarvestSettings, plan_engine
         from param_features.params import adapter_for, select
         from param_features.problem import KL, Reference, read_inputs
+        from param_features.problem.output import inspect_output
 
         torch.set_num_threads(1)
         self.shape, (self.model, self.tokens) = shape, real_model(real) if shape == "stories260K" else random_model(shape)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import param_features as pf
+from benchmarks import toys
 from benchmarks.toys.induction import Rows, draw_rows
 from param_features.development.checkpoints import lent
 from param_features.development.patterns import attention_patterns
@@ -93,10 +94,10 @@ def main() -> None:
 
 def of_seed(seed: int, every: int, is_quick: bool) -> tuple[list[int], dict[str, list[float]], str]:
     """Steps, every curve, and the features that appear."""
-    toy, checkpoints = pf.toys.induction(seed=seed), pf.toys.induction_checkpoints(seed=seed, every=every)
+    toy, checkpoints = toys.induction(seed=seed), toys.induction_checkpoints(seed=seed, every=every)
     rows = draw_rows(N_ROWS, torch.Generator().manual_seed(seed + 77))
     model, curves = deepcopy(toy.model), {name: [] for name in CURVES}
-    head = int(pf.prefix_matching(model, rows.tokens).scores[1].argmax())
+    head = int(pf.development.prefix_matching(model, rows.tokens).scores[1].argmax())
     features = toy.decompose(seed=seed)
     areas, selectivity, impact = followed(features, checkpoints, rows)
     for weights in checkpoints.values():
@@ -110,7 +111,7 @@ def of_seed(seed: int, every: int, is_quick: bool) -> tuple[list[int], dict[str,
             curves[RANDOM].append(scores.controls["random"]["repeated"])
     curves[FOLLOWED] = areas
     curves[SELECTIVITY], curves[IMPACT] = selectivity.mean(1).tolist(), impact.mean(1).tolist()
-    trajectory = pf.loss_trajectory(model, checkpoints, rows.tokens[:128])
+    trajectory = pf.development.loss_trajectory(model, checkpoints, rows.tokens[:128])
     curves[PATH] = trajectory.components[:, 0].tolist()
     steps, curves = list(checkpoints), {name: values for name, values in curves.items() if values}
     return steps, curves, appearing(features, steps, selectivity, steps.index(one_break(steps, curves[ATTENTION])))
@@ -118,10 +119,10 @@ def of_seed(seed: int, every: int, is_quick: bool) -> tuple[list[int], dict[str,
 
 def by_losses(curves: dict[str, list[float]], model: torch.nn.Module, rows: Rows) -> None:
     """Add what attention and losses say at one checkpoint."""
-    losses, ends_so = pf.token_losses(model, rows.tokens), rows.repeated[:, -2]
-    curves[ATTENTION].append(float(pf.prefix_matching(model, rows.tokens).scores.max()))
-    curves[SCORE].append(pf.in_context_score(model, rows.tokens))
-    curves[SCORE_OF_REPEATS].append(pf.in_context_score(model, rows.tokens[ends_so]))
+    losses, ends_so = pf.development.token_losses(model, rows.tokens), rows.repeated[:, -2]
+    curves[ATTENTION].append(float(pf.development.prefix_matching(model, rows.tokens).scores.max()))
+    curves[SCORE].append(pf.development.in_context_score(model, rows.tokens))
+    curves[SCORE_OF_REPEATS].append(pf.development.in_context_score(model, rows.tokens[ends_so]))
     curves[LOSS].append(float(losses[rows.repeated[:, :-1]].mean()))
     letters = of_the_rows_letters(model, rows.tokens)[rows.repeated[:, :-1]]
     curves[AMONG].append(float((losses[rows.repeated[:, :-1]] + letters).mean()))

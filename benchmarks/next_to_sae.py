@@ -4,13 +4,12 @@ python benchmarks/next_to_sae.py FOLDER, with the folder that holds load_stories
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from stories import stories_in
 
 import param_features as pf
+from benchmarks.stories import stories_in
 from param_features.measure.counterpart_pairs import correlation_table
 from param_features.measure.examples import shares
 from param_features.sae.sides import random_unit, sae_side
@@ -29,9 +28,9 @@ def main(folder: Path, out: Path) -> None:
     features = pf.decompose(model, "blocks.2.attn.W_K", train, **call)
     print(features)
     for n_features in (100, 512):
-        sae = pf.train_sae(model, HOOK, train, n_features=n_features, l0=5, seed=0, progress=False)
+        sae = pf.sae.train_sae(model, HOOK, train, n_features=n_features, l0=5, seed=0, progress=False)
         sae.save_model(out / f"sae_{n_features}")
-        print(f"\nSAE of {n_features}", pf.sae_metrics(sae, model, held_out), sep="\n")
+        print(f"\nSAE of {n_features}", pf.sae.sae_metrics(sae, model, held_out), sep="\n")
         comparison = pf.compare(features, sae, held_out)
         print("", comparison, sep="\n")
         print(features.report(out / f"next_to_sae_{n_features}.html", tokens=held_out, sae=sae))
@@ -44,7 +43,7 @@ def main(folder: Path, out: Path) -> None:
             print(pair)
 
 
-def print_strengths(features: pf.ParamFeatures, comparison: pf.Comparison, tokens: torch.Tensor) -> None:
+def print_strengths(features: pf.ParamFeatures, comparison: pf.sae.Comparison, tokens: torch.Tensor) -> None:
     """What other strengths of parameter features would give: features above 95 % of random directions, either way."""
     theirs = sae_side(comparison.sae, activations_at(features.engine.adapter, comparison.inputs, HOOK)).strengths
     generator = torch.Generator().manual_seed(1)

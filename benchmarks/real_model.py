@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from stories import stories_in
 
 import param_features as pf
+from benchmarks.stories import stories_in
 
 CASES = (("blocks.2.attn.W_K", 100), ("blocks.2.mlp.W_out", 100), ("blocks.2.attn.W_K", 1000))
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from stories import stories_in
 from torch import Tensor
 
 import param_features as pf
+from benchmarks import toys
+from benchmarks.stories import stories_in
 from param_features.fit.formats import LowRank
 from param_features.intervene import deltas_of, weight_norm
 from param_features.measure import match_directions
@@ -38,9 +39,9 @@ def own_shares(toy, features, directions: LowRank, pairs: list[list[int]], ways:
     return sum(outputs) / len(outputs), sum(inputs) / len(inputs)
 
 
-def toys(n_seeds: int, out: Path) -> None:
+def both_toys(n_seeds: int, out: Path) -> None:
     """A table of both toys, and a plot of each."""
-    for name, build in (("TMS 5-2", pf.toys.superposition), ("TMCS 10-5-10", pf.toys.linear_map)):
+    for name, build in (("TMS 5-2", pf.toys.superposition), ("TMCS 10-5-10", toys.linear_map)):
         rows: dict[str, list[tuple[float, float]]] = {"features": [], "planted": [], "random": []}
         for seed in range(n_seeds):
             toy = build(seed=seed)
@@ -110,5 +111,5 @@ if __name__ == "__main__":
     folder, *rest = map(Path, sys.argv[1:])
     out = rest[0] if rest else Path("runs/steering")
     out.mkdir(parents=True, exist_ok=True)
-    toys(10, out)
+    both_toys(10, out)
     real(folder, out)

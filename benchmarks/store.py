@@ -20,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from stories import stories_in
+
+from benchmarks.stories import stories_in
 
 N_POS, N_FEATURES, STEPS = 16, 1000, 200
 
@@ -155,7 +156,8 @@ def principal(folder: Path) -> None:
 def one_principal(folder: Path, n: int, way: str) -> None:
     """One row of the table."""
     import param_features as pf
-    from param_features.measure.controls import Dictionary, dictionary_error, principal_directions
+    from param_features.fit.dictionary import Dictionary
+    from param_features.measure.controls import dictionary_error, principal_directions
     from param_features.measure.principal import sliced_principal
 
     store, generator, start = pf.FactorStore.open(folder), torch.Generator().manual_seed(0), time.process_time()

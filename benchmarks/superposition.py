@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import param_features as pf
+from benchmarks import toys
 from param_features.toys.training import sparse_uniform
 
 PROBABILITIES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
@@ -33,8 +34,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     begun = time.process_time()
-    found = pf.toys.superposition_over_sparsity(PROBABILITIES, n_starts=asked.starts, seed=asked.seed)
-    columns = torch.stack([torch.stack([pf.dimensionality(w.T) for w in of]) for of in found.weights])
+    found = toys.superposition_over_sparsity(PROBABILITIES, n_starts=asked.starts, seed=asked.seed)
+    columns = torch.stack([torch.stack([pf.development.dimensionality(w.T) for w in of]) for of in found.weights])
     best = found.losses.argmin(1).tolist()
     print(
         f"{asked.starts} starts each\n\n| probability | "
@@ -46,8 +47,8 @@ def main() -> None:
     for place, chance in enumerate(PROBABILITIES):
         kinds = [shape(values) for values in columns[place]]
         features = fitted(found, place, best[place], asked.seed)
-        in_parameters.append(pf.dimensionality(features))
-        in_hidden.append(pf.dimensionality(features.v_out.factors["weight"][0][:, :, 0].detach()))
+        in_parameters.append(pf.development.dimensionality(features))
+        in_hidden.append(pf.development.dimensionality(features.v_out.factors["weight"][0][:, :, 0].detach()))
         shares = " | ".join(str(kinds.count(name)) for name in (*SHAPES, "other"))
         shown = " | ".join(map(said, (columns[place, best[place]], in_parameters[-1], in_hidden[-1])))
         errors = f"{features.metrics['reconstruction_error']:.2f} ({features.metrics['control_pca']:.2f})"
@@ -65,7 +66,7 @@ def main() -> None:
         pf.plot.save(pf.plot.dimensionality(sets, PROBABILITIES), asked.plot)
 
 
-def fitted(found: pf.toys.TiedModels, place: int, start: int, seed: int) -> pf.ParamFeatures:
+def fitted(found: toys.TiedModels, place: int, start: int, seed: int) -> pf.ParamFeatures:
     """Five features of one model's W."""
     chance = found.probabilities[place]
     inputs = sparse_uniform(3000, 5, chance, torch.Generator().manual_seed(seed + 1))

@@ -24,10 +24,12 @@ def rows(seed: int) -> Iterator[str]:
     features = training.toy.decompose(seed=seed)
     yield f"seed {seed}: dense at step {training.first_step(0.99)}"
     for keep in KEEPS:
-        right = {by: training.pruned(pf.ticket_masks(features, keep, by=by, seed=seed))[1] for by in RULES}
+        right = {by: training.pruned(pf.development.ticket_masks(features, keep, by=by, seed=seed))[1] for by in RULES}
         yield f"  kept {keep:.0%}, as trained: " + ", ".join(f"{by} {share:.3f}" for by, share in right.items())
     for keep, rewind in RETRAINED:
-        steps = {by: first_step(training, pf.ticket_masks(features, keep, by=by, seed=seed), rewind) for by in RULES}
+        steps = {
+            by: first_step(training, pf.development.ticket_masks(features, keep, by=by, seed=seed), rewind) for by in RULES
+        }
         yield f"  kept {keep:.0%}, again from step {rewind}: " + ", ".join(f"{by} {at}" for by, at in steps.items())
 
 

@@ -66,14 +66,16 @@ def circuit(path: Path) -> None:
     small = {"n_features": 20, "l0": 3, "n_samples": 1500, "steps": 60, "progress": False}
     names = ("blocks.1.attn.W_O", "blocks.2.mlp.W_out")
     sets = [pf.decompose(demo_model(), name, pf.demo.tokens(200), **small) for name in names]
-    found = pf.circuit(sets, prompts, pf.LogProbability(" there"), n_nodes=6, n_random=2, background=pf.demo.tokens(50))
+    found = pf.circuit(
+        sets, prompts, pf.circuits.LogProbability(" there"), n_nodes=6, n_random=2, background=pf.demo.tokens(50)
+    )
     draw(pf.plot.circuit(found), path, height=600)
 
 
 def compare(path: Path) -> None:
     """Best correlations of parameter features with an SAE's features."""
     model, tokens = demo_model(), pf.demo.tokens(400)
-    sae = pf.train_sae(model, "blocks.1.hook_resid_post", tokens, n_features=100, l0=5, progress=False)
+    sae = pf.sae.train_sae(model, "blocks.1.hook_resid_post", tokens, n_features=100, l0=5, progress=False)
     draw(pf.plot.compare(pf.compare(features_of("blocks.1.attn.W_K"), sae, pf.demo.tokens(60, seed=1))), path)
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from param_features.gradients import GradientEngine, Routes, inspect_output, plan_engine
+from param_features.gradients import GradientEngine, Routes, plan_engine
 from param_features.params import adapter_for, select
 from param_features.problem import ModelInputs, read_inputs
+from param_features.problem.output import inspect_output
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ WHOLE, UNEVEN = torch.tensor([1, 3]), torch.tensor([1.0, 3.0])
 
 def test_the_first_calls_of_each_test_are_checked():
     with pytest.raises(TypeCheckError):
-        pf.gini(WHOLE)
+        pf.development.gini(WHOLE)
     for _ in range(N_CHECKED):
-        pf.gini(UNEVEN)
-    assert pf.gini(WHOLE) == pf.gini(UNEVEN) == 0.25
+        pf.development.gini(UNEVEN)
+    assert pf.development.gini(WHOLE) == pf.development.gini(UNEVEN) == 0.25
     check_anew()
     with pytest.raises(TypeCheckError):
-        pf.gini(WHOLE)
+        pf.development.gini(WHOLE)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from param_features.adapters import TransformerBridgeAdapter
 
 import param_features as pf
+from param_features.adapters import TransformerBridgeAdapter
 from param_features.params import adapter_for
 
 pytestmark = [

@@ -1,4 +1,4 @@
-"""`param-features bench`, which is `python -m benchmarks.bench` too."""
+"""The command `python -m benchmarks.bench`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from param_features import toys
+from benchmarks import toys
 from param_features.toys import Toy
 
 

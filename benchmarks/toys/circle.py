@@ -1,7 +1,7 @@
 """A manifold without parts: inputs on a circle that is bent into more dimensions, where no feature is planted."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from param_features.errors import SettingError
 from param_features.circuits import Circuit
+from param_features.errors import SettingError
 from param_features.fit.formats import LowRank
 from param_features.measure.agreement import cosines
 

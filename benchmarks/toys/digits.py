@@ -1,6 +1,6 @@
 """A small convolutional network on real images: scikit-learn's handwritten digits, whose labels are known."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank
-from param_features.measure import Metrics
+from param_features.fitted.metrics import Metrics
 from param_features.run import decompose
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.toys.circuit_scores import CircuitScores, Edges, Nodes, read_circuit, score_circuit
 from benchmarks.toys.given_features import given_features
-from param_features.errors import SettingError
 from param_features.circuits import Circuit
+from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank
 from param_features.run import decompose

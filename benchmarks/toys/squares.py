@@ -1,6 +1,6 @@
 """X ↦ X² through four hidden layers: one input's circuit spreads over several layers and units."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch

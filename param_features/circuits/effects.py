@@ -101,7 +101,7 @@ def indirect_effects(
     Args:
         features: One set of features, several in a list or mapping, of one model.
         prompts: Tokens [prompt, pos], or strings.
-        metric: `"loss"`, `pf.LogitDifference(…)`, `pf.LogProbability(…)`, or a function of the model's output to one number
+        metric: `"loss"`, `pf.circuits.LogitDifference(…)`, `pf.circuits.LogProbability(…)`, or a function of the model's output to one number
             for each prompt.
         inputs: Instead of prompts, anything that the module takes.
         saes: SAEs of sae-lens whose features are nodes too, by the names of their places or by their metadata.

@@ -60,7 +60,7 @@ def circuit(
     Args:
         features: One set of features, several in a list or mapping, of one model.
         prompts: Tokens [prompt, pos], or strings.
-        metric: `"loss"`, `pf.LogitDifference(…)`, `pf.LogProbability(…)`, or a function of the model's output to one number
+        metric: `"loss"`, `pf.circuits.LogitDifference(…)`, `pf.circuits.LogProbability(…)`, or a function of the model's output to one number
             for each prompt.
         inputs: Instead of prompts, anything that the module takes.
         saes: SAEs of sae-lens, by the names of their places or by their metadata.
@@ -68,7 +68,7 @@ def circuit(
         threshold: Instead, keep features whose mean effect has at least this size, in the metric's units.
         edge_threshold: Edges are kept from this share of the largest edge's size.
         method: How effects are estimated: `"attribution"`, `"integrated"` or `"exact"`.
-        ablation: `"mean"`, `"zero"` or `"resample"`; see `pf.indirect_effects`.
+        ablation: `"mean"`, `"zero"` or `"resample"`; see `pf.circuits.indirect_effects`.
         n_steps: Of the integral.
         n_rounds: Of growing.
         n_check: How many effects are checked by exact ablation.

@@ -146,7 +146,7 @@ def read_metric(given: Any) -> Metric:
         return NextTokenLoss()
     if not callable(given):
         raise SettingError(
-            f"metric={given!r} is unknown. Accepted: 'loss', pf.LogitDifference(right, wrong), pf.LogProbability(token), or "
+            f"metric={given!r} is unknown. Accepted: 'loss', pf.circuits.LogitDifference(right, wrong), pf.circuits.LogProbability(token), or "
             "a function of the model's output to one number for each prompt."
         )
     return CustomMetric(given)

@@ -73,7 +73,7 @@ def interactions(
     Args:
         features: One set of features, several in a list or mapping, of the same or different layers of one model.
         prompts: Tokens [prompt, pos], or strings.
-        metric: m, as in `pf.indirect_effects`; by default the divergence that the first set was fitted with, from its first
+        metric: m, as in `pf.circuits.indirect_effects`; by default the divergence that the first set was fitted with, from its first
             reference, at each prompt's last real position.
         inputs: Instead of prompts, anything that the module takes.
         chosen: Numbers of the features, for all sets alike or by set; all by default.

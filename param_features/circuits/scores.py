@@ -95,7 +95,7 @@ def with_random_directions(subject: Subject, generator: torch.Generator) -> Subj
     for group in subject.groups:
         if isinstance(group, WeightGroup):
             drawn = random_like(group.features.v_out, generator)
-            group = weight_group(replace(group.features, v_out=drawn), group.name)
+            group = weight_group(group.features.with_directions(drawn, group.features.v_in), group.name)
         groups.append(group)
     return replace(subject, groups=tuple(groups))
 

@@ -152,7 +152,7 @@ def in_context_score(
 ) -> float:
     """Mean loss of late tokens less that of early ones, in nats: below 0 where the model uses what came before.
 
-    Cost: as `pf.token_losses`.
+    Cost: as `pf.development.token_losses`.
 
     Args:
         model: As there.
@@ -162,7 +162,7 @@ def in_context_score(
 
     Raises:
         SettingError: A position is outside the rows, or late ones do not lie behind early ones.
-        InputError: As `pf.token_losses`; or no row is long enough.
+        InputError: As `pf.development.token_losses`; or no row is long enough.
         NonFiniteError: As there.
 
     Source: Olsson et al. 2022 (2209.11895), "In-context learning score": the loss of the 500th token less that of the 50th.

@@ -89,7 +89,7 @@ def learning_coefficient(
         along: `"span"`, the span of all features; `"all"`, every decomposed parameter in full; or one feature's number, or a
             list of them, whose span is meant.
         inputs: Instead of tokens, anything that the module takes.
-        loss: As in `pf.pushes`.
+        loss: As in `pf.development.pushes`.
         n_beta: Inverse temperature times the number of rows; n / log n by default.
         lr: Step size of the dynamics. Too large and chains diverge, too small and they do not settle.
         localization: γ. It lends curvature to directions that have none: the estimate is right where nβ times the loss's

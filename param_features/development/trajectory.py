@@ -54,7 +54,7 @@ def loss_trajectory(
     Args:
         model: Of the checkpoints' kind.
         checkpoints: As in `pf.track`: a list in the order of training, or {step: checkpoint}.
-        tokens: As in `pf.token_losses`.
+        tokens: As in `pf.development.token_losses`.
         steps: As in `pf.track`.
         n_components: Directions to keep.
 
@@ -62,7 +62,7 @@ def loss_trajectory(
         SampleCountError: There are fewer than two checkpoints.
         SettingError: `n_components` is not from 1 to the number of checkpoints; or steps do not rise.
         UnknownParameterError: A checkpoint lacks a parameter.
-        InputError: As in `pf.token_losses`; or what is given is no checkpoint, or of other shapes.
+        InputError: As in `pf.development.token_losses`; or what is given is no checkpoint, or of other shapes.
         NonFiniteError: As there.
         StoreError: A file cannot be read.
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,8 @@ from param_features.gradients import GradientEngine
 from param_features.machine import launched
 from param_features.params import ParamRecord, unfold_matrix
 from param_features.problem import Divergence, ModelInputs, Question, read_inputs
+
+Features = TypeVar("Features", bound="Fitted")
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ class Fitted:
         )
         return Parts(parts, lambda: {} if self.engine is None else self.engine.adapter.aliases())
 
-    def with_directions(self, v_out: LowRank, v_in: LowRank | None = None, *, threshold: float | None = None) -> Self:
+    def with_directions(
+        self: Features, v_out: LowRank, v_in: LowRank | None = None, *, threshold: float | None = None
+    ) -> Features:
         """The features with other directions, which are V_in too unless another is given; examples are read anew."""
         threshold = self.threshold if threshold is None else threshold
         dictionary = replace(self.dictionary, v_in=v_out if v_in is None else v_in, v_out=v_out, threshold=threshold)
@@ -147,7 +151,7 @@ class Fitted:
             )
             write_saved(directory, saved)
 
-    def bound_to(self, engine: GradientEngine) -> Self:
+    def bound_to(self: Features, engine: GradientEngine) -> Features:
         """The same features with a model, each factor on its parameter's device, parameters under that model's names."""
         names = dict(zip(self.params, engine.subset.names, strict=True))
         fingerprints = [record.fingerprint for record in self.params.values()]

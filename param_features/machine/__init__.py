@@ -1,8 +1,8 @@
 """The machine that the library runs on: memory, processes, and calls checked at run time."""
 
+from param_features.machine.checked_calls import typed
 from param_features.machine.memory import free_bytes, held_bytes
 from param_features.machine.messages import notices
 from param_features.machine.processes import ALONE, Processes, Share, alone, launched
-from param_features.machine.checked_calls import typed
 
 __all__ = ["ALONE", "Processes", "Share", "alone", "free_bytes", "held_bytes", "launched", "notices", "typed"]

@@ -1,6 +1,7 @@
 """Measuring features: activations, top examples, top logits, metrics and their controls."""
 
 from param_features.measure.agreement import Match, correlations, match_directions
+from param_features.measure.background_effects import background_metrics, off_target, on_target
 from param_features.measure.controls import (
     ControlDictionary,
     control_bytes,
@@ -31,7 +32,6 @@ from param_features.measure.parts import activation_parts
 from param_features.measure.principal import EXTRA
 from param_features.measure.ranking import auroc
 from param_features.measure.settings import MeasureSettings
-from param_features.measure.background_effects import background_metrics, off_target, on_target
 from param_features.measure.weight import weight_by_head
 
 __all__ = [

@@ -25,7 +25,7 @@ def dimensionality(
     """Every vector's dimensionality as a point, over how rare features are; lines where regular geometries lie.
 
     Args:
-        found: By name, such as "columns of W": what `pf.dimensionality` gives, for each probability in turn.
+        found: By name, such as "columns of W": what `pf.development.dimensionality` gives, for each probability in turn.
         probabilities: Of a feature in an input, one for each row. The axis is 1 / probability, which is 1 / (1 − sparsity).
         plateaus: Heights of lines, and their names.
 

@@ -87,9 +87,7 @@ def pareto(
     fits = [features] if isinstance(features, Fitted) else list(features)
     if not fits:
         raise SettingError("features is empty. Give a fit, or a list of fits.")
-    curves = [
-        curve_of(fit, fit.inputs_or_examples(tokens, inputs), l0s=l0s, n_samples=n_samples, seed=seed) for fit in fits
-    ]
+    curves = [curve_of(fit, fit.inputs_or_examples(tokens, inputs), l0s=l0s, n_samples=n_samples, seed=seed) for fit in fits]
     names = ["features"] if len(fits) == 1 else [f"fit {index}: {fit.n_features} features" for index, fit in enumerate(fits)]
     figure = go.Figure()
     for name, curve, colour in zip(names, curves, COLOURS * len(fits), strict=False):

@@ -19,7 +19,7 @@ def learning_coefficient(found: "LearningCoefficient") -> "go.Figure":
     level and among each other after the burn-in; dashed is the estimate.
 
     Args:
-        found: What `pf.learning_coefficient` returned; with `max_r_hat=float("inf")` also chains that it would refuse.
+        found: What `pf.development.learning_coefficient` returned; with `max_r_hat=float("inf")` also chains that it would refuse.
 
     Raises:
         MissingExtraError: plotly is not installed.

@@ -18,7 +18,7 @@ def query_key(table: QueryKey, *, head: int | None = None, distance: int | None 
     Features are in order of the share of their weight that lies in that head, most at the top and left.
 
     Args:
-        table: What `pf.query_key` returned.
+        table: What `pf.circuits.query_key` returned.
         head: A query head; that of the strongest pair by default.
         distance: Positions by which the query comes after the key; that of the strongest pair by default.
         least: Features are drawn whose share in the head is at least this part of the largest share there; 0 draws all.

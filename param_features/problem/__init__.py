@@ -13,12 +13,12 @@ from param_features.problem.divergence import (
     check_curved,
     read_divergence,
 )
-from param_features.problem.saved_inputs import input_tensors, inputs_from
 from param_features.problem.inputs import ModelInputs, check_tokens, read_inputs, real_first
 from param_features.problem.output import OutputInfo, inspect_output
 from param_features.problem.pairs import PairInputs, Pairs, as_pairs, check_pairs, read_pairs
 from param_features.problem.problem import ChosenParams, Problem, read_model, read_problem, say_notices
 from param_features.problem.question import Question
+from param_features.problem.saved_inputs import input_tensors, inputs_from
 from param_features.problem.stages import Stage, stage_generator
 from param_features.problem.streaming import cut_rows, delimited, encoded, stream_rows
 

@@ -1,4 +1,4 @@
-"""`pf.sae_metrics`: an SAE's sparsity, its reconstruction, and what the model loses when it runs on the reconstruction."""
+"""`pf.sae.sae_metrics`: an SAE's sparsity, its reconstruction, and what the model loses when it runs on the reconstruction."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`pf.train_sae`: a baseline SAE by sae-lens, with the field's recipe."""
+"""`pf.sae.train_sae`: a baseline SAE by sae-lens, with the field's recipe."""
 
 import sys
 from collections.abc import Callable

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from param_features.development import change_points, gini
 from param_features.errors import SettingError
-from param_features.toys.modular_toy import all_pairs
 from param_features.toys.modular_model import TRAINED, modular_logits, sums
 from param_features.toys.modular_runs import ModularTraining
+from param_features.toys.modular_toy import all_pairs
 
 _CURVES = ("restricted", "excluded", "gini_embedding", "gini_logits", "square_norm")
 

@@ -17,8 +17,8 @@ from param_features.params import Adapter
 from param_features.problem import ModelInputs
 from param_features.toys.cache import Weights, cached_checkpoints
 from param_features.toys.hooked import build_hooked
-from param_features.toys.modular_toy import ModularToy, all_pairs, architecture_of, check_sizes, toy_of
 from param_features.toys.modular_model import TRAINED, Course, masked, measured, sums, trained
+from param_features.toys.modular_toy import ModularToy, all_pairs, architecture_of, check_sizes, toy_of
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -147,7 +147,7 @@ class ModularTraining:
             if mask.dtype != torch.bool or mask.shape != self.states[0][name].shape:
                 raise InputError(
                     f"The mask of {name!r} has shape {tuple(mask.shape)} and dtype {mask.dtype}. Give bools of shape "
-                    f"{tuple(self.states[0][name].shape)}, as pf.ticket_masks does."
+                    f"{tuple(self.states[0][name].shape)}, as pf.development.ticket_masks does."
                 )
         return masks
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from param_features.adapters import HookedTransformerAdapter, ModuleAdapter
 from torch import nn
 
 import param_features as pf
+from param_features.adapters import HookedTransformerAdapter, ModuleAdapter
 from param_features.errors import AdapterError, OutputError, RegistryError
 from param_features.params import adapter_for, register_adapter, registry
 from tests.models import Classifier, hooked_transformer

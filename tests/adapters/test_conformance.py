@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.errors import AdapterError, FingerprintError, NoGradientError, UnknownParameterError
 from param_features.circuits.effects import attribution, exact_effects, read_subject
 from param_features.circuits.tangents import direct_flow
+from param_features.errors import AdapterError, FingerprintError, NoGradientError, UnknownParameterError
 from param_features.params import adapter_for, all_parameters, select
 from tests.adapters.zoo import ZOO, assert_same, booted, fresh, hf_gpt2, lens_major, shared, snapshot, tokenizer
 from tests.exits import EXITS, leave, leaving_by

@@ -10,9 +10,10 @@ from torch import nn
 
 import param_features as pf
 from param_features.errors import SettingError, UnknownParameterError
-from param_features.gradients import inspect_output, plan_engine
+from param_features.gradients import plan_engine
 from param_features.params import ParamSubset, adapter_for, select
 from param_features.problem import read_inputs
+from param_features.problem.output import inspect_output
 from tests.adapters.zoo import D_VOCAB, N_CTX, assert_same, seeded, snapshot, tokenizer
 from tests.models import integers, normal
 from tests.oracle import Case

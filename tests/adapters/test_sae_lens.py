@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
+
 from param_features.adapters import sae_lens as module
 from param_features.adapters.sae_lens import is_sae, read_sae
-
 from param_features.errors import AdapterError, FeatureMismatchError, MissingExtraError
 from tests.saes import D_IN, D_SAE, random_sae, sae_library
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.errors import FeatureMismatchError, NotBoundError, SettingError
+from benchmarks import toys
 from param_features.audit import Audit, AuditRow, AuditSettings
 from param_features.audit.refits import refitted, untrained
 from param_features.audit.stepping import linearity, ranking, ratio, reader, signs, specificity, take_steps
 from param_features.audit.subjects import spread_by, subject
 from param_features.audit.together import adversary
+from param_features.errors import FeatureMismatchError, NotBoundError, SettingError
 from param_features.measure.controls import random_like
 from param_features.params import all_parameters
 from param_features.problem import read_inputs
@@ -41,7 +42,7 @@ def outputs(model, tokens):
 
 @pytest.fixture(scope="module")
 def toy():
-    return pf.toys.planted_circuits(seed=0)
+    return toys.planted_circuits(seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,18 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.errors import NotBoundError, SettingError
+from benchmarks import toys
 from param_features.circuits.choose import by_growth
 from param_features.circuits.effects import ablating, attribution, read_subject
 from param_features.circuits.find import edge_weights
 from param_features.circuits.scores import frequencies, score, with_random_directions
+from param_features.errors import NotBoundError, SettingError
 from tests.saes import random_sae
 
 
 @pytest.fixture(scope="module")
 def relay():
-    return pf.toys.relay()
+    return toys.relay()
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,12 @@ def test_planted_directions_give_their_circuit_exactly(relay):
 
 def test_integrated_gradients_repair_an_attribution():
     """The toy's metric is saturated: the gradient at the present weights misses what matters most."""
-    toy = pf.toys.saturated()
+    toy = toys.saturated()
     features, inputs = toy.planted_features(), toy.inputs[:64]
     effects = {
-        method: pf.indirect_effects(features, inputs=inputs, metric=toy.metric(), ablation="zero", method=method, n_steps=50)
+        method: pf.circuits.indirect_effects(
+            features, inputs=inputs, metric=toy.metric(), ablation="zero", method=method, n_steps=50
+        )
         for method in ("attribution", "integrated", "exact")
     }
     exact = effects["exact"].mean[:4]
@@ -78,11 +81,13 @@ def sets(tiny_hooked, tiny_tokens):
 
 @pytest.fixture(scope="module")
 def found(sets, tiny_tokens):
-    return pf.circuit(sets, tiny_tokens[:6], pf.LogProbability(3), n_nodes=6, n_random=3, background=tiny_tokens[6:20])
+    return pf.circuit(
+        sets, tiny_tokens[:6], pf.circuits.LogProbability(3), n_nodes=6, n_random=3, background=tiny_tokens[6:20]
+    )
 
 
 def subject_of(sets, prompts, ablation="zero", saes=None):
-    bare = read_subject(sets, prompts, None, pf.LogProbability(3), saes)
+    bare = read_subject(sets, prompts, None, pf.circuits.LogProbability(3), saes)
     return ablating(bare, ablation, background=None, counterparts=None, seed=0)
 
 
@@ -194,12 +199,12 @@ def test_frequencies_are_densities(sets, tiny_tokens):
 
 def test_the_same_seed_gives_the_same_circuit(found, sets, tiny_tokens):
     call = {"n_nodes": 6, "n_random": 3, "background": tiny_tokens[6:20]}
-    again = pf.circuit(sets, tiny_tokens[:6], pf.LogProbability(3), **call)
+    again = pf.circuit(sets, tiny_tokens[:6], pf.circuits.LogProbability(3), **call)
     assert again.nodes == found.nodes and again.edges == found.edges and again.scores == found.scores
 
 
 def test_a_circuit_survives_saving(found, tmp_path):
-    back = pf.Circuit.load(found.save(tmp_path / "circuit.json"))
+    back = pf.circuits.Circuit.load(found.save(tmp_path / "circuit.json"))
     assert back.nodes == found.nodes and back.edges == found.edges and dict(back.scores) == found.scores
     with pytest.raises(NotBoundError, match="loaded without one"):
         back.shift([found.nodes[0].name])
@@ -208,7 +213,7 @@ def test_a_circuit_survives_saving(found, tmp_path):
 def test_sae_features_and_parameter_features_share_a_graph(sets, tiny_tokens):
     sae = random_sae(d_in=16, d_sae=24).double()
     call = {"n_nodes": 8, "n_random": 2, "saes": {"blocks.0.hook_resid_post": sae}}
-    mixed = pf.circuit(sets, tiny_tokens[:6], pf.LogProbability(3), **call)
+    mixed = pf.circuit(sets, tiny_tokens[:6], pf.circuits.LogProbability(3), **call)
     groups = list(dict.fromkeys(node.group for node in mixed.nodes))
     assert groups.index("blocks.0.mlp.W_in") < groups.index("blocks.0.hook_resid_post") < groups.index("blocks.1.attn.W_K")
     kinds = {node.name: node.kind for node in mixed.nodes}
@@ -219,7 +224,7 @@ def test_sae_features_and_parameter_features_share_a_graph(sets, tiny_tokens):
 
 
 def test_refusals(sets, tiny_tokens):
-    prompts, metric = tiny_tokens[:4], pf.LogProbability(3)
+    prompts, metric = tiny_tokens[:4], pf.circuits.LogProbability(3)
     with pytest.raises(SettingError, match="both choose the nodes"):
         pf.circuit(sets, prompts, metric, n_nodes=3, threshold=0.1)
     with pytest.raises(SettingError, match="there are 20 features"):

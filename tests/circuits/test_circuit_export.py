@@ -9,10 +9,10 @@ import re
 
 import pytest
 
-from param_features.errors import ExportError, MissingExtraError, NonFiniteError, SettingError, StoreError
 from param_features.circuits.export_graph import layout
 from param_features.circuits.graph import Circuit, Edge, Node, NodeExample
 from param_features.circuits.tables import score_rows
+from param_features.errors import ExportError, MissingExtraError, NonFiniteError, SettingError, StoreError
 from tests.circuits_made import PROMPT, large_circuit, small_circuit
 
 SMALL = small_circuit()

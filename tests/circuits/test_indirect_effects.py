@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import param_features as pf
+from param_features.circuits.effects import ablating, attribution, exact_effects, integrated, read_subject
 from param_features.errors import (
     AdapterError,
     FeatureMismatchError,
@@ -13,7 +14,6 @@ from param_features.errors import (
     OutputError,
     SettingError,
 )
-from param_features.circuits.effects import ablating, attribution, exact_effects, integrated, read_subject
 from tests.saes import random_sae
 
 PARAMS = ("blocks.0.attn.W_V", "blocks.0.mlp.W_in", "blocks.1.attn.W_K")
@@ -62,7 +62,6 @@ def test_an_exact_effect_is_a_step_back_by_what_the_feature_holds(sets, prompts,
 
 def test_what_features_hold_is_a_ridge_regression_of_the_weights(sets, prompts):
     """Nearly that of `weight_coefficients` where directions hardly overlap; parallel ones share it evenly."""
-    from dataclasses import replace
 
     subject, features = subject_of(sets[0], prompts), sets[0]
     flat = torch.stack([features.direction(k)[PARAMS[0]].double().flatten() for k in range(4)])
@@ -156,9 +155,9 @@ def test_padding_does_not_count(sets, tiny_hooked, tiny_tokens):
     mask[0, 6:] = 0
     batch = BatchEncoding({"input_ids": padded, "attention_mask": mask})
     background = tiny_tokens[5:9]
-    call = {"metric": pf.LogProbability(3), "n_check": 0, "background": background}
-    alone = pf.indirect_effects(sets, short, **call)
-    together = pf.indirect_effects(sets, batch, **call)
+    call = {"metric": pf.circuits.LogProbability(3), "n_check": 0, "background": background}
+    alone = pf.circuits.indirect_effects(sets, short, **call)
+    together = pf.circuits.indirect_effects(sets, batch, **call)
     torch.testing.assert_close(together.values[0], alone.values[0])
 
 
@@ -206,9 +205,9 @@ def test_one_sae_feature_is_taken_out_of_the_activations(sets, prompts, tiny_hoo
 
 
 def test_effects_come_with_their_correlation(sets, prompts):
-    effects = pf.indirect_effects(sets, prompts, last_log_probability, ablation="zero", n_check=15)
+    effects = pf.circuits.indirect_effects(sets, prompts, last_log_probability, ablation="zero", n_check=15)
     assert len(effects.checked) == 15 == len(effects.names)
-    exact = pf.indirect_effects(sets, prompts, last_log_probability, ablation="zero", method="exact")
+    exact = pf.circuits.indirect_effects(sets, prompts, last_log_probability, ablation="zero", method="exact")
     torch.testing.assert_close(effects.exact, exact.values[:, list(effects.checked)])
     expected = torch.corrcoef(torch.stack([effects.mean, exact.mean]))[0, 1]
     assert effects.correlation == pytest.approx(float(expected))
@@ -221,9 +220,9 @@ def test_the_model_is_left_as_it_was(sets, prompts, tiny_hooked):
     before = {name: tensor.clone() for name, tensor in tiny_hooked.state_dict().items()}
     flags = [p.requires_grad for p in tiny_hooked.parameters()]
     state = torch.get_rng_state()
-    pf.indirect_effects(sets, prompts, last_log_probability, method="integrated", n_steps=2)
+    pf.circuits.indirect_effects(sets, prompts, last_log_probability, method="integrated", n_steps=2)
     with pytest.raises(OutputError, match="one number for each"):
-        pf.indirect_effects(sets, prompts, lambda output: output)
+        pf.circuits.indirect_effects(sets, prompts, lambda output: output)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_hooked.state_dict().items())
     assert flags == [p.requires_grad for p in tiny_hooked.parameters()]
     assert torch.equal(state, torch.get_rng_state())
@@ -233,32 +232,32 @@ def test_the_model_is_left_as_it_was(sets, prompts, tiny_hooked):
 
 def test_refusals(sets, prompts, tiny_hooked, tiny_tokens, tmp_path):
     with pytest.raises(SettingError, match="'attribution', 'integrated', 'exact'"):
-        pf.indirect_effects(sets, prompts, method="atribution")
+        pf.circuits.indirect_effects(sets, prompts, method="atribution")
     with pytest.raises(SettingError, match="nearest: 'mean'"):
-        pf.indirect_effects(sets, prompts, ablation="men")
-    with pytest.raises(SettingError, match="pf.LogitDifference"):
-        pf.indirect_effects(sets, prompts, "accuracy")
+        pf.circuits.indirect_effects(sets, prompts, ablation="men")
+    with pytest.raises(SettingError, match="pf.circuits.LogitDifference"):
+        pf.circuits.indirect_effects(sets, prompts, "accuracy")
     with pytest.raises(SettingError, match="Give what pf.decompose returns"):
-        pf.indirect_effects([], prompts)
+        pf.circuits.indirect_effects([], prompts)
     with pytest.raises(FeatureMismatchError, match="one set for each parameter"):
-        pf.indirect_effects([sets[0], sets[0]], prompts)
+        pf.circuits.indirect_effects([sets[0], sets[0]], prompts)
     with pytest.raises(FeatureMismatchError, match="counted twice"):
-        pf.indirect_effects({"one": sets[0], "two": sets[0]}, prompts)
+        pf.circuits.indirect_effects({"one": sets[0], "two": sets[0]}, prompts)
     with pytest.raises(NonFiniteError, match="NaN or infinite on a prompt"):
-        pf.indirect_effects(sets, prompts, lambda output: output[:, 0, 0] * float("nan"))
+        pf.circuits.indirect_effects(sets, prompts, lambda output: output[:, 0, 0] * float("nan"))
     with pytest.raises(SettingError, match="n_steps=0"):
-        pf.indirect_effects(sets, prompts, method="integrated", n_steps=0)
+        pf.circuits.indirect_effects(sets, prompts, method="integrated", n_steps=0)
     with pytest.raises(SettingError, match="No node"):
-        pf.indirect_effects(sets, prompts, n_check=0)["nobody"]
+        pf.circuits.indirect_effects(sets, prompts, n_check=0)["nobody"]
     with pytest.raises(InputError, match="of the same lengths"):
-        pf.indirect_effects(sets, prompts, ablation="resample", counterparts=tiny_tokens[:3])
+        pf.circuits.indirect_effects(sets, prompts, ablation="resample", counterparts=tiny_tokens[:3])
     with pytest.raises(InputError, match="none can stand in"):
-        pf.indirect_effects(sets, prompts[:1], ablation="resample")
+        pf.circuits.indirect_effects(sets, prompts[:1], ablation="resample")
     with pytest.raises(AdapterError, match="Give an SAE"):
-        pf.indirect_effects(sets, prompts, saes=[torch.nn.Linear(2, 2)])
+        pf.circuits.indirect_effects(sets, prompts, saes=[torch.nn.Linear(2, 2)])
     sets[0].save_pretrained(tmp_path / "saved")
     with pytest.raises(NotBoundError, match="model="):
-        pf.indirect_effects(pf.load(tmp_path / "saved"), prompts)
+        pf.circuits.indirect_effects(pf.load(tmp_path / "saved"), prompts)
 
 
 def test_features_of_two_models_are_refused(sets, prompts, tiny_tokens):
@@ -267,7 +266,7 @@ def test_features_of_two_models_are_refused(sets, prompts, tiny_tokens):
     call = {"n_features": 4, "l0": 2, "steps": 5, "n_samples": 200, "progress": False}
     other = pf.decompose(hooked_transformer(), PARAMS[1], tiny_tokens, **call)
     with pytest.raises(FeatureMismatchError, match="another model object"):
-        pf.indirect_effects([sets[0], other], prompts)
+        pf.circuits.indirect_effects([sets[0], other], prompts)
 
 
 @pytest.mark.parametrize("n_features", [3, 20])
@@ -286,6 +285,6 @@ def test_mean_parts_are_alike_by_node_and_by_unit(tiny_hooked, tiny_tokens, n_fe
 
 def test_no_grad_outside_does_no_harm(sets, prompts):
     with torch.no_grad():
-        inside = pf.indirect_effects(sets, prompts, last_log_probability, method="integrated", n_steps=2)
-    outside = pf.indirect_effects(sets, prompts, last_log_probability, method="integrated", n_steps=2)
+        inside = pf.circuits.indirect_effects(sets, prompts, last_log_probability, method="integrated", n_steps=2)
+    outside = pf.circuits.indirect_effects(sets, prompts, last_log_probability, method="integrated", n_steps=2)
     torch.testing.assert_close(inside.values, outside.values)

@@ -40,7 +40,7 @@ def hessian(sets, names, run):
 
 
 def test_the_map_equals_double_backward(sets, tiny_hooked, tiny_tokens):
-    found = pf.interactions(sets, tiny_tokens[:3], last)
+    found = pf.circuits.interactions(sets, tiny_tokens[:3], last)
     assert found.values.shape == (3, 9, 9)
     for row in range(3):
         expected = hessian(sets, found.names, lambda row=row: last(tiny_hooked(tiny_tokens[[row]]))[0])
@@ -55,7 +55,7 @@ def test_queries_and_keys_of_one_layer_interact(attention, tiny_tokens):
     rotary = {"positional_embedding_type": attention, **({"rotary_dim": 8} if attention == "rotary" else {})}
     model = hooked_transformer(**rotary)
     both = {name: pf.decompose(model, f"blocks.1.attn.{name}", tiny_tokens, **CALL) for name in ("W_Q", "W_K")}
-    found = pf.interactions(both, tiny_tokens[:2], last)
+    found = pf.circuits.interactions(both, tiny_tokens[:2], last)
     for row in range(2):
         expected = hessian(both, found.names, lambda row=row: last(model(tiny_tokens[[row]]))[0])
         torch.testing.assert_close(found.values[row], expected, rtol=0, atol=1e-8)
@@ -70,7 +70,7 @@ def test_a_gated_mlp_whose_activation_has_no_second_derivative_in_forward_mode(t
     model.set_attn_implementation("eager")  # double backward, with which it is compared, needs it
     names = ("model.layers.0.mlp.gate_proj.weight", "model.layers.1.mlp.down_proj.weight")
     both = {name: pf.decompose(model, name, tokens, **CALL) for name in names}
-    found = pf.interactions(both, tokens[:2], last)
+    found = pf.circuits.interactions(both, tokens[:2], last)
     for row in range(2):
         expected = hessian(both, found.names, lambda row=row: last(model(tokens[[row]]).logits)[0])
         torch.testing.assert_close(
@@ -89,7 +89,7 @@ def test_a_module_of_vectors_and_squared_error():
     call = {"n_features": 3, "l0": 1, "steps": 5, "progress": False}
     both = {name: pf.decompose(net, name, inputs=x, **call) for name in ("0.weight", "2.weight")}
     reference = both["0.weight"].references[0].double()
-    found = pf.interactions(both, inputs=x[:4])
+    found = pf.circuits.interactions(both, inputs=x[:4])
     assert "se" in found.metric
     for row in range(4):
         expected = hessian(both, found.names, lambda row=row: (net(x[[row]])[0] - reference).square().sum())
@@ -97,17 +97,17 @@ def test_a_module_of_vectors_and_squared_error():
 
 
 def test_some_features_alone(sets, tiny_tokens):
-    whole = pf.interactions(sets, tiny_tokens[:2], last)
-    some = pf.interactions(sets, tiny_tokens[:2], last, chosen=[2, 0])
+    whole = pf.circuits.interactions(sets, tiny_tokens[:2], last)
+    some = pf.circuits.interactions(sets, tiny_tokens[:2], last, chosen=[2, 0])
     places = [whole.names.index(name) for name in some.names]
     assert [name.rpartition("/")[2] for name in some.names] == ["2", "0"] * 3
     torch.testing.assert_close(some.values, whole.values[:, places][:, :, places])
-    by_set = pf.interactions(sets, tiny_tokens[:2], last, chosen={name: [1] for name in PARAMS})
+    by_set = pf.circuits.interactions(sets, tiny_tokens[:2], last, chosen={name: [1] for name in PARAMS})
     assert [name.rpartition("/")[0] for name in by_set.names] == list(PARAMS)
 
 
 def test_the_strongest_pairs_come_first(sets, tiny_tokens):
-    found = pf.interactions(sets, tiny_tokens[:3], last)
+    found = pf.circuits.interactions(sets, tiny_tokens[:3], last)
     strengths = [float(found.size[found.names.index(one), found.names.index(other)]) for one, other, _ in found.top(36)]
     assert strengths == sorted(strengths, reverse=True)
     assert len(found.top(100)) == 36
@@ -117,8 +117,8 @@ def test_the_strongest_pairs_come_first(sets, tiny_tokens):
 
 def test_refusals(sets, tiny_tokens):
     with pytest.raises(FeatureCountError, match="numbered 0 to 2"):
-        pf.interactions(sets, tiny_tokens[:2], chosen=[3])
+        pf.circuits.interactions(sets, tiny_tokens[:2], chosen=[3])
     with pytest.raises(SettingError, match="names no feature"):
-        pf.interactions(sets, tiny_tokens[:2], chosen=[])
+        pf.circuits.interactions(sets, tiny_tokens[:2], chosen=[])
     with pytest.raises(SettingError, match="metric="):
-        pf.interactions(sets, tiny_tokens[:2], "nothing")
+        pf.circuits.interactions(sets, tiny_tokens[:2], "nothing")

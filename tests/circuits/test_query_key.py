@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import param_features as pf
-from param_features.errors import AdapterError, FeatureMismatchError, SettingError, UnknownParameterError
 from param_features.circuits.singular import Components, singular_components, turned_at_random
+from param_features.errors import AdapterError, FeatureMismatchError, SettingError, UnknownParameterError
 from param_features.params import Attention, ParamSubset, Rotary, adapter_for
 from tests.adapters import zoo
 from tests.models import hooked_transformer
@@ -99,7 +99,7 @@ def assert_like_the_layers_own(table, attention, features_q, features_k, names):
 def test_scores_are_those_of_the_hooked_layer(kind, rank):
     model = hooked_transformer(**HOOKED[kind])
     features = both(model, "blocks.1.attn.W_Q", "blocks.1.attn.W_K", rank=rank)
-    table = pf.query_key(*features, distances=DISTANCES)
+    table = pf.circuits.query_key(*features, distances=DISTANCES)
     assert table.distances == (DISTANCES if "positional_embedding_type" in HOOKED[kind] else (0,))
     assert float(table.norm.max()) > 1e-3
     names = [next(iter(side.params)) for side in features]
@@ -110,7 +110,7 @@ def test_one_set_may_hold_both_matrices():
     model = hooked_transformer(**HOOKED["halves"])
     names = ["blocks.0.attn.W_Q", "blocks.0.attn.W_K"]
     features = fitted(model, [*names, "blocks.1.attn.W_Q"])
-    table = pf.query_key(features, distances=DISTANCES)
+    table = pf.circuits.query_key(features, distances=DISTANCES)
     assert table.layer == "blocks.0.attn"
     assert_like_the_layers_own(table, model.blocks[0].attn, features, features, names)
     shares = [torch.stack([features.direction(k)[name].square().sum((1, 2)) for k in range(2)]).double() for name in names]
@@ -120,7 +120,7 @@ def test_one_set_may_hold_both_matrices():
 
 def test_readings_are_leading_singular_vectors(grouped):
     _, features_q, features_k = grouped
-    table = pf.query_key(features_q, features_k)
+    table = pf.circuits.query_key(features_q, features_k)
     for k in range(2):
         matrix = features_k.direction(k)["blocks.1.attn._W_K"].movedim(1, 2).flatten(0, 1)
         _, sigma, b = torch.linalg.svd(matrix)
@@ -135,7 +135,7 @@ def test_readings_are_leading_singular_vectors(grouped):
 def test_signs_do_not_depend_on_how_factors_share_them(grouped):
     _, features_q, features_k = grouped
     turned = replace(features_q, v_out=features_q.v_out.map(torch.neg))
-    one, two = (pf.query_key(side, features_k) for side in (features_q, turned))
+    one, two = (pf.circuits.query_key(side, features_k) for side in (features_q, turned))
     torch.testing.assert_close(one.score, two.score)
 
 
@@ -203,7 +203,7 @@ def rank_one_table(model, layer=1):
     adapter = adapter_for(model)
     name, attention = list(adapter.attentions().items())[layer]
     features = both(model, attention.query, attention.key)
-    table = pf.query_key(*features, distances=range(N_POSITIONS))
+    table = pf.circuits.query_key(*features, distances=range(N_POSITIONS))
     assert table.layer == name
     matrices = [
         [side.direction(k)[which] for k in range(2)]
@@ -312,7 +312,7 @@ class Attending(nn.Module):
 def test_patterns_are_those_of_torch():
     model = zoo.seeded(Attending)
     features = both(model, "attend.in_proj_weight[q]", "attend.in_proj_weight[k]")
-    table = pf.query_key(*features)
+    table = pf.circuits.query_key(*features)
     x, layer = inputs_like(16), copy.deepcopy(model.attend)
     with torch.no_grad():
         layer.in_proj_bias.zero_()
@@ -395,7 +395,7 @@ def test_patterns_are_those_of_a_bridge(kind):
 
 def test_pairs_are_the_strongest_each_once(grouped):
     _, features_q, features_k = grouped
-    table = pf.query_key(features_q, features_k, distances=DISTANCES)
+    table = pf.circuits.query_key(features_q, features_k, distances=DISTANCES)
     cells = [
         (float(table.norm[i, j, h, place]), i, j, h, distance)
         for i in range(2) for j in range(2) for h in range(4) for place, distance in enumerate(DISTANCES)
@@ -415,13 +415,13 @@ def test_pairs_are_the_strongest_each_once(grouped):
 
 def test_the_control_keeps_everything_but_where_heads_write(grouped):
     _, features_q, features_k = grouped
-    table = pf.query_key(features_q, features_k, seed=3)
+    table = pf.circuits.query_key(features_q, features_k, seed=3)
     control = table.control
     for name in ("query_heads", "key_heads", "query_leading", "key_leading", "query_readings"):
         torch.testing.assert_close(getattr(control, name), getattr(table, name))
     assert control.control is None
     assert float((control.score - table.score).abs().max()) > 0.01 * float(table.score.abs().max())
-    again, other = (pf.query_key(features_q, features_k, seed=seed).control for seed in (3, 4))
+    again, other = (pf.circuits.query_key(features_q, features_k, seed=seed).control for seed in (3, 4))
     assert torch.equal(again.score, control.score)
     assert not torch.equal(other.score, control.score)
 
@@ -451,9 +451,11 @@ def test_components_rebuild_the_features():
 def test_scores_of_random_directions_are_as_large_as_chance_says(grouped):
     """A product of two random unit vectors in d_head dimensions has variance 1 / d_head; so with shares of heads."""
     _, features_q, features_k = grouped
-    attention = pf.query_key(features_q, features_k).attention
-    squares = [pf.query_key(features_q, features_k, distances=[3], seed=seed).control.norm.square() for seed in range(300)]
-    table = pf.query_key(features_q, features_k)
+    attention = pf.circuits.query_key(features_q, features_k).attention
+    squares = [
+        pf.circuits.query_key(features_q, features_k, distances=[3], seed=seed).control.norm.square() for seed in range(300)
+    ]
+    table = pf.circuits.query_key(features_q, features_k)
     shares = torch.einsum("i h, j h -> i j h", table.query_heads, table.key_heads.repeat_interleave(2, 1))
     ratio = torch.stack(squares).mean(0)[..., 0] / (shares / 4 / attention.scale**2)
     assert float((ratio - 1).abs().max()) < 0.35
@@ -462,23 +464,23 @@ def test_scores_of_random_directions_are_as_large_as_chance_says(grouped):
 
 def test_what_is_said_by_hand_is_what_the_adapter_says(grouped):
     _, features_q, features_k = grouped
-    known = pf.query_key(features_q, features_k)
+    known = pf.circuits.query_key(features_q, features_k)
     loaded = [replace(side, engine=None) for side in (features_q, features_k)]
     by_hand = Attention(
         "blocks.1.attn.W_Q", "blocks.1.attn._W_K", n_heads=4, scale=2.0, n_key_heads=2, rotary=Rotary.of_base(4)
     )
-    table = pf.query_key(*loaded, attention=by_hand)
+    table = pf.circuits.query_key(*loaded, attention=by_hand)
     torch.testing.assert_close(table.score, known.score, rtol=0, atol=1e-12)
     with pytest.raises(AdapterError, match="loaded without a model, so heads, scale and rotation are not known"):
-        pf.query_key(*loaded)
+        pf.circuits.query_key(*loaded)
     with pytest.raises(UnknownParameterError, match=r"'W_Q' was not decomposed. Parameters here: blocks.1.attn.W_Q"):
-        pf.query_key(*loaded, attention=replace(by_hand, query="W_Q"))
+        pf.circuits.query_key(*loaded, attention=replace(by_hand, query="W_Q"))
     with pytest.raises(SettingError, match="has 16 outputs, which 5 heads do not divide"):
-        pf.query_key(*loaded, attention=replace(by_hand, n_heads=5, n_key_heads=None))
+        pf.circuits.query_key(*loaded, attention=replace(by_hand, n_heads=5, n_key_heads=None))
     with pytest.raises(SettingError, match="n_heads=4 and n_key_heads=3. Every key head serves the same number"):
-        pf.query_key(*loaded, attention=replace(by_hand, n_key_heads=3))
+        pf.circuits.query_key(*loaded, attention=replace(by_hand, n_key_heads=3))
     with pytest.raises(SettingError, match="3 frequencies turn 6 coordinates, and a head has 4"):
-        pf.query_key(*loaded, attention=replace(by_hand, rotary=Rotary.of_base(6)))
+        pf.circuits.query_key(*loaded, attention=replace(by_hand, rotary=Rotary.of_base(6)))
     with pytest.raises(SettingError, match="rotary_dim=3. Pairs of coordinates turn"):
         Rotary.of_base(3)
 
@@ -486,13 +488,13 @@ def test_what_is_said_by_hand_is_what_the_adapter_says(grouped):
 def test_wrong_questions_are_refused(grouped, tiny_features):
     _, features_q, features_k = grouped
     with pytest.raises(UnknownParameterError, match=r"query matrix must be in the first set .* 'blocks.0.attn.W_Q' and"):
-        pf.query_key(features_k, features_q)
+        pf.circuits.query_key(features_k, features_q)
     with pytest.raises(FeatureMismatchError, match="two sets are of different models"):
-        pf.query_key(features_q, tiny_features)
+        pf.circuits.query_key(features_q, tiny_features)
     for wrong in ((), (1, True)):
         with pytest.raises(SettingError, match="Give whole numbers, such as"):
-            pf.query_key(features_q, features_k, distances=wrong)
-    table = pf.query_key(features_q, features_k, distances=(1, 1, 3))
+            pf.circuits.query_key(features_q, features_k, distances=wrong)
+    table = pf.circuits.query_key(features_q, features_k, distances=(1, 1, 3))
     assert table.distances == (1, 3)
     with pytest.raises(SettingError, match="distance=2 is not in the table. It holds 1, 3"):
         table.top(distance=2)
@@ -504,10 +506,14 @@ def test_several_layers_need_one_to_be_named():
     model = hooked_transformer()
     features = fitted(model, "blocks.*.attn.W_[QK]")
     with pytest.raises(SettingError, match=r"layer=None. The features share 'blocks.0.attn', 'blocks.1.attn'"):
-        pf.query_key(features)
-    assert pf.query_key(features, layer=1).layer == pf.query_key(features, layer="blocks.1.attn").layer == "blocks.1.attn"
+        pf.circuits.query_key(features)
+    assert (
+        pf.circuits.query_key(features, layer=1).layer
+        == pf.circuits.query_key(features, layer="blocks.1.attn").layer
+        == "blocks.1.attn"
+    )
     with pytest.raises(SettingError, match="layer=2. The features share"):
-        pf.query_key(features, layer=2)
+        pf.circuits.query_key(features, layer=2)
 
 
 def test_layers_that_norm_queries_are_not_known():
@@ -516,19 +522,19 @@ def test_layers_that_norm_queries_are_not_known():
     with pytest.raises(
         AdapterError, match=r"HookedTransformer makes its attention scores is not known.*attention=pf.circuits"
     ):
-        pf.query_key(features)
+        pf.circuits.query_key(features)
 
 
 def test_plain_modules_are_asked_about():
     model = zoo.seeded(zoo.Language)
     features = fitted(model, "mix.weight")
     with pytest.raises(AdapterError, match="Language makes its attention scores is not known"):
-        pf.query_key(features)
+        pf.circuits.query_key(features)
 
 
 def test_it_prints_sizes_beside_the_controls(grouped):
     _, features_q, features_k = grouped
-    lines = repr(pf.query_key(features_q, features_k, distances=DISTANCES)).splitlines()
+    lines = repr(pf.circuits.query_key(features_q, features_k, distances=DISTANCES)).splitlines()
     assert lines[0] == "QueryKey: 2 query × 2 key features of blocks.1.attn, 4 heads on 2 key heads, distances 0 1 2 4"
     assert [line.split()[0] for line in lines[1:5]] == ["norm", "features", "random", "query"]
     assert len(lines) == 9
@@ -541,7 +547,7 @@ def test_scores_are_those_of_the_real_model(stories):
         angles = block.attn.calculate_sin_cos_rotary(8, 16, base=10000, dtype=torch.float64)
         block.attn.rotary_sin, block.attn.rotary_cos = angles
     features = both(model, "blocks.2.attn.W_Q", "blocks.2.attn.W_K", rank=2)
-    table = pf.query_key(*features, distances=DISTANCES)
+    table = pf.circuits.query_key(*features, distances=DISTANCES)
     assert table.score.shape == (2, 2, 8, 4)
     assert table.key_heads.shape == (2, 4)
     names = ("blocks.2.attn.W_Q", "blocks.2.attn._W_K")

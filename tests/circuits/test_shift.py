@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import param_features as pf
+from benchmarks import toys
 from param_features.errors import SettingError
 
 PARAMS = ("blocks.0.attn.W_V", "blocks.1.attn.W_K")
@@ -17,7 +18,7 @@ def sets(tiny_hooked, tiny_tokens):
 
 def circuit(sets, tokens, **changes):
     call = {"n_nodes": 4, "n_random": 0, "ablation": "zero", "background": tokens[10:20]}
-    return pf.circuit(sets, tokens[:5], pf.LogProbability(3), **(call | changes))
+    return pf.circuit(sets, tokens[:5], pf.circuits.LogProbability(3), **(call | changes))
 
 
 def test_without_nodes_the_model_is_as_with_the_features_ablated(sets, tiny_hooked, tiny_tokens):
@@ -82,7 +83,7 @@ def test_refusals(sets, tiny_tokens):
 
 
 def test_outputs_that_are_no_logits_have_no_kl():
-    toy = pf.toys.saturated()
+    toy = toys.saturated()
     found = pf.circuit(
         toy.planted_features(), inputs=toy.inputs[:16], metric=toy.metric(), n_nodes=2, n_random=0, ablation="zero"
     )

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from param_features.errors import MissingExtraError, SourceError
 from param_features.cli.datasets import DataSource, read_texts
+from param_features.errors import MissingExtraError, SourceError
 from param_features.files.hub.places import local_path
 
 STORIES = "One\ntwo\n\nThree\n \n\nfour five\n"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from param_features.errors import MissingExtraError, SettingError, SourceError
 from param_features.cli.models import ModelSource, load_model
+from param_features.errors import MissingExtraError, SettingError, SourceError
 from param_features.params import adapter_for
 from tests.adapters.zoo import hf_gpt2
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import param_features as pf
-from param_features.errors import InputError, SettingError
 from param_features.cli.datasets import DataSource
 from param_features.cli.models import LoadedModel, ModelSource
 from param_features.cli.rows import RowSettings, load_rows, token_rows
+from param_features.errors import InputError, SettingError
 
 BOS, EOS = 1, 2
 

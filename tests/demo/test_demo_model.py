@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from param_features import demo
-from param_features.errors import MissingExtraError
 from param_features.demo.vocabulary import CONFIG_FILE, MODEL_DIR, TOKENIZER_FILE, WEIGHTS_FILE
+from param_features.errors import MissingExtraError
 
 N_ROWS = 256
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from param_features import demo
-from param_features.errors import SettingError
 from param_features.demo.grammar import tell
 from param_features.demo.rows import TRAIN, tell_rows
 from param_features.demo.vocabulary import SPECIAL_TOKENS, collect_vocabulary, read_vocabulary
+from param_features.errors import SettingError
 
 GIRLS = {"Lily", "Mia", "Anna", "Sue", "Emma", "Lucy", "Jane", "Amy", "Ella", "Zoe"}
 BOYS = {"Tom", "Tim", "Ben", "Max", "Sam", "Jack", "Leo", "Bob", "Dan", "Fred"}

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 import param_features as pf
-from param_features.errors import AdapterError, InputError, NonFiniteError, SettingError, UnknownParameterError
 from param_features.development.in_context import repeated_tokens, score_of_losses
+from param_features.errors import AdapterError, InputError, NonFiniteError, SettingError, UnknownParameterError
 from param_features.params import adapter_for
 from tests.adapters import zoo
 from tests.models import hooked_transformer
@@ -60,7 +60,7 @@ def test_the_score_is_the_attention_to_what_followed_before(kind, rows):
     module, before = adapter.module, [parameter.clone() for parameter in model.parameters()]
     is_lens = hasattr(model, "run_with_cache")
     state, attention = state_of(module), None if is_lens else model.config._attn_implementation
-    found = pf.prefix_matching(model, rows)
+    found = pf.development.prefix_matching(model, rows)
     assert state_of(module) == state
     assert is_lens or model.config._attn_implementation == attention
     assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
@@ -98,7 +98,7 @@ class Matching(nn.Module):
 
 
 def test_a_head_that_matches_scores_1_and_one_that_attends_evenly_the_even_score(rows):
-    found = pf.prefix_matching(Matching(), rows)
+    found = pf.development.prefix_matching(Matching(), rows)
     assert found.scores[0].tolist() == pytest.approx([1.0, found.even])
     assert 0 < found.even < 0.3
     assert "head 0: 1.000" in repr(found)
@@ -106,9 +106,9 @@ def test_a_head_that_matches_scores_1_and_one_that_attends_evenly_the_even_score
 
 def test_padding_is_neither_matched_nor_a_place(rows):
     model = zoo.hooked()
-    alone = pf.prefix_matching(model, rows[:1, :8])
+    alone = pf.development.prefix_matching(model, rows[:1, :8])
     padded = {"input_ids": torch.cat([rows[:1, :8], rows[:1, :4]], 1), "attention_mask": torch.tensor([[1] * 8 + [0] * 4])}
-    both = pf.prefix_matching(model, padded)
+    both = pf.development.prefix_matching(model, padded)
     torch.testing.assert_close(both.scores, alone.scores)
     assert both.n_places == alone.n_places and both.even == pytest.approx(alone.even)
 
@@ -123,38 +123,40 @@ def test_random_rows_repeat_themselves_behind_the_first_token_and_follow_their_s
     assert not torch.equal(rows, repeated_tokens(adapter, 6, seed=3))
     bare = repeated_tokens(adapter_for(hooked_transformer()), 2, seed=0)
     assert bare.shape == (2, 12) and torch.equal(bare[:, :6], bare[:, 6:])
-    assert pf.prefix_matching(zoo.hooked(), n_rows=3).n_places == 15
+    assert pf.development.prefix_matching(zoo.hooked(), n_rows=3).n_places == 15
 
 
 def test_what_shows_no_pattern_or_repeats_nothing_is_refused(rows):
     with pytest.raises(AdapterError, match="Language shows no attention patterns"):
-        pf.prefix_matching(zoo.Language(), rows)
+        pf.development.prefix_matching(zoo.Language(), rows)
     with pytest.raises(AdapterError, match="not known to take tokens"):
-        pf.prefix_matching(Matching())
+        pf.development.prefix_matching(Matching())
     with pytest.raises(InputError, match="no token comes again"):
-        pf.prefix_matching(Matching(), torch.arange(8).view(1, 8))
+        pf.development.prefix_matching(Matching(), torch.arange(8).view(1, 8))
     with pytest.raises(SettingError, match="n_rows=0"):
-        pf.prefix_matching(Matching(), rows, n_rows=0)
+        pf.development.prefix_matching(Matching(), rows, n_rows=0)
 
 
 def test_losses_are_cross_entropy_and_missing_where_padding_is(tiny_hooked, tiny_tokens):
-    found = pf.token_losses(tiny_hooked, tiny_tokens)
+    found = pf.development.token_losses(tiny_hooked, tiny_tokens)
     with torch.no_grad():
         logits = tiny_hooked(tiny_tokens)
     expected = functional.cross_entropy(logits[:, :-1].transpose(1, 2), tiny_tokens[:, 1:], reduction="none")
     torch.testing.assert_close(found, expected)
     mask = torch.ones_like(tiny_tokens)
     mask[3, 6:] = 0
-    padded = pf.token_losses(tiny_hooked, {"input_ids": tiny_tokens, "attention_mask": mask})
+    padded = pf.development.token_losses(tiny_hooked, {"input_ids": tiny_tokens, "attention_mask": mask})
     assert padded.isnan().nonzero().tolist() == [[3, pos] for pos in range(5, 9)]
     torch.testing.assert_close(padded[~padded.isnan()], found[~padded.isnan()])
 
 
 def test_the_score_is_late_loss_less_early_loss(tiny_hooked, tiny_tokens):
-    losses = pf.token_losses(tiny_hooked, tiny_tokens)
-    found = pf.in_context_score(tiny_hooked, tiny_tokens, late=[7, 9], early=2)
+    losses = pf.development.token_losses(tiny_hooked, tiny_tokens)
+    found = pf.development.in_context_score(tiny_hooked, tiny_tokens, late=[7, 9], early=2)
     assert found == pytest.approx(float(losses[:, [6, 8]].mean() - losses[:, 1].mean()))
-    assert pf.in_context_score(tiny_hooked, tiny_tokens) == pytest.approx(float(losses[:, 8].mean() - losses[:, 0].mean()))
+    assert pf.development.in_context_score(tiny_hooked, tiny_tokens) == pytest.approx(
+        float(losses[:, 8].mean() - losses[:, 0].mean())
+    )
 
 
 def test_by_default_the_500th_of_512_tokens_is_compared_with_the_50th():
@@ -179,16 +181,16 @@ def test_positions_that_are_not_there_are_refused(positions, message):
 
 def test_rows_without_losses_are_refused(tiny_hooked, tiny_tokens):
     with pytest.raises(InputError, match="nothing to predict"):
-        pf.token_losses(tiny_hooked, tiny_tokens[:, :1])
+        pf.development.token_losses(tiny_hooked, tiny_tokens[:, :1])
     with pytest.raises(InputError, match="No row has real tokens"):
         score_of_losses(torch.full((2, 9), math.nan))
     with pytest.raises(InputError, match=r"output has shape \(3, 4\)"):
-        pf.token_losses(nn.EmbeddingBag(20, 4), tiny_tokens[:3])
+        pf.development.token_losses(nn.EmbeddingBag(20, 4), tiny_tokens[:3])
     broken = copy.deepcopy(tiny_hooked)
     with torch.no_grad():
         broken.unembed.W_U[0, 0] = math.nan
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
-        pf.token_losses(broken, tiny_tokens)
+        pf.development.token_losses(broken, tiny_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +204,10 @@ def path(tiny_hooked):
 
 def test_checkpoints_become_losses_and_their_principal_components(tiny_hooked, tiny_tokens, path):
     before = {name: parameter.clone() for name, parameter in tiny_hooked.named_parameters()}
-    found = pf.loss_trajectory(tiny_hooked, path, tiny_tokens[:6])
+    found = pf.development.loss_trajectory(tiny_hooked, path, tiny_tokens[:6])
     assert all(torch.equal(before[name], parameter) for name, parameter in tiny_hooked.named_parameters())
     assert found.steps == tuple(path)
-    torch.testing.assert_close(found.losses[0], pf.token_losses(tiny_hooked, tiny_tokens[:6]))
+    torch.testing.assert_close(found.losses[0], pf.development.token_losses(tiny_hooked, tiny_tokens[:6]))
     assert not torch.allclose(found.losses[0], found.losses[-1])
     centred = (found.losses - found.losses.mean(0)).flatten(1)
     torch.testing.assert_close(centred @ found.directions.flatten(1).T, found.components)
@@ -223,8 +225,8 @@ def test_a_bridges_checkpoints_and_files_are_read(tmp_path, rows):
     state = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
     state["unembed.weight"] *= 3
     save_file(state, tmp_path / "late.safetensors")
-    found = pf.loss_trajectory(model, [model, tmp_path / "late.safetensors"], rows, n_components=1)
-    torch.testing.assert_close(found.losses[0], pf.token_losses(model, rows))
+    found = pf.development.loss_trajectory(model, [model, tmp_path / "late.safetensors"], rows, n_components=1)
+    torch.testing.assert_close(found.losses[0], pf.development.token_losses(model, rows))
     assert not torch.allclose(found.losses[1], found.losses[0])
     assert float(found.explained[0]) == pytest.approx(1)
 
@@ -235,10 +237,10 @@ def test_a_bridges_weights_are_known_by_torchs_names(names, rows):
     model, name = zoo.native(), "blocks.1.attn.W_K"
     features = pf.decompose(model, name, rows, n_features=3, n_samples=60, steps=2, progress=False)
     state = {said: tensor.detach().clone() for said, tensor in names(model)}
-    path = pf.loss_trajectory(
+    path = pf.development.loss_trajectory(
         model, {0: {said: 1.1 * tensor for said, tensor in state.items()}, 1: state}, rows, n_components=1
     )
-    torch.testing.assert_close(path.losses[1], pf.token_losses(model, rows))
+    torch.testing.assert_close(path.losses[1], pf.development.token_losses(model, rows))
     with features.steer({1: 0.5}):
         stepped = {said: tensor.detach().clone() for said, tensor in names(model)}
     change = features.coordinates(stepped, since=state)
@@ -248,8 +250,8 @@ def test_a_bridges_weights_are_known_by_torchs_names(names, rows):
 
 def test_checkpoints_that_cannot_be_compared_are_refused(tiny_hooked, tiny_tokens, path):
     with pytest.raises(ValueError, match="One checkpoint has no path"):
-        pf.loss_trajectory(tiny_hooked, [path[0]], tiny_tokens)
+        pf.development.loss_trajectory(tiny_hooked, [path[0]], tiny_tokens)
     with pytest.raises(SettingError, match="accepted are 1 to 2"):
-        pf.loss_trajectory(tiny_hooked, [path[0], path[10]], tiny_tokens, n_components=3)
+        pf.development.loss_trajectory(tiny_hooked, [path[0], path[10]], tiny_tokens, n_components=3)
     with pytest.raises(UnknownParameterError, match="no tensor for .* It holds 1;"):
-        pf.loss_trajectory(tiny_hooked, [path[0], {"embed.W_E": path[0]["embed.W_E"]}], tiny_tokens)
+        pf.development.loss_trajectory(tiny_hooked, [path[0], {"embed.W_E": path[0]["embed.W_E"]}], tiny_tokens)

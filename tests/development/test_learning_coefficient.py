@@ -47,7 +47,9 @@ def test_a_quadratic_has_half_its_dimensions():
     A step too long for the curvature 2 nβ adds lr nβ / 2, 2.5 %, to the truth.
     """
     features, inputs = at(256, lambda w: w)
-    found = pf.learning_coefficient(features, inputs=inputs, lr=5e-5, localization=1.0, n_steps=400, n_burn_in=100, **CHAINS)
+    found = pf.development.learning_coefficient(
+        features, inputs=inputs, lr=5e-5, localization=1.0, n_steps=400, n_burn_in=100, **CHAINS
+    )
     assert found.d == 256
     assert found.mean == pytest.approx(128, rel=0.1)
     assert found.r_hat < 1.1
@@ -70,7 +72,9 @@ def test_a_singular_loss_has_the_value_that_integration_gives():
     assert 0.25 < by_n_beta[0] < by_n_beta[1] < by_n_beta[2] < by_n_beta[3] < 0.5
     slow = CHAINS | {"max_r_hat": 1.3}  # along the arms, where one weight of a pair is 0, chains move by 1 / (lr γ) steps
     features, inputs = at(512, lambda w: w.reshape(-1, 2).prod(1))
-    found = pf.learning_coefficient(features, inputs=inputs, lr=4e-4, localization=10.0, n_steps=1000, n_burn_in=400, **slow)
+    found = pf.development.learning_coefficient(
+        features, inputs=inputs, lr=4e-4, localization=10.0, n_steps=1000, n_burn_in=400, **slow
+    )
     assert found.mean == pytest.approx(256 * coefficient_of_a_pair(1000.0, 10.0), rel=0.1)
     assert found.mean < 0.4 * found.d / 2  # a regular loss of as many dimensions has d/2
 
@@ -79,11 +83,11 @@ def test_what_else_was_frozen_from_collection_stays_so():
     features, inputs = at(2, lambda w: w)
     assert gc.get_freeze_count() == 0
     call = {"inputs": inputs, "loss": square, "along": "all", "n_chains": 1, "n_steps": 8, "batch_size": 8}
-    pf.learning_coefficient(features, **call)
+    pf.development.learning_coefficient(features, **call)
     assert gc.get_freeze_count() == 0
     gc.freeze()
     try:
-        pf.learning_coefficient(features, **call)
+        pf.development.learning_coefficient(features, **call)
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()

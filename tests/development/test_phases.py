@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from param_features.errors import MissingExtraError, SettingError
 from param_features.development.phases import change_points, log_curve, noise_of
+from param_features.errors import MissingExtraError, SettingError
 
 
 def noisy(n, seed, sd=0.2):

@@ -33,7 +33,7 @@ def test_losses_are_those_of_weights_put_together_by_hand(tiny_features, tiny_ho
     inside = projection(tiny_features, chosen or range(6))
     away = start - weight
     part = (inside @ away.flatten()).reshape(weight.shape)
-    found = pf.progress_losses(tiny_features, tiny_tokens, chosen=chosen, initial={NAME: start})
+    found = pf.development.progress_losses(tiny_features, tiny_tokens, chosen=chosen, initial={NAME: start})
     expected = [loss_with(tiny_hooked, weight + change, tiny_tokens) for change in (0 * away, away - part, part, away)]
     assert [found.trained, found.restricted, found.excluded, found.untrained] == pytest.approx(expected, abs=1e-7)
     assert found.restricted != found.restricted_random
@@ -42,25 +42,25 @@ def test_losses_are_those_of_weights_put_together_by_hand(tiny_features, tiny_ho
 
 def test_the_mean_stands_for_what_was_there_before(tiny_features, tiny_hooked, tiny_tokens):
     weight = tiny_hooked.state_dict()[NAME].double()
-    found = pf.progress_losses(tiny_features, tiny_tokens)
+    found = pf.development.progress_losses(tiny_features, tiny_tokens)
     expected = loss_with(tiny_hooked, weight.mean().expand(weight.shape), tiny_tokens)
     assert found.untrained == pytest.approx(expected, abs=1e-7)
 
 
 def test_the_model_is_as_it_was(tiny_features, tiny_hooked, tiny_tokens):
     before = tiny_hooked.state_dict()[NAME].clone()
-    pf.progress_losses(tiny_features, tiny_tokens)
+    pf.development.progress_losses(tiny_features, tiny_tokens)
     assert torch.equal(tiny_hooked.state_dict()[NAME], before)
 
 
 def test_another_loss_and_what_is_refused(tiny_features, tiny_tokens):
-    found = pf.progress_losses(tiny_features, loss=lambda output: 0 * output[:, 0, 0] + 3)
+    found = pf.development.progress_losses(tiny_features, loss=lambda output: 0 * output[:, 0, 0] + 3)
     assert found.trained == found.excluded == 3
     with pytest.raises(SettingError, match="chosen= is empty"):
-        pf.progress_losses(tiny_features, tiny_tokens, chosen=[])
+        pf.development.progress_losses(tiny_features, tiny_tokens, chosen=[])
     with pytest.raises(FeatureCountError, match="no feature 6"):
-        pf.progress_losses(tiny_features, tiny_tokens, chosen=[6])
+        pf.development.progress_losses(tiny_features, tiny_tokens, chosen=[6])
     with pytest.raises(UnknownParameterError, match="no tensor for"):
-        pf.progress_losses(tiny_features, tiny_tokens, initial={})
+        pf.development.progress_losses(tiny_features, tiny_tokens, initial={})
     with pytest.raises(InputError, match="given as a int"):
-        pf.progress_losses(tiny_features, tiny_tokens, initial=3)
+        pf.development.progress_losses(tiny_features, tiny_tokens, initial=3)

@@ -20,7 +20,7 @@ def gradients(model, tokens):
 
 
 def test_pushes_are_minus_the_rows_own_slopes(tiny_features, tiny_hooked, tiny_tokens):
-    found = pf.pushes(tiny_features, tiny_tokens[:5])
+    found = pf.development.pushes(tiny_features, tiny_tokens[:5])
     rows = torch.stack([tiny_features.direction(k)[NAME].flatten() for k in range(6)]).double()
     expected = -gradients(tiny_hooked, tiny_tokens[:5]).flatten(1).double() @ rows.T
     assert torch.allclose(found.values, expected, atol=1e-9)
@@ -28,20 +28,20 @@ def test_pushes_are_minus_the_rows_own_slopes(tiny_features, tiny_hooked, tiny_t
 
 
 def test_a_step_of_gradient_descent_goes_where_its_rows_push(tiny_features, tiny_hooked, tiny_tokens):
-    found = pf.pushes(tiny_features, tiny_tokens)  # 40 rows
+    found = pf.development.pushes(tiny_features, tiny_tokens)  # 40 rows
     step = -0.1 * gradients(tiny_hooked, tiny_tokens).mean(0)
     assert torch.allclose(tiny_features.coordinates({NAME: step}).overlaps, 0.1 * found.mean, atol=1e-9)
 
 
 def test_batches_do_not_show(tiny_features, tiny_tokens):
     many = tiny_tokens.repeat(4, 1)  # 160 rows: three batches
-    found = pf.pushes(tiny_features, many)
+    found = pf.development.pushes(tiny_features, many)
     assert torch.allclose(found.values[:40], found.values[120:], atol=1e-12)
     assert found.losses.shape == (160,)
 
 
 def test_rows_and_features_are_ranked_by_size(tiny_features, tiny_tokens):
-    found = pf.pushes(tiny_features, tiny_tokens[:7])
+    found = pf.development.pushes(tiny_features, tiny_tokens[:7])
     (feature, mean), *_ = found.top_features(2)
     assert abs(mean) == float(found.mean.abs().max())
     rows = [row for row, _ in found.top_rows(feature, 7)]
@@ -52,17 +52,17 @@ def test_rows_and_features_are_ranked_by_size(tiny_features, tiny_tokens):
 
 
 def test_another_loss_and_the_features_own_examples(tiny_features):
-    twice = pf.pushes(tiny_features, loss=lambda output: 2 * output[:, 0, 0])
-    once = pf.pushes(tiny_features, loss=lambda output: output[:, 0, 0])
+    twice = pf.development.pushes(tiny_features, loss=lambda output: 2 * output[:, 0, 0])
+    once = pf.development.pushes(tiny_features, loss=lambda output: output[:, 0, 0])
     assert torch.allclose(twice.values, 2 * once.values)
     assert len(once.values) == len(tiny_features.examples)
 
 
 def test_what_cannot_be_pushed_is_refused(tiny_features, tiny_tokens, tmp_path):
     with pytest.raises(OutputError, match="one number for each"):
-        pf.pushes(tiny_features, tiny_tokens, loss=lambda output: output.sum())
+        pf.development.pushes(tiny_features, tiny_tokens, loss=lambda output: output.sum())
     with pytest.raises(SettingError, match="unknown"):
-        pf.pushes(tiny_features, tiny_tokens, loss="los")
+        pf.development.pushes(tiny_features, tiny_tokens, loss="los")
     tiny_features.save_pretrained(tmp_path / "saved")
     with pytest.raises(NotBoundError):
-        pf.pushes(pf.load(tmp_path / "saved"), tiny_tokens)
+        pf.development.pushes(pf.load(tmp_path / "saved"), tiny_tokens)

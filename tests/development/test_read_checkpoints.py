@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from param_features.errors import InputError, SettingError, StoreError, UnknownParameterError
 from param_features.development.checkpoints import check_checkpoints, chosen_weights, lent, read_checkpoint, read_steps
+from param_features.errors import InputError, SettingError, StoreError, UnknownParameterError
 from param_features.params import adapter_for
 from tests.adapters.zoo import hf_gpt2
 from tests.exits import EXITS, leave, leaving_by

@@ -18,21 +18,21 @@ def test_the_largest_scores_stay(tiny_features, tiny_hooked, by):
     for feature in range(6):
         moved += acts[..., feature].double().abs().mean() * tiny_features.direction(feature)[NAME].double().abs()
     score = {"features": moved, "saliency": moved * weight, "magnitude": weight}[by]
-    mask = pf.ticket_masks(tiny_features, 0.3, by=by)[NAME]
+    mask = pf.development.ticket_masks(tiny_features, 0.3, by=by)[NAME]
     assert mask.shape == weight.shape and mask.dtype == torch.bool
     assert score[mask].min() >= score[~mask].max()
 
 
 @pytest.mark.parametrize("keep", [0.001, 0.25, 1.0])
 def test_every_rule_keeps_as_many(tiny_features, keep):
-    counts = [int(pf.ticket_masks(tiny_features, keep, by=by)[NAME].sum()) for by in RULES]
+    counts = [int(pf.development.ticket_masks(tiny_features, keep, by=by)[NAME].sum()) for by in RULES]
     size = tiny_features.direction(0)[NAME].numel()
     assert counts == [max(1, round(keep * size))] * 4
 
 
 def test_random_masks_are_seeded_and_leave_the_users_generator_alone(tiny_features):
     before = torch.get_rng_state()
-    masks = [pf.ticket_masks(tiny_features, 0.5, by="random", seed=seed)[NAME] for seed in (0, 0, 1)]
+    masks = [pf.development.ticket_masks(tiny_features, 0.5, by="random", seed=seed)[NAME] for seed in (0, 0, 1)]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -40,6 +40,6 @@ def test_random_masks_are_seeded_and_leave_the_users_generator_alone(tiny_featur
 def test_what_is_refused(tiny_features):
     for keep in (0, 1.5):
         with pytest.raises(SettingError, match=f"keep={keep} must lie above 0"):
-            pf.ticket_masks(tiny_features, keep)
+            pf.development.ticket_masks(tiny_features, keep)
     with pytest.raises(SettingError, match="Accepted: 'features', 'saliency', 'magnitude', 'random'"):
-        pf.ticket_masks(tiny_features, by="size")
+        pf.development.ticket_masks(tiny_features, by="size")

@@ -8,6 +8,7 @@ import torch
 from torch.func import functional_call, jvp
 
 import param_features as pf
+from param_features.development import track_rows
 from param_features.errors import (
     FeatureCountError,
     InputError,
@@ -17,7 +18,6 @@ from param_features.errors import (
     SettingError,
     UnknownParameterError,
 )
-from param_features.development import track_rows
 from param_features.gradients import collect_references
 from param_features.params import adapter_for
 

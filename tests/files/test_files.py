@@ -30,7 +30,7 @@ READS = {
     "inputs": ("store", "inputs.safetensors", pf.FactorStore.open),
     "shard": ("store", "train-00000.safetensors", pf.FactorStore.open),
     "checkpoint": ("checkpoint", "fit.safetensors", lambda folder: read_newest(folder / "fit.safetensors")),
-    "circuit": (".", "circuit.json", lambda folder: pf.Circuit.load(folder / "circuit.json")),
+    "circuit": (".", "circuit.json", lambda folder: pf.circuits.Circuit.load(folder / "circuit.json")),
 }
 
 

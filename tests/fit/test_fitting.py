@@ -10,7 +10,6 @@ from param_features.fit.formats import LowRank
 from param_features.fit.l3d import remove_parallel, renormalize
 from param_features.fit.training import Trainer
 from param_features.gradients import Dense, GradientStore
-from param_features.measure.metrics import fit_error
 
 N_PLANTED = 12
 SETTINGS = FitSettings(steps=600, batch_size=256)
@@ -51,12 +50,12 @@ def test_planted_directions_are_found_and_shuffled_ones_are_not(selection, least
     found = fitted(planted_store(4000, seed=1), replace(SETTINGS, selection=selection), n_features=16)
     left, right = planted_directions().factors["w"]
     shuffled = LowRank({"w": (left, right.roll(1, 0))})
-    assert best_cosines(found.v_out, planted_directions()).mean() > least
-    assert best_cosines(found.v_out, shuffled).mean() < 0.65
+    assert best_cosines(found.dictionary.v_out, planted_directions()).mean() > least
+    assert best_cosines(found.dictionary.v_out, shuffled).mean() < 0.65
 
 
 def held_out_error(fit: Fit) -> float:
-    return fit_error(fit.v_in, fit.v_out, planted_store(1000, seed=2), 1.5, fit.encoder)
+    return fit.dictionary.error(planted_store(1000, seed=2), 1.5)
 
 
 @pytest.mark.parametrize(("selection", "most"), [("pursuit", 0.02), ("top_k", 0.15)])
@@ -73,18 +72,18 @@ def test_v_out_rows_have_unit_norm_and_a_tied_fit_has_one_set():
         for selection in ("pursuit", "top_k", "l1")
     }
     for selection, fit in fits.items():
-        torch.testing.assert_close(fit.v_out.norm(), torch.ones(N_PLANTED))
-        assert (fit.v_in is fit.v_out) == (selection == "l1")
-        assert (fit.encoder.n_rounds is None) == (selection != "pursuit")
+        torch.testing.assert_close(fit.dictionary.v_out.norm(), torch.ones(N_PLANTED))
+        assert (fit.dictionary.v_in is fit.dictionary.v_out) == (selection == "l1")
+        assert (fit.dictionary.encoder.n_rounds is None) == (selection != "pursuit")
 
 
 def test_same_seed_same_bits_and_another_seed_another_result():
     store, settings = planted_store(500, seed=1), replace(SETTINGS, steps=50)
     first, second, other = fitted(store, settings), fitted(store, settings), fitted(store, settings, seed=1)
-    for one, two in zip(first.v_in.tensors, second.v_in.tensors, strict=True):
+    for one, two in zip(first.dictionary.v_in.tensors, second.dictionary.v_in.tensors, strict=True):
         assert torch.equal(one, two)
-    assert not torch.equal(first.v_in.tensors[0], other.v_in.tensors[0])
-    assert first.threshold == second.threshold
+    assert not torch.equal(first.dictionary.v_in.tensors[0], other.dictionary.v_in.tensors[0])
+    assert first.dictionary.threshold == second.dictionary.threshold
 
 
 def test_scale_of_the_gradients_scales_threshold_alone():
@@ -135,8 +134,8 @@ def test_features_come_with_the_largest_kept_activations_first():
     store = planted_store(2000, seed=1)
     found = fitted(store)
     with torch.no_grad():
-        overlaps = found.encoder.reads(found.v_in, found.v_out).inner(store.rows(slice(None)))
-        energy = found.encoder.kept(overlaps, found.v_out.gram(), 1.5)[0].square().sum(0)
+        overlaps = found.dictionary.code_directions.inner(store.rows(slice(None)))
+        energy = found.dictionary.encoder.kept(overlaps, found.dictionary.v_out.gram(), 1.5)[0].square().sum(0)
     assert torch.equal(energy, energy.sort(descending=True).values)
 
 
@@ -151,4 +150,4 @@ def test_ctrl_c_keeps_what_was_fitted(monkeypatch):
     monkeypatch.setattr(Trainer, "step", interrupted)
     found = fitted(store)
     assert found.steps_done == 7
-    torch.testing.assert_close(found.v_out.norm(), torch.ones(N_PLANTED))
+    torch.testing.assert_close(found.dictionary.v_out.norm(), torch.ones(N_PLANTED))

@@ -5,15 +5,16 @@ import torch
 from torch import nn
 
 import param_features as pf
-from param_features import toys
+from benchmarks import toys
 from param_features.errors import SettingError
 from param_features.fit import curvature
 from param_features.fit.curvature import curvatures
 from param_features.fit.formats import LowRank
 from param_features.fit.hessian import HessianTrainer, climb_and_interference
-from param_features.gradients import inspect_output, plan_engine
+from param_features.gradients import plan_engine
 from param_features.params import adapter_for, plain_kernels, select
 from param_features.problem import KL, SquaredError, read_inputs
+from param_features.problem.output import inspect_output
 from param_features.toys.planted_toy import random_like
 from tests.models import Recurrent, built, normal
 

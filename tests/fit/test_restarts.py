@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from param_features import toys
+from benchmarks import toys
 from param_features.fit.restarts import replacements, usefulness
 
 

@@ -9,10 +9,10 @@ from typing import NoReturn
 from unittest import mock
 
 from param_features import demo
-from param_features.errors import MissingExtraError, SourceError
 from param_features.cli import models
 from param_features.cli.app import app
 from param_features.cli.running import run
+from param_features.errors import MissingExtraError, SourceError
 from tests.fuzz.mutate import TEXTS
 from tests.fuzz.readers import READERS, SECONDS, quietly, within
 

@@ -189,7 +189,7 @@ def _use_manifest(folder: Path) -> None:
 
 
 def _use_circuit(folder: Path) -> None:
-    found = pf.Circuit.load(folder / "circuit.json")
+    found = pf.circuits.Circuit.load(folder / "circuit.json")
     assert repr(found) and found.table() is not None and str(found.view())
 
 

@@ -99,7 +99,7 @@ def test_a_checkpoint_is_read_with_the_same_numbers(golden, values):
 
 
 def test_a_circuit_is_read_with_the_same_numbers(golden, values):
-    assert plain(dataclasses.asdict(pf.Circuit.load(golden / "circuit.json"))) == values["circuit"]
+    assert plain(dataclasses.asdict(pf.circuits.Circuit.load(golden / "circuit.json"))) == values["circuit"]
 
 
 def form(value, name: str = ""):

@@ -34,7 +34,6 @@ def test_features_and_the_rest_are_the_weight(tiny_hooked, tiny_features):
 
 def test_dependent_directions_have_the_shortest_coefficients(tiny_hooked, tiny_features):
     """A feature given twice over shares its coefficient; nothing explodes."""
-    from dataclasses import replace
 
     twice = tiny_features.with_directions(tiny_features.v_out.rows([0, 0, 1]), tiny_features.v_in.rows([0, 0, 1]))
     c = twice.weight_coefficients()

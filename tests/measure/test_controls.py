@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from param_features.fit import batch_top_k
+from param_features.fit.dictionary import Dictionary
 from param_features.fit.formats import LowRank
+from param_features.fitted.metrics import Metrics
 from param_features.gradients import Dense, Factored, GradientStore
-from param_features.measure import Metrics
 from param_features.measure import controls as module
 from param_features.measure.controls import (
-    Dictionary,
     dictionary_error,
     leading_eigenvectors,
     principal_directions,

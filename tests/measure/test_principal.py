@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from param_features.fit.dictionary import Dictionary
 from param_features.gradients import Dense, Factored, GradientStore, Indexed, flatten
 from param_features.measure import principal as module
-from param_features.measure.controls import Dictionary, dictionary_error, principal_directions
+from param_features.measure.controls import dictionary_error, principal_directions
 from param_features.measure.principal import sliced_principal
 
 N_TRAIN, N_OTHER, N_FEATURES = 400, 80, 20

@@ -6,9 +6,9 @@ import math
 import pytest
 
 import param_features as pf
-from param_features.errors import ExportError
 from param_features.circuits.export_graph import layout
 from param_features.circuits.graph import Circuit, Edge, Node
+from param_features.errors import ExportError
 from param_features.plots.graphs import NEGATIVE, POSITIVE
 from tests.circuits_made import example, large_circuit, small_circuit
 

@@ -11,7 +11,7 @@ pytest.importorskip("plotly")
 def test_lines_are_running_means_of_what_a_chain_says():
     losses = torch.rand(2, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
     estimates = 10 * (losses[:, 8:].mean(1) - 1)
-    found = pf.LearningCoefficient(estimates, losses, 1.0, 10.0, 8, 1.01, 6)
+    found = pf.development.LearningCoefficient(estimates, losses, 1.0, 10.0, 8, 1.01, 6)
     figure = pf.plot.learning_coefficient(found)
     bold = [trace for trace in figure.data if trace.showlegend]
     assert [trace.name for trace in bold] == [f"chain {k}: {float(estimates[k]):.2f}" for k in range(2)]

@@ -19,7 +19,7 @@ def made(steps=tuple(range(0, 1200, 100)), home: int | None = 11):
     curves = JUMP[:, None] * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     flat = torch.full((N,), 0.9, dtype=torch.float64)
     errors = {"reconstruction_error": 1 - 0.3 * JUMP, "control_pca": 0.5 * flat, "control_random": 1.1 * flat}
-    return pf.Track(
+    return pf.development.Track(
         steps=steps,
         impact=curves,
         density=curves / 10,

@@ -274,7 +274,7 @@ def test_query_key_draws_one_head_beside_random_directions():
     fit = pf.FitSettings(steps=2, selection="l1")
     call = {"n_features": 4, "l0": 1, "fit": fit, "n_samples": 64, "progress": False}
     features = pf.decompose(model, "blocks.0.attn.W_[QK]", tokens, **call)
-    table = pf.query_key(features, distances=(0, 3))
+    table = pf.circuits.query_key(features, distances=(0, 3))
     figure = pf.plot.query_key(table, head=1, distance=3, least=0)
     assert_named(figure)
     assert figure.layout.title.text == "4 query × 4 key features of blocks.0.attn in head 1, at distance 3"
@@ -294,5 +294,5 @@ def test_query_key_draws_one_head_beside_random_directions():
     assert len(pf.plot.query_key(table.control).data) == 1
     with pytest.raises(SettingError, match="distance=1 is not in the table"):
         pf.plot.query_key(table, distance=1)
-    unturned = pf.query_key(pf.decompose(hooked_transformer(), "blocks.0.attn.W_[QK]", tokens, **call))
+    unturned = pf.circuits.query_key(pf.decompose(hooked_transformer(), "blocks.0.attn.W_[QK]", tokens, **call))
     assert "in head 0, at any distance" in pf.plot.query_key(unturned, head=0, distance=7).layout.title.text

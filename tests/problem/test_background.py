@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import param_features as pf
+from benchmarks import toys
 from param_features.errors import FeatureCountError, InputError, SampleCountError, SettingError
 
 W_K = "blocks.0.attn.W_K"
@@ -26,7 +27,7 @@ def planted(seed: int, weight: float) -> tuple[pf.ParamFeatures, torch.Tensor]:
 
     Three of the five features are the background's, so that two are left for the target's four circuits.
     """
-    toy, generator = pf.toys.planted_circuits(seed=1), torch.Generator().manual_seed(seed)
+    toy, generator = toys.planted_circuits(seed=1), torch.Generator().manual_seed(seed)
     markers = torch.nn.functional.normalize(toy.truth.factors["encode.weight"][1][:, :, 0], dim=1)
     target = sparse(markers, [0.2, 0.2, 0, 0, 0, 0.3, 0.3, 0, 0, 0], generator)
     other = pf.Background(sparse(markers, [0.0] * 5 + [0.2] * 5, generator), weight=weight, n_features=3)

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import kl_div, one_hot
 
 import param_features as pf
+from benchmarks import toys
 from param_features.errors import InputError, SampleCountError, SettingError
 from param_features.gradients import Harvester, HarvestSettings
 from param_features.measure import match_directions
@@ -156,7 +157,7 @@ def contrasted_circuits(seed: int, *, is_shuffled: bool) -> torch.Tensor:
 
     Both inputs of a pair hold one of the seven other circuits, the same one.
     """
-    toy, generator = pf.toys.planted_circuits(seed=1), torch.Generator().manual_seed(seed)
+    toy, generator = toys.planted_circuits(seed=1), torch.Generator().manual_seed(seed)
     markers = torch.nn.functional.normalize(toy.truth.factors["encode.weight"][1][:, :, 0], dim=1)
     own, other = (one_hot(torch.randint(*ends, (400,), generator=generator), 10) * 1.5 for ends in ((0, 3), (3, 10)))
     partners = torch.randperm(400, generator=generator) if is_shuffled else torch.arange(400)

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 import param_features as pf
+from benchmarks.fit import read
 from param_features.errors import NonFiniteError, NotBoundError, SettingError
 from param_features.problem import ModelInputs, read_inputs
 from param_features.report import contents
-from param_features.report.document import histogram, read
+from param_features.report.document import histogram
 from param_features.report.samples import digits, image_bytes, kind_of
 
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 import param_features as pf
-from param_features.errors import MissingExtraError
 from param_features.audit import Audit, AuditRow
+from param_features.errors import MissingExtraError
 from param_features.problem import read_inputs
 from param_features.report import contents, write, write_report
 from param_features.report.document import audit_section

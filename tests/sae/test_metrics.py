@@ -40,7 +40,7 @@ def cross_entropy(model, tokens, replace):
 
 
 def test_numbers_are_those_of_loops(sae, tiny_hooked, tiny_tokens):
-    found = pf.sae_metrics(sae, tiny_hooked, tiny_tokens)
+    found = pf.sae.sae_metrics(sae, tiny_hooked, tiny_tokens)
     acts = tiny_hooked.run_with_cache(tiny_tokens)[1][HOOK].detach().flatten(0, 1)
     with torch.no_grad():
         codes, rebuilt = sae.encode(acts.float()), sae(acts.float()).double()
@@ -57,7 +57,7 @@ def test_numbers_are_those_of_loops(sae, tiny_hooked, tiny_tokens):
 
 def test_losses_are_those_of_the_librarys_own_hooks(sae, tiny_hooked, tiny_tokens, monkeypatch):
     monkeypatch.setattr("param_features.sae.metrics._POSITIONS_PER_BATCH", 70)  # seven rows at a time
-    found = pf.sae_metrics(sae, tiny_hooked, tiny_tokens)
+    found = pf.sae.sae_metrics(sae, tiny_hooked, tiny_tokens)
     acts = tiny_hooked.run_with_cache(tiny_tokens)[1][HOOK].detach()
 
     def rebuild(value, hook):
@@ -77,10 +77,10 @@ def test_losses_are_those_of_the_librarys_own_hooks(sae, tiny_hooked, tiny_token
 
 
 def test_a_perfect_sae_loses_nothing_and_an_empty_one_is_zero_ablation(tiny_hooked, tiny_tokens):
-    perfect = pf.sae_metrics(identity(), tiny_hooked, tiny_tokens)
+    perfect = pf.sae.sae_metrics(identity(), tiny_hooked, tiny_tokens)
     assert perfect["mse"] == pytest.approx(0, abs=1e-12)
     assert perfect["loss_recovered"] == perfect["loss_recovered_mean"] == pytest.approx(1)
-    empty = pf.sae_metrics(sae_of(torch.zeros(16, 4), hook_name=HOOK), tiny_hooked, tiny_tokens)
+    empty = pf.sae.sae_metrics(sae_of(torch.zeros(16, 4), hook_name=HOOK), tiny_hooked, tiny_tokens)
     assert empty["loss_recovered"] == pytest.approx(0)
     assert (empty["l0"], empty["dead"]) == (0, 4)
     assert sum(empty.histogram()[0]) == 0
@@ -89,22 +89,22 @@ def test_a_perfect_sae_loses_nothing_and_an_empty_one_is_zero_ablation(tiny_hook
 def test_padding_changes_nothing(sae, tiny_hooked):
     texts = [[1, 2, 3, 4, 5], [6, 7, 8]]
     left = {"input_ids": [[1, 2, 3, 4, 5], [9, 9, 6, 7, 8]], "attention_mask": [[1] * 5, [0, 0, 1, 1, 1]]}
-    found = [pf.sae_metrics(sae, tiny_hooked, given) for given in (texts, left)]
+    found = [pf.sae.sae_metrics(sae, tiny_hooked, given) for given in (texts, left)]
     for name in found[0]:
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-6), name
-    alone = [pf.sae_metrics(sae, tiny_hooked, torch.tensor([text]))["loss_reconstructed"] for text in texts]
+    alone = [pf.sae.sae_metrics(sae, tiny_hooked, torch.tensor([text]))["loss_reconstructed"] for text in texts]
     assert found[0]["loss_reconstructed"] == pytest.approx((4 * alone[0] + 2 * alone[1]) / 6)
 
 
 def test_images_have_no_losses(classifier, images):
-    found = pf.sae_metrics(random_sae(d_in=48, d_sae=60), classifier, inputs=images, hook_name="conv")
+    found = pf.sae.sae_metrics(random_sae(d_in=48, d_sae=60), classifier, inputs=images, hook_name="conv")
     assert found["n_samples"] == 60
     assert "loss" not in found
     assert found["mse"] > 0
 
 
 def test_the_histogram_counts_every_living_feature(sae, tiny_hooked, tiny_tokens):
-    found = pf.sae_metrics(sae, tiny_hooked, tiny_tokens)
+    found = pf.sae.sae_metrics(sae, tiny_hooked, tiny_tokens)
     counts, edges = found.histogram(5)
     assert sum(counts) == 30 - found["dead"]
     alive = found.densities[found.densities > 0]
@@ -112,7 +112,7 @@ def test_the_histogram_counts_every_living_feature(sae, tiny_hooked, tiny_tokens
 
 
 def test_what_is_printed_names_every_number(sae, tiny_hooked, tiny_tokens):
-    found = pf.sae_metrics(sae, tiny_hooked, tiny_tokens)
+    found = pf.sae.sae_metrics(sae, tiny_hooked, tiny_tokens)
     text = repr(found)
     assert len(text.splitlines()) == len(found)
     assert all(name in text for name in found)
@@ -120,6 +120,6 @@ def test_what_is_printed_names_every_number(sae, tiny_hooked, tiny_tokens):
 
 def test_an_sae_of_another_place_is_refused(tiny_hooked, tiny_tokens):
     with pytest.raises(FeatureMismatchError, match="reads 16 numbers"):
-        pf.sae_metrics(random_sae(d_in=16), tiny_hooked, tiny_tokens, hook_name="blocks.0.mlp.hook_post")
+        pf.sae.sae_metrics(random_sae(d_in=16), tiny_hooked, tiny_tokens, hook_name="blocks.0.mlp.hook_post")
     with pytest.raises(InputError, match="metadata name no hook.*hook_name="):
-        pf.sae_metrics(random_sae(d_in=16), tiny_hooked, tiny_tokens)
+        pf.sae.sae_metrics(random_sae(d_in=16), tiny_hooked, tiny_tokens)

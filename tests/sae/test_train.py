@@ -53,23 +53,23 @@ def test_planted_directions_are_found(planted, architecture):
     truth, x = planted
     l0 = 2 if architecture == "topk" else 1.6
     call = {"inputs": x, "n_features": 24, "l0": l0, "architecture": architecture, "batch_size": 128, "progress": False}
-    sae = pf.train_sae(Planted(), "place", n_epochs=20, **call)
-    untrained = pf.train_sae(Planted(), "place", n_epochs=0.01, **call)
+    sae = pf.sae.train_sae(Planted(), "place", n_epochs=20, **call)
+    untrained = pf.sae.train_sae(Planted(), "place", n_epochs=0.01, **call)
     shuffled = truth[:, torch.randperm(20, generator=torch.Generator().manual_seed(1))]
     assert recovered(sae.W_dec, truth) > 0.95
     assert recovered(untrained.W_dec, truth) < 0.8
     assert recovered(sae.W_dec, shuffled) < 0.8
-    metrics = pf.sae_metrics(sae, Planted(), inputs=x)
+    metrics = pf.sae.sae_metrics(sae, Planted(), inputs=x)
     assert metrics["l0"] == pytest.approx(l0, rel=0.1)
-    assert metrics["mse"] < 0.25 * pf.sae_metrics(untrained, Planted(), inputs=x)["mse"]
+    assert metrics["mse"] < 0.25 * pf.sae.sae_metrics(untrained, Planted(), inputs=x)["mse"]
     assert metrics["dead"] <= 1
 
 
 def test_rows_keep_unit_norm_and_the_bias_starts_at_the_mean(planted):
     _, x = planted
-    sae = pf.train_sae(Planted(), "place", inputs=x, **QUICK | {"n_epochs": 0.01, "lr": 1e-12})
+    sae = pf.sae.train_sae(Planted(), "place", inputs=x, **QUICK | {"n_epochs": 0.01, "lr": 1e-12})
     torch.testing.assert_close(sae.b_dec, x.mean(0), rtol=1e-4, atol=1e-4)
-    trained = pf.train_sae(Planted(), "place", inputs=x, **QUICK)
+    trained = pf.sae.train_sae(Planted(), "place", inputs=x, **QUICK)
     torch.testing.assert_close(trained.W_dec.norm(dim=1), torch.ones(12))
     assert (trained.W_enc.T - trained.W_dec).abs().max() > 0.05  # untied
     assert trained.cfg.apply_b_dec_to_input
@@ -86,7 +86,7 @@ def test_adam_sees_no_gradient_along_a_row(planted, monkeypatch):
         seen.append((before, float((sae.W_dec.grad * rows).sum(1).abs().max())))
 
     monkeypatch.setattr(train, "_drop_parallel", watched)
-    pf.train_sae(Planted(), "place", inputs=x[:640], **QUICK)
+    pf.sae.train_sae(Planted(), "place", inputs=x[:640], **QUICK)
     assert len(seen) == 30
     assert max(before for before, _ in seen) > 1e-2
     assert max(after for _, after in seen) < 1e-5
@@ -105,11 +105,11 @@ def test_dead_features_are_resampled_and_live_again(planted, monkeypatch):
 
     monkeypatch.setattr(train, "_training_sae", dying)
     call = {"inputs": x, "n_features": 24, "l0": 1.6, "n_epochs": 20, "batch_size": 128, "progress": False}
-    saved = pf.train_sae(Planted(), "place", **call)
+    saved = pf.sae.train_sae(Planted(), "place", **call)
     monkeypatch.setattr(train, "resample", lambda *_: None)
-    left = pf.train_sae(Planted(), "place", **call)
-    assert pf.sae_metrics(saved, Planted(), inputs=x)["dead"] <= 1
-    assert pf.sae_metrics(left, Planted(), inputs=x)["dead"] >= 6
+    left = pf.sae.train_sae(Planted(), "place", **call)
+    assert pf.sae.sae_metrics(saved, Planted(), inputs=x)["dead"] <= 1
+    assert pf.sae.sae_metrics(left, Planted(), inputs=x)["dead"] >= 6
 
 
 def test_resampling_points_at_what_is_rebuilt_worst():
@@ -145,11 +145,11 @@ def test_resampling_points_at_what_is_rebuilt_worst():
 
 def test_the_same_seed_gives_the_same_bits_and_the_model_stays_as_it_was(tiny_hooked, tiny_tokens, capfd):
     before = snapshot(tiny_hooked)
-    one, same = (pf.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK) for _ in range(2))
+    one, same = (pf.sae.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK) for _ in range(2))
     torch.rand(3)
     after = snapshot(tiny_hooked) | {"rng": before["rng"]}
     assert_same(before, after)
-    other = pf.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK, seed=1)
+    other = pf.sae.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK, seed=1)
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, same.state_dict()[name]), name
     assert not torch.equal(one.W_dec, other.W_dec)
@@ -158,13 +158,13 @@ def test_the_same_seed_gives_the_same_bits_and_the_model_stays_as_it_was(tiny_ho
 
 def test_the_global_generator_is_left_alone(tiny_hooked, tiny_tokens):
     before = torch.get_rng_state()
-    pf.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK)
+    pf.sae.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK)
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "topk"])
 def test_it_is_saved_and_loaded_by_sae_lens(tiny_hooked, tiny_tokens, architecture, tmp_path):
-    sae = pf.train_sae(tiny_hooked, HOOK, tiny_tokens, architecture=architecture, **QUICK)
+    sae = pf.sae.train_sae(tiny_hooked, HOOK, tiny_tokens, architecture=architecture, **QUICK)
     sae.save_model(tmp_path)
     loaded = sae_library().SAE.load_from_disk(tmp_path)
     acts = torch.randn(20, 16)
@@ -178,14 +178,14 @@ def test_it_is_saved_and_loaded_by_sae_lens(tiny_hooked, tiny_tokens, architectu
 
 def test_padding_is_no_sample(tiny_hooked):
     texts = [[1, 2, 3, 4, 5], [6, 7, 8]] * 10
-    sae = pf.train_sae(tiny_hooked, HOOK, texts, **QUICK)
+    sae = pf.sae.train_sae(tiny_hooked, HOOK, texts, **QUICK)
     assert sae.cfg.metadata.n_training_samples == 80
 
 
 def test_heads_are_joined(tiny_hooked, tiny_tokens):
-    sae = pf.train_sae(tiny_hooked, "blocks.0.attn.hook_z", tiny_tokens, **QUICK)
+    sae = pf.sae.train_sae(tiny_hooked, "blocks.0.attn.hook_z", tiny_tokens, **QUICK)
     assert sae.cfg.d_in == 16
-    assert pf.sae_metrics(sae, tiny_hooked, tiny_tokens)["mse"] < 1
+    assert pf.sae.sae_metrics(sae, tiny_hooked, tiny_tokens)["mse"] < 1
 
 
 @pytest.mark.parametrize(
@@ -202,15 +202,15 @@ def test_heads_are_joined(tiny_hooked, tiny_tokens):
 )
 def test_settings_out_of_range_are_refused(tiny_hooked, tiny_tokens, changes, error, message):
     with pytest.raises(error, match=message):
-        pf.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK | changes)
+        pf.sae.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK | changes)
 
 
 def test_an_unknown_place_is_refused(tiny_hooked, tiny_tokens):
     with pytest.raises(UnknownHookError, match="hook_resid_post"):
-        pf.train_sae(tiny_hooked, "blocks.0.resid_post", tiny_tokens, **QUICK)
+        pf.sae.train_sae(tiny_hooked, "blocks.0.resid_post", tiny_tokens, **QUICK)
 
 
 def test_a_missing_library_names_the_install(tiny_hooked, tiny_tokens, monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     with pytest.raises(MissingExtraError, match=r"param_features\[sae\]"):
-        pf.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK)
+        pf.sae.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK)

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 import param_features as pf
 from param_features.errors import SettingError
-from param_features.measure import Metrics
+from param_features.fitted.metrics import Metrics
 from param_features.params import ParamRecord
 from param_features.sharing.base_model import base_model_name
 from param_features.sharing.card import card_text

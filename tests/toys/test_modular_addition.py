@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from param_features import toys
+from benchmarks import toys
 from param_features.errors import SettingError, ToyError
 from param_features.toys.modular_toy import all_pairs, frequency_shares, key_frequencies
 from tests.models import hooked_classes

@@ -7,11 +7,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import param_features as pf
-from param_features import toys
+from benchmarks import toys
 from param_features.errors import SettingError
-from param_features.toys.modular_toy import all_pairs
 from param_features.toys.modular_model import TRAINED
 from param_features.toys.modular_progress import fourier_norms, key_waves
+from param_features.toys.modular_toy import all_pairs
 from tests.models import hooked_classes
 
 P = 7
@@ -55,7 +55,9 @@ def test_measures_are_those_of_direct_projections(training):
         assert float(found.excluded[index]) == pytest.approx(excluded, abs=1e-5)
         norm = sum(float(state[name].double().square().sum()) for name in TRAINED)
         assert float(found.square_norm[index]) == pytest.approx(norm)
-        assert float(found.gini_embedding[index]) == pytest.approx(float(pf.gini(fourier_norms(state["embed.W_E"][:P]))))
+        assert float(found.gini_embedding[index]) == pytest.approx(
+            float(pf.development.gini(fourier_norms(state["embed.W_E"][:P])))
+        )
     assert found.steps == training.steps and "frequencies (1, 3)" in repr(found)
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from param_features import toys
+from benchmarks import toys
 from param_features.errors import InputError, SettingError, UnknownParameterError
-from param_features.toys.modular_toy import all_pairs
 from param_features.toys.modular_model import TRAINED, masked, modular_logits, sums
+from param_features.toys.modular_toy import all_pairs
 from tests.models import hooked_classes, hooked_transformer
 
 SMALL = {"d_model": 16, "d_mlp": 32, "n_steps": 60, "every": 25, "train_share": 0.6}

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from param_features import toys
+from benchmarks import toys
 from param_features.errors import SettingError, ToyError
 from param_features.toys.tms import Tied, Untied
 

@@ -122,7 +122,7 @@ def test_a_circuit_with_such_names(harmless, tmp_path):
     ]
     edges = [replace(edge, source=names[edge.source], target=names[edge.target]) for edge in circuit.edges]
     changed = replace(circuit, nodes=tuple(nodes), edges=tuple(edges), metric=ALL, record={ALL: ALL})
-    found = pf.Circuit.load(changed.save(tmp_path / "circuit.json"))
+    found = pf.circuits.Circuit.load(changed.save(tmp_path / "circuit.json"))
     harmless(found.view().save(tmp_path / "view.html"))
     harmless(pf.plot.save(pf.plot.circuit(found), tmp_path / "plot.html"), ".main-svg")
 

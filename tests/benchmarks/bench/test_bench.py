@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from benchmarks import toys
 from benchmarks.bench.__main__ import main
 from benchmarks.bench.suite import Case
 from benchmarks.bench.table import Row, run_case, to_text
-from param_features import toys
 
 TINY = {"n_steps": 300, "n_inputs": 1000}
 

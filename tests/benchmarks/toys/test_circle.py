@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from benchmarks import toys
 from benchmarks.toys.circle import concentration
-from param_features import toys
 from param_features.errors import SettingError
 
 pytestmark = pytest.mark.slow

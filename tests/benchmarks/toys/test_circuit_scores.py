@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.toys.circuit_scores import matched, read_circuit, score_circuit
-from param_features.errors import SettingError
 from param_features.circuits import Circuit, Edge, Node
+from param_features.errors import SettingError
 from param_features.fit.formats import LowRank
 
 TRUE_NODES = frozenset({("one", 0), ("one", 1), ("two", 2)})

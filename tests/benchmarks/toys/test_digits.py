@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
+from benchmarks import toys
 from benchmarks.toys.digits import areas_by_digit
-from param_features import toys
 from param_features.errors import MissingExtraError, SettingError, ToyError
 
 

@@ -7,8 +7,8 @@ from importlib import import_module
 import pytest
 import torch
 
+from benchmarks import toys
 from benchmarks.toys.induction import draw_rows, foretold_losses
-from param_features import toys
 from param_features.errors import MissingExtraError, SettingError, ToyError
 from tests.models import hooked_classes
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.toys import LabelScores, LabelToy
+from benchmarks.toys.labels import LabelScores, LabelToy
 from param_features.errors import SettingError
 from param_features.measure.examples import shares
 

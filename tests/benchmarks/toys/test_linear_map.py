@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks import toys
 from benchmarks.toys.linear_map import r_squared
-from param_features import toys
 from param_features.errors import SettingError
 from param_features.toys.planted_toy import probe_gradients, unit_directions
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from param_features import toys
+from benchmarks import toys
 from param_features.errors import SettingError
 from param_features.measure.agreement import cosines
 from param_features.toys.planted_toy import planted_directions

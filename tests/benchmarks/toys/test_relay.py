@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 import torch
 
+from benchmarks import toys
 from benchmarks.toys.relay import RELAY_OF_MARKER, WIRES
-from param_features import toys
 from param_features.errors import SettingError
 from param_features.measure.agreement import cosines
 

@@ -6,7 +6,7 @@ from itertools import chain, combinations
 import pytest
 import torch
 
-from param_features import toys
+from benchmarks import toys
 from param_features.errors import SettingError
 
 SETS = list(chain.from_iterable(combinations(range(4), n) for n in range(5)))

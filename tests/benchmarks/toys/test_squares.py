@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from param_features import toys
+from benchmarks import toys
 from param_features.errors import SettingError, ToyError
 from param_features.measure.agreement import cosines
 from param_features.toys.planted_toy import principal_gradient, probe_gradients, unit_directions

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from param_features import demo, toys
-from param_features.errors import SettingError
+from benchmarks import toys
+from param_features import demo
 from param_features.demo.vocabulary import EOS
+from param_features.errors import SettingError
 
 
 @pytest.fixture(scope="module", autouse=True)

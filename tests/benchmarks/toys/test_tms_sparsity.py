@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import param_features as pf
+from benchmarks import toys
 from param_features.errors import SettingError
 from param_features.toys.tms import Tied
 
@@ -13,7 +14,7 @@ PROBABILITIES = (1.0, 0.25, 0.02)
 @pytest.fixture(scope="module")
 def found():
     before = torch.get_rng_state()
-    models = pf.toys.superposition_over_sparsity(PROBABILITIES, n_starts=6, n_steps=2000, batch_size=128)
+    models = toys.superposition_over_sparsity(PROBABILITIES, n_starts=6, n_steps=2000, batch_size=128)
     assert torch.equal(torch.get_rng_state(), before)
     return models
 
@@ -26,7 +27,7 @@ def best(found, place):
     ("place", "shape"), [(0, [1, 1, 0, 0, 0]), (1, [1 / 2] * 4 + [0]), (2, [2 / 5] * 5)], ids=["dense", "between", "sparse"]
 )
 def test_features_are_alone_then_in_pairs_then_in_a_pentagon(found, place, shape):
-    values = pf.dimensionality(best(found, place))
+    values = pf.development.dimensionality(best(found, place))
     assert values.sort(descending=True).values.tolist() == pytest.approx(shape, abs=0.1)
 
 
@@ -66,12 +67,12 @@ def test_a_model_is_the_module_of_its_weights_and_its_loss_is_the_weighted_error
 )
 def test_settings_out_of_range_are_refused(bad, message):
     with pytest.raises(SettingError, match=message):
-        pf.toys.superposition_over_sparsity(**bad)
+        toys.superposition_over_sparsity(**bad)
 
 
 def test_the_plot_has_every_vector_at_its_probability(found):
     pytest.importorskip("plotly")
-    values = torch.stack([pf.dimensionality(best(found, place)) for place in range(3)])
+    values = torch.stack([pf.development.dimensionality(best(found, place)) for place in range(3)])
     figure = pf.plot.dimensionality({"W": values, "again": values}, PROBABILITIES)
     assert [trace.name for trace in figure.data] == ["W", "again"]
     assert list(figure.data[0].y) == values.flatten().tolist()

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks import toys
 from benchmarks.toys.xor import CORNERS
-from param_features import toys
 from param_features.errors import SettingError, ToyError
 
 pytestmark = pytest.mark.slow

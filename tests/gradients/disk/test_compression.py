@@ -13,7 +13,6 @@ from param_features.gradients import Dense, Factored, Indexed, flatten
 from param_features.gradients.disk import shards
 from param_features.gradients.disk.compression import Compression, loss_of
 from param_features.gradients.disk.shards import checksum
-from param_features.measure.metrics import fit_error
 
 BOTH = ["blocks.0.attn.W_K", "blocks.1.mlp.W_out"]
 SMALL = {"n_samples": 200, "settings": pf.HarvestSettings(batch_size=4), "shard_mib": 0.02, "progress": False}
@@ -102,7 +101,7 @@ def test_held_out_gradients_have_the_bits_of_a_whole_store(whole, small):
 
 def test_a_fits_error_is_that_of_gradients_as_they_are(single, whole, small):
     found = pf.decompose(single, store=small, **QUICK)
-    again = fit_error(found.v_in, found.v_out, whole.held_out, 2, found.encoder)
+    again = found.dictionary.error(whole.held_out, 2)
     assert found.metrics["reconstruction_error"] == again
     assert found.metrics["training_lost"] == small.manifest.loss.share
     assert "training_lost" in repr(found)

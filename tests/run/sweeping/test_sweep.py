@@ -9,6 +9,7 @@ from torch import nn
 
 import param_features as pf
 from param_features.errors import FeatureCountError, RankError, SampleCountError, SettingError, StoreError
+from param_features.run import Sweep
 from param_features.run.sweeping import sweeps as run
 
 FIT = pf.FitSettings(steps=100, batch_size=128)
@@ -39,7 +40,7 @@ def planted(n_features: int, rank: int, n_kept: int, *, n: int = 800, noise: flo
     return samples + noise * normal(n, 8, 7, seed=5)
 
 
-def swept(inputs: torch.Tensor, **call) -> pf.Sweep:
+def swept(inputs: torch.Tensor, **call) -> Sweep:
     model = Given(*inputs.shape[1:])
     settings = {"inputs": inputs, "divergence": "sum", "fit": FIT, "n_samples": len(inputs), "progress": False}
     return pf.sweep(model, "weight", **settings | call)
@@ -77,7 +78,7 @@ def test_the_shares_of_the_top_feature_are_those_of_the_codes(found, folder):
     row, features = found.rows[-1], found.fits[-1]
     held_out = pf.FactorStore.open(folder / "store").held_out.rows(slice(None))["weight"].matrix
     overlaps = torch.einsum("soi,noi->sn", held_out, features.v_out.materialize()["weight"])
-    kept, _ = features.encoder.kept(overlaps, features.v_out.gram(), row.setting.l0)
+    kept, _ = features.dictionary.encoder.kept(overlaps, features.v_out.gram(), row.setting.l0)
     by_feature = [[c for c in column if c] for column in kept.T.tolist()]
     numbers, squares = [len(own) for own in by_feature], [sum(c * c for c in own) for own in by_feature]
     assert row.top_kept == pytest.approx(max(numbers) / sum(numbers))
@@ -173,7 +174,7 @@ def test_several_seeds_agree_where_the_truth_is_one():
     assert found.rows[0].agreement == pf.match(*found.fits).mean_cosine > 0.9
 
 
-def quick(inputs: torch.Tensor, **call) -> pf.Sweep:
+def quick(inputs: torch.Tensor, **call) -> Sweep:
     return swept(inputs, **{"fit": QUICK, "n_features": [3, 5], "l0": 1} | call)
 
 

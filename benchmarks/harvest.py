@@ -49,7 +49,7 @@ class Case:
 
         from param_features.gradients import Harvester, HarvestSettings, plan_engine
         from param_features.params import adapter_for, select
-        from param_features.problem import KL, Reference, read_inputs
+        from param_features.problem import KL, Problem, Reference, read_inputs
         from param_features.problem.output import inspect_output
 
         torch.set_num_threads(1)
@@ -58,7 +58,7 @@ class Case:
         adapter = adapter_for(self.model)
         chosen = select(adapter.views(), [prefix + name for name in names[subset]], adapter.aliases(), adapter.parts())
         self.views, self.data = chosen.views, read_inputs(adapter, self.tokens, None)
-        engine = plan_engine(adapter, chosen, self.data, inspect_output(adapter, self.data))
+        engine = plan_engine(Problem(adapter, chosen, self.data, inspect_output(adapter, self.data), KL(), "sample"))
         self.harvester = Harvester(engine, KL(), Reference("sample"), HarvestSettings())
         self.leaves = {whole(view.name): view.stored for view in self.views}
 

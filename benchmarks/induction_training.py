@@ -158,8 +158,9 @@ def followed(features: pf.ParamFeatures, checkpoints: dict[int, Weights], rows: 
         for step, weights in checkpoints.items():
             load(weights, step)
             generator = torch.Generator().manual_seed(0)
-            call = (engine, features.divergence, inputs, features.reference, None, len(features.references), generator)
-            acts = activations(engine, features.v_in, features.divergence, collect_references(*call), inputs).abs()
+            call = (engine, features.divergence, inputs, features.reference, len(features.references), generator)
+            question = replace(features.question, references=collect_references(*call))
+            acts = activations(engine, features.v_in, question, inputs).abs()
             areas.append(told(acts, at, counted))
             selectivity.append(acts[at].mean(0) / acts[counted & ~at].mean(0))
             impact.append(acts[counted].mean(0))

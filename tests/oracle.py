@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from param_features.gradients import GradientEngine, Routes, plan_engine
-from param_features.params import adapter_for, select
-from param_features.problem import ModelInputs, read_inputs
-from param_features.problem.output import inspect_output
+from param_features.params import Adapter, ParamSubset, adapter_for, select
+from param_features.problem import KL, ModelInputs, Problem, inspect_output, read_inputs
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,20 @@ class Case:
         }
 
 
+def problem_of(adapter: Adapter, subset: ParamSubset, data: ModelInputs) -> Problem:
+    """A problem whose divergence plays no part."""
+    return Problem(adapter, subset, data, inspect_output(adapter, data), KL(), "sample")
+
+
 def case_of(model: nn.Module, params="*", *, tokens=None, inputs=None, seed: int = 0) -> Case:
     """Plan the engine as `pf.decompose` does."""
     adapter = adapter_for(model)
     subset = select(adapter.views(), params, adapter.aliases())
     data = read_inputs(adapter, tokens, inputs)
-    output = inspect_output(adapter, data)
-    generator = torch.Generator().manual_seed(seed)
+    problem = problem_of(adapter, subset, data)
+    output, generator = problem.output, torch.Generator().manual_seed(seed)
     cotangents = torch.randn(len(data), *output.shape[1:], generator=generator, dtype=torch.float64).to(output.dtype)
-    return Case(model, plan_engine(adapter, subset, data, output), data, cotangents)
+    return Case(model, plan_engine(problem), data, cotangents)
 
 
 def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-9) -> None:

@@ -13,10 +13,9 @@ from param_features.errors import SettingError, UnknownParameterError
 from param_features.gradients import plan_engine
 from param_features.params import ParamSubset, adapter_for, select
 from param_features.problem import read_inputs
-from param_features.problem.output import inspect_output
 from tests.adapters.zoo import D_VOCAB, N_CTX, assert_same, seeded, snapshot, tokenizer
 from tests.models import integers, normal
-from tests.oracle import Case
+from tests.oracle import Case, problem_of
 
 _TOKENS = {"vocab_size": D_VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 _SHORT = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": N_CTX}
@@ -376,9 +375,9 @@ def case_of_parts(name, params) -> Case:
     adapter, subset = adapter_for(model), chosen(model, params)
     given = inputs_of(name, 3)
     data = read_inputs(adapter, given.get("tokens"), given.get("inputs"))
-    output = inspect_output(adapter, data)
-    cotangents = normal(len(data), *output.shape[1:])
-    return Case(model, plan_engine(adapter, subset, data, output), data, cotangents)
+    problem = problem_of(adapter, subset, data)
+    cotangents = normal(len(data), *problem.output.shape[1:])
+    return Case(model, plan_engine(problem), data, cotangents)
 
 
 @pytest.mark.parametrize("name", EVERY)

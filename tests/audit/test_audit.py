@@ -152,7 +152,7 @@ class TestPlantedTruth:
     def test_random_directions_called_features_fail(self, toy, fitted):
         directions = random_like(fitted.v_out, torch.Generator().manual_seed(5))
         mixed = fitted.v_out  # labels of the fit, directions at random: what its examples say is then untrue
-        posing = replace(fitted, v_in=mixed, v_out=directions, _cache={})
+        posing = fitted.with_directions(directions, mixed)
         audit = posing.audit(inputs=toy.inputs[:1000], settings=self.SETTINGS)
         assert not audit["specificity, auroc"].passed
         assert not audit["sign"].passed

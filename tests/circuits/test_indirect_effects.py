@@ -163,14 +163,13 @@ def test_padding_does_not_count(sets, tiny_hooked, tiny_tokens):
 
 def test_integrals_sum_to_what_all_features_of_a_group_take_together(prompts, tiny_hooked, tiny_tokens):
     """Completeness of integrated gradients, for orthogonal directions, where parts add up."""
-    from dataclasses import replace
 
     call = {"n_features": 2, "l0": 1, "steps": 5, "n_samples": 200, "progress": False}
     fitted = pf.decompose(tiny_hooked, PARAMS[2], tiny_tokens, **call)
     left, right = fitted.v_out.factors[PARAMS[2]]
     q = torch.linalg.qr(left[..., 0].T.double())[0].T.to(left)
     unit = right / right.norm(dim=1, keepdim=True)
-    features = replace(fitted, v_out=type(fitted.v_out)({PARAMS[2]: (q.unsqueeze(-1), unit)}))
+    features = fitted.with_directions(type(fitted.v_out)({PARAMS[2]: (q.unsqueeze(-1), unit)}), fitted.v_in)
     subject = subject_of(features, prompts)
     empty = subject.values(subject.kept(subject.is_error))
     summed = integrated(subject, 50)[:, ~subject.is_error].sum(1)

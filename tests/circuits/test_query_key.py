@@ -45,7 +45,7 @@ def fitted(model, params, *, rank=1, n_features=2, seed=0):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
         found = pf.decompose(model, params, tokens_for(model), **call)
-    return replace(found, v_out=found.v_out.map(torch.Tensor.double))
+    return found.with_directions(found.v_out.map(torch.Tensor.double), found.v_in)
 
 
 def both(model, query, key, **settings):
@@ -134,7 +134,7 @@ def test_readings_are_leading_singular_vectors(grouped):
 
 def test_signs_do_not_depend_on_how_factors_share_them(grouped):
     _, features_q, features_k = grouped
-    turned = replace(features_q, v_out=features_q.v_out.map(torch.neg))
+    turned = features_q.with_directions(features_q.v_out.map(torch.neg), features_q.v_in)
     one, two = (pf.circuits.query_key(side, features_k) for side in (features_q, turned))
     torch.testing.assert_close(one.score, two.score)
 

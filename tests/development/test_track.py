@@ -18,8 +18,9 @@ from param_features.errors import (
     SettingError,
     UnknownParameterError,
 )
-from param_features.gradients import collect_references
+from param_features.gradients import collect_references, plan_engine
 from param_features.params import adapter_for
+from tests.oracle import problem_of
 
 NAME = "blocks.0.attn.W_K"
 STEPS = (0, 10, 40)
@@ -51,15 +52,13 @@ def there(tiny_features, tiny_hooked, states):
     model.load_state_dict(states[0])
     adapter = adapter_for(model)
     subset = pf.params.select(adapter.views(), NAME)
-    engine = pf.gradients.plan_engine(
-        adapter, subset, tiny_features.examples, pf.gradients.inspect_output(adapter, tiny_features.examples)
-    )
-    return replace(tiny_features, engine=engine, _cache={})
+    engine = plan_engine(problem_of(adapter, subset, tiny_features.examples))
+    return replace(tiny_features, engine=engine, _example_readings=[])
 
 
 def own_references(features, tokens):
-    found = features._found(tokens, None)
-    call = (features.engine, features.divergence, found, "sample", None, len(features.references))
+    rows = features.inputs_or_examples(tokens, None)
+    call = (features.engine, features.divergence, rows, "sample", len(features.references))
     return collect_references(*call, torch.Generator().manual_seed(0))
 
 
@@ -295,7 +294,7 @@ def test_what_is_refused_before_anything_is_measured(tiny_features, tiny_hooked,
     refused(SettingError, "these exist", states, tiny_features, params=NAME)
     refused(SampleCountError, "Got 3 sequences", states, tiny_features, tiny_tokens[:3])
     refused(SampleCountError, "Got 12 sequences.*at least 16", states, tiny_hooked, tiny_tokens[:12], params=NAME)
-    pairs = replace(tiny_features, reference="pairs")
+    pairs = replace(tiny_features, question=replace(tiny_features.question, kind="pairs"))
     refused(SettingError, "Leave refit= out", states, pairs, tiny_tokens, refit=True)
     tiny_features.save_pretrained(tmp_path / "saved")
     refused(NotBoundError, "track", states, pf.load(tmp_path / "saved"))

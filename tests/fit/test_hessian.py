@@ -14,9 +14,9 @@ from param_features.fit.hessian import HessianTrainer, climb_and_interference
 from param_features.gradients import plan_engine
 from param_features.params import adapter_for, plain_kernels, select
 from param_features.problem import KL, SquaredError, read_inputs
-from param_features.problem.output import inspect_output
 from param_features.toys.planted_toy import random_like
 from tests.models import Recurrent, built, normal
+from tests.oracle import problem_of
 
 DIVERGENCES = [KL(), SquaredError()]
 
@@ -25,7 +25,7 @@ def engine_of(model, params, tokens=None, inputs=None):
     adapter = adapter_for(model)
     subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
     found = read_inputs(adapter, tokens, inputs)
-    return plan_engine(adapter, subset, found, inspect_output(adapter, found)), found
+    return plan_engine(problem_of(adapter, subset, found)), found
 
 
 def perceptron():

@@ -40,10 +40,9 @@ def test_positions_are_drawn_without_replacement_and_repeat_with_the_seed():
 
 
 def plan(inputs, *, n_features=1, per_position=True, **settings):
-    generator = torch.Generator().manual_seed(0)
-    return plan_samples(
-        inputs, per_position=per_position, settings=HarvestSettings(**settings), n_features=n_features, generator=generator
-    )
+    output = OutputInfo((2, inputs.n_pos, 5), torch.float32, True, per_position)
+    problem = Problem(None, None, inputs, output, KL(), "sample")
+    return plan_samples(problem, HarvestSettings(**settings), n_features, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("n_samples", "n_rows", "n_slots"), [(20, 20, 1), (40, 20, 2), (9999, 20, 7), (5, 5, 1)])

@@ -20,5 +20,7 @@ class ParamFeatures(ShownFeatures, IntervenedFeatures, TrainableFeatures, Develo
 
     @classmethod
     def of(cls, fitted: Fitted) -> "ParamFeatures":
-        """What a fit left behind, with all that can be done with it."""
+        """What a fit left behind, with all that can be done with it; features that are whole already are given back."""
+        if isinstance(fitted, cls):
+            return fitted
         return cls(**{field.name: getattr(fitted, field.name) for field in fields(fitted)})

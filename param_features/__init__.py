@@ -11,10 +11,10 @@ from param_features.fitted import Metrics
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import FactorStore
 from param_features.machine import alone
-from param_features.measure import MeasureSettings, match
+from param_features.measure import match
 from param_features.params import list_params
 from param_features.problem import Background, Pairs, stream_rows
-from param_features.run import SweepSettings, describe, estimate, harvest
+from param_features.run import CheckpointSettings, SweepSettings, describe, estimate, harvest
 from param_features.sae import compare
 from param_features.sharing import CardSettings
 
@@ -22,11 +22,11 @@ __all__ = [
     "AuditSettings",
     "Background",
     "CardSettings",
+    "CheckpointSettings",
     "FactorStore",
     "FitSettings",
     "HarvestSettings",
     "HessianSettings",
-    "MeasureSettings",
     "Metrics",
     "Pairs",
     "ParamFeatures",

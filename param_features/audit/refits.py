@@ -1,5 +1,6 @@
 """Other fits that an audit stands beside: a second seed, and a model that has learned nothing."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from param_features.fit import FitSettings, HessianSettings
 from param_features.fitted import Fitted
 from param_features.gradients import HarvestSettings
 from param_features.intervene import copied
-from param_features.measure import MeasureSettings
 from param_features.params import adapter_for, all_parameters
 from param_features.problem import KL, CustomDivergence
 
@@ -31,18 +31,20 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
     if isinstance(reference, Tensor) and isinstance(features.divergence, KL):
         reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
     kind = HessianSettings if config["method"] == "hessian" else FitSettings
+    form = {name: config[name] for name in ("rank", "format") if name in {field.name for field in fields(kind)}}
     return decompose(
         features.bound_engine("audit").adapter.model if model is None else model,
         list(features.params),
         tokens,
         inputs=inputs,
+        n_features=config["n_features"],
+        l0=config["l0"],
         divergence=features.divergence.name,
         reference=reference,
+        method=config["method"],
         seed=seed,
-        harvest=HarvestSettings(**config["harvest"]),
-        fit=kind(**config["fit"]),
-        measure=MeasureSettings(**config["measure"]),
-        **{key: config[key] for key in ("method", "n_features", "rank", "format", "l0")},
+        harvest=HarvestSettings(**{**config["harvest"], **config.get("measure", {})}),
+        fit=kind(**{**config["fit"], **form}),
         progress=False,
     )
 

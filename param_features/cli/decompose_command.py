@@ -90,7 +90,7 @@ def decompose(
     """
     quiet = quiet or not launched().is_main
     check_vacant(out, is_forced=force)
-    fit = _fit_settings(method, selection)
+    fit = _fit_settings(method, selection, rank, format)
     _check_store(store, dataset, params)
     source = ModelSource(model, library, device, dtype)
     data = None if dataset is None else DataSource(dataset, text_field, sample_by, split, subset)
@@ -103,17 +103,15 @@ def decompose(
         tokenizer=loaded.tokenizer,
         n_features=n_features,
         l0=l0,
-        rank=rank,
         n_samples=n_samples,
         steps=steps,
         seed=seed,
         divergence=divergence,
         reference=reference,
-        format=format,
         method=method,
         fit=fit,
         progress=not quiet,
-        checkpoint_dir=checkpoint_dir,
+        checkpoints=checkpoint_dir,
     )
     if launched().is_main:
         _keep(features, out, report=report, quiet=quiet)
@@ -182,19 +180,22 @@ def check_vacant(folder: Path, *, is_forced: bool) -> None:
         raise SourceError(f"--out {folder} is not empty. Give another folder, or --force to write into this one.")
 
 
-def _fit_settings(method: Method, selection: Selection | None) -> pf.FitSettings | None:
+def _fit_settings(
+    method: Method, selection: Selection | None, rank: int, format: Format
+) -> pf.FitSettings | pf.HessianSettings | None:
     """Settings that differ from the method's own, None where none do.
 
     Raises:
-        SettingError: The method has no selection.
+        SettingError: The method has no selection, or no formats.
     """
-    if selection is None:
-        return None
-    if method != "l3d":
-        raise SettingError(
-            f"--selection {selection} with --method {method}. Selections belong to l3d: leave one of them out."
-        )
-    return replace(pf.FitSettings(), selection=selection)
+    if method == "l3d":
+        settings = pf.FitSettings(rank=rank, format=format)
+        settings = settings if selection is None else replace(settings, selection=selection)
+        return None if settings == pf.FitSettings() else settings
+    for option, value, usual in (("--selection", selection, None), ("--format", format, "matrix")):
+        if value != usual:
+            raise SettingError(f"{option} {value} with --method {method}. It belongs to l3d: leave one of them out.")
+    return None if rank == 1 else pf.HessianSettings(rank=rank)
 
 
 def _end_if_interrupted(features: pf.ParamFeatures) -> None:

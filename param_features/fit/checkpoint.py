@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 FORMAT = Format("param_features checkpoint", "a checkpoint", (1,), "record_sha256")
 _TITLES = ("counters/", "weights/", "optimizer/")
-_ANOTHER = "Give another checkpoint_dir=."
+_ANOTHER = "Give another checkpoints=."
 
 
 @runtime_checkable
@@ -229,8 +229,8 @@ def _check_state(state: State, origin: Origin) -> None:
 
 def _way_out(path: Path) -> str:
     if path != before(path) and before(path).exists():
-        return f"Remove it to go on from the one before, {before(path).name}, or give another checkpoint_dir=."
-    return "Remove it to begin the fit anew, or give another checkpoint_dir=."
+        return f"Remove it to go on from the one before, {before(path).name}, or give another checkpoints=."
+    return "Remove it to begin the fit anew, or give another checkpoints=."
 
 
 def _tensors_sum(state: State) -> str:

@@ -82,7 +82,7 @@ class Checkpoints:
         stays = "None was kept before" if last is None else f"That of step {last.n_steps} stays in {before(self.path).name}"
         raise DiskFullError(
             f"{self.path}: {error.strerror}. The checkpoint of step {n_steps} takes {size_text(n_bytes)}, {size_text(free)} "
-            f"are free. {stays}: make room for two and call again with the same arguments, or give another checkpoint_dir=."
+            f"are free. {stays}: make room for two and call again with the same arguments, or give another checkpoints=."
         ) from error
 
 
@@ -95,7 +95,7 @@ def refuse_other_fit(kept: Recipe, asked: Recipe, path: Path) -> None:
     names = [*kept, *(name for name in asked if name not in kept)]
     if kept["method"] != asked["method"]:
         names = [name for name in names if not name.startswith(_SETTINGS)]
-    then = "Give the same arguments to go on with it, or another checkpoint_dir=."
+    then = "Give the same arguments to go on with it, or another checkpoints=."
     both = ({name: recipe.get(name) for name in names} for recipe in (kept, asked))
     refuse_differences(*both, where=str(path), then=then, was="is of another fit")
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from param_features.errors import SettingError
+from param_features.errors import SettingError, nearest
+from param_features.fit.formats import FORMATS
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class FitSettings:
         revive: Weight of the auxiliary loss by which `"top_k"`'s dead features learn what is left over.
         resample: How often, in the first 60 % of the steps, features that do little (dead ones, duplicates, rare mixtures)
             are replaced by what is left of badly rebuilt samples, where that lowers the error more.
+        rank: Factors per feature and parameter; a bias has one at most.
+        format: How a feature is held during the fit: `"matrix"` (`rank` outer products of d_out with d_in), `"cp"` (`rank`
+            outer products over all axes: heads, within heads and d_in for W_K) or `"tucker"` (rank `rank` along each axis).
+            The result is in the matrix format whichever it is.
     """
 
     steps: int = 1000
@@ -35,6 +40,8 @@ class FitSettings:
     dead_after: int = 100
     revive: float = 1 / 32
     resample: int = 10
+    rank: int = 1
+    format: str = "matrix"
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -48,6 +55,11 @@ class FitSettings:
                 raise SettingError(f"{name}={getattr(self, name)} must not be negative.")
         if not 0 <= self.warm_start < 1:
             raise SettingError(f"warm_start={self.warm_start} must lie in [0, 1).")
+        if self.format not in FORMATS:
+            raise SettingError(
+                f"format={self.format!r} is unknown. Accepted: {', '.join(map(repr, FORMATS))}; nearest: "
+                f"{nearest(self.format, FORMATS)}."
+            )
 
     @property
     def is_tied(self) -> bool:
@@ -69,6 +81,7 @@ class HessianSettings:
             it falls to zero over the first half of the steps. Without it, few directions gather on the steepest samples.
         start: `"gradients"` starts from gradients of strong samples that are unlike each other, `"random"` from Gaussian
             factors: a check of what the climb finds by itself.
+        rank: Factors per feature and parameter; a bias has one at most.
     """
 
     steps: int = 1000
@@ -77,6 +90,7 @@ class HessianSettings:
     interference: float = 1.0
     spread: float = 0.8
     start: str = "gradients"
+    rank: int = 1
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -89,3 +103,8 @@ class HessianSettings:
             raise SettingError(f"interference={self.interference} must not be negative; 0 lets directions coincide.")
         if not 0 <= self.spread <= 1:
             raise SettingError(f"spread={self.spread} must lie in [0, 1]; 0 lets directions at right angles share samples.")
+
+    @property
+    def format(self) -> str:
+        """How a feature is held during the fit: as outer products of d_out with d_in, always."""
+        return "matrix"

@@ -216,7 +216,7 @@ class Fitted:
         if n_references is not None and not 1 <= n_references <= n_stored:
             raise InputError(
                 f"n_references={n_references}, but {n_stored} are stored. Ask for 1 to {n_stored}, or fit with "
-                "measure=pf.MeasureSettings(n_references=…)."
+                "harvest=pf.HarvestSettings(n_references=…)."
             )
         return replace(self.question, references=self.references[:n_references])
 

@@ -38,6 +38,8 @@ class HarvestSettings:
         max_memory_gib: Bound on the gradients kept, in GiB; the default is half of what is free.
         memory_dtype: Of training gradients kept in memory: `"float32"` (as they come) or `"bfloat16"`, half as large and
             rounded to 0.4 %. They are read, and summed, as float32.
+        n_references: Outputs drawn from the data, over which activations average later.
+        n_examples: Held-out sequences (inputs) kept for `top_examples` and saved with the features.
     """
 
     n_samples: int | None = None
@@ -46,6 +48,8 @@ class HarvestSettings:
     batch_size: int | None = None
     max_memory_gib: float | None = None
     memory_dtype: str = "float32"
+    n_references: int = 16
+    n_examples: int = 256
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -55,6 +59,9 @@ class HarvestSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SettingError(f"{name}={value} must be positive.")
+        for name in ("n_references", "n_examples"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.memory_dtype not in _MEMORY_DTYPES:
             accepted = ", ".join(map(repr, _MEMORY_DTYPES))
             raise SettingError(

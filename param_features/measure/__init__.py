@@ -31,7 +31,6 @@ from param_features.measure.of_features import curve_of, densities_of, examples_
 from param_features.measure.parts import activation_parts
 from param_features.measure.principal import EXTRA
 from param_features.measure.ranking import auroc
-from param_features.measure.settings import MeasureSettings
 from param_features.measure.weight import weight_by_head
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "Example",
     "L0Curve",
     "Match",
-    "MeasureSettings",
     "Ranking",
     "TopLogits",
     "activation_parts",

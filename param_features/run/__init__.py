@@ -5,9 +5,11 @@ from param_features.run.description import ModelDescription, describe
 from param_features.run.estimation import Estimate, estimate
 from param_features.run.harvesting import harvest
 from param_features.run.loading import bind, load
+from param_features.run.resuming import CheckpointSettings
 from param_features.run.sweeping import Sweep, SweepRow, SweepSettings, sweep
 
 __all__ = [
+    "CheckpointSettings",
     "Estimate",
     "ModelDescription",
     "Sweep",

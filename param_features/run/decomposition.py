@@ -27,7 +27,7 @@ from param_features.gradients import (
 )
 from param_features.gradients.disk import FactorStore, near
 from param_features.machine import ALONE, Processes, free_bytes, launched
-from param_features.measure import MeasureSettings, held_out_metrics
+from param_features.measure import held_out_metrics
 from param_features.params import ParamRecord, ParamSpec
 from param_features.problem import (
     Problem,
@@ -44,8 +44,8 @@ from param_features.problem import (
 from param_features.run.contrast import FitCall, Stores, background_gradients, fit_beside
 from param_features.run.estimation.room import fit_in_room
 from param_features.run.estimation.sizes import Sizes
-from param_features.run.request import Request, check_request, default_fit
-from param_features.run.resuming import Asked, CheckpointFolder, resumable
+from param_features.run.request import MethodSettings, Request, check_request, method_settings, usual_l0
+from param_features.run.resuming import CheckpointFolder, CheckpointSettings, Job, resumable
 
 
 def decompose(
@@ -56,8 +56,6 @@ def decompose(
     inputs: Any = None,
     store: str | PathLike | FactorStore | None = None,
     n_features: int = 100,
-    rank: int = 1,
-    format: str = "matrix",
     l0: float | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: Any = None,
@@ -71,9 +69,7 @@ def decompose(
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
     fit: FitSettings | HessianSettings | None = None,
-    measure: MeasureSettings | None = None,
-    checkpoint_dir: str | PathLike | None = None,
-    checkpoint_every: float = 60.0,
+    checkpoints: str | PathLike | CheckpointSettings | None = None,
 ) -> Fitted:
     """Find directions in the chosen parameters, each of which matters for few inputs.
 
@@ -98,10 +94,6 @@ def decompose(
             the divergence, the reference and the samples are then the store's, and may be left out; what is given must be
             the same. The result is that of a harvest in memory with the store's seed.
         n_features: Number of features.
-        rank: Factors per feature and parameter; a bias has one at most.
-        format: How a feature is held during the fit: `"matrix"` (`rank` outer products of d_out with d_in), `"cp"` (`rank`
-            outer products over all axes: heads, within heads and d_in for W_K) or `"tucker"` (rank `rank` along each axis).
-            The result is in the matrix format whichever it is. The Hessian method takes `"matrix"` alone.
         l0: Mean number of features kept per sample; n_features / 20, at least 1, by default.
         divergence: `"kl"`, `"se"`, `"sum"`, your own function of (output, reference) to one scalar per sample, or `"auto"`:
             KL for logits and squared error otherwise.
@@ -121,14 +113,13 @@ def decompose(
         seed: Of every random choice. Same seed, same machine, same result.
         progress: Whether to show progress bars and notices, on the error stream.
         n_samples: Samples to harvest; overrides `harvest.n_samples`.
-        harvest: Further settings of harvesting.
-        fit: Further settings of the fit: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for `"hessian"`. Where none are
+        harvest: How samples, references and examples are taken from the data.
+        fit: Further settings of the fit, rank and format among them: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for `"hessian"`. Where none are
             given and a batch of 1,024 samples does not fit in memory, a smaller one is taken, and said.
-        measure: Further settings of measuring.
-        checkpoint_dir: A folder in which harvest and fit are kept as they go. The same call goes on from there after a kill,
-            and ends with the bits of an unbroken one on the same machine; Ctrl-C leaves a checkpoint too. Gradients then lie
-            on disk, and how many are taken does not depend on the memory: see docs/how-to/store.md.
-        checkpoint_every: Seconds of the fit from one checkpoint to the next; 0 keeps one after every step.
+        checkpoints: A folder in which harvest and fit are kept as they go, or `pf.CheckpointSettings(folder, every=seconds)`.
+            The same call goes on from there after a kill, and ends with the bits of an unbroken one on the same machine;
+            Ctrl-C leaves a checkpoint too. Gradients then lie on disk, and how many are taken does not depend on the
+            memory: see docs/how-to/store.md.
 
     Returns:
         The features, with metrics on held-out sequences beside the same metrics of three controls.
@@ -148,22 +139,21 @@ def decompose(
         MemoryEstimateError: The gradients, the fit or the controls would not fit in memory; `pf.estimate` tells beforehand.
         StoreError: The store is unfinished or damaged, or was harvested from something else than what is given; or a
             checkpoint is.
-        DiskFullError: Gradients or a checkpoint do not fit in `checkpoint_dir`; what was whole stays.
+        DiskFullError: Gradients or a checkpoint do not fit in the folder of `checkpoints`; what was whole stays.
 
     Source: L3D (arXiv 2504.00194); its first draft for `method="hessian"`, see `fit/hessian.py` for what differs; the
         metrics' controls are this library's own.
     """
-    l0 = max(1.0, n_features / 20) if l0 is None else float(l0)
     processes = launched()
-    request = Request(method, n_features, rank, format, l0, seed, progress and processes.is_main)
+    l0 = usual_l0(n_features) if l0 is None else float(l0)
+    request = Request(method, n_features, l0, seed, progress and processes.is_main)
     opened = None if store is None else FactorStore.open(store)
     harvest = harvest or (HarvestSettings() if opened is None else opened.settings)
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
-    is_batch_open, fit = fit is None, fit or default_fit(request)
-    fit = fit if steps is None else replace(fit, steps=steps)
+    settings = method_settings(method, fit, steps=steps)
     names = opened.names if opened is not None and params is None else params or []
     chosen = read_model(model, names, tokenizer=tokenizer, output=output)
-    check_request(request, fit, chosen.subset)
+    check_request(request, settings, chosen.subset)
     if opened is None:
         reference = "sample" if reference is None else reference
         problem = read_problem(chosen, tokens, inputs, divergence=divergence, reference=reference, method=method)
@@ -176,12 +166,11 @@ def decompose(
     if method == "hessian":
         check_curved(problem.divergence)
     say_notices(problem, divergence if opened is None else None, request.say)
-    is_open = is_batch_open and checkpoint_dir is None  # a resumed fit must find the batch that it began with
-    run = Decomposition(problem, request, harvest, fit, measure or MeasureSettings(), beside, opened, is_open, processes)
-    if checkpoint_dir is None:
+    is_open = fit is None and checkpoints is None  # a resumed fit must find the batch that it began with
+    run = Decomposition(problem, request, harvest, settings, beside, opened, is_open, processes)
+    if checkpoints is None:
         return run.fitted()
-    asked = Asked(problem, request, harvest, fit, beside, opened)
-    with resumable(checkpoint_dir, checkpoint_every, asked) as (gradients, folder):
+    with resumable(CheckpointSettings.of(checkpoints), run.job) as (gradients, folder):
         return replace(run, store=gradients, folder=folder).fitted()
 
 
@@ -192,9 +181,8 @@ class Decomposition:
     Attributes:
         problem: What gradients are taken of.
         request: What was asked of the fit.
-        harvest: How many samples are taken and how.
+        harvest: How samples, references and examples are taken.
         fit: Settings of the fit.
-        measure: How much is kept for measuring.
         background: Samples that the features are to leave alone.
         store: Gradients that were taken before.
         is_batch_open: Whether the fit's batch may be made smaller where memory wants it.
@@ -205,18 +193,22 @@ class Decomposition:
     problem: Problem
     request: Request
     harvest: HarvestSettings
-    fit: FitSettings | HessianSettings
-    measure: MeasureSettings
+    fit: MethodSettings
     background: ReadBackground | None = None
     store: FactorStore | None = None
     is_batch_open: bool = False
     processes: Processes = ALONE
     folder: CheckpointFolder | None = None
 
+    @property
+    def job(self) -> Job:
+        """What decides the outcome."""
+        return Job(self.problem, self.request, self.harvest, self.fit, self.background, self.store)
+
     def fitted(self) -> Fitted:
         """Harvest, fit and measure."""
         engine = build_engine(self.problem, self.request.say)
-        question = question_of(self.problem, engine, self.measure.n_references, self._generator(Stage.REFERENCES))
+        question = question_of(self.problem, engine, self.harvest.n_references, self._generator(Stage.REFERENCES))
         harvester = Harvester(engine, question.divergence, question.drawn, self.harvest).agreed(self.processes)
         plan = self._plan(harvester)
         run = replace(self, fit=self._fit_in_room(harvester, plan))
@@ -229,7 +221,7 @@ class Decomposition:
         settings = limited(harvester.settings, harvester, self.problem.data)
         return plan_samples(self.problem, settings, self.request.n_features, self._generator(Stage.PLAN))
 
-    def _fit_in_room(self, harvester: Harvester, plan: SamplePlan) -> FitSettings | HessianSettings:
+    def _fit_in_room(self, harvester: Harvester, plan: SamplePlan) -> MethodSettings:
         """Settings of the fit with which the run fits in memory.
 
         Raises:
@@ -244,7 +236,9 @@ class Decomposition:
             like, counts = self.store.train.rows(slice(0, 2)), [self.store.train.n_samples, self.store.held_out.n_samples]
         asked, free = self.request, free_bytes(self.problem.subset.device)
         free = self.processes.least(free // self.processes.n_on_machine)
-        sizes = Sizes.of(like, *counts, asked.n_features, asked.rank, asked.l0, self.fit, is_stored=self.store is not None)
+        sizes = Sizes.of(
+            like, *counts, asked.n_features, self.fit.rank, asked.l0, self.fit, is_stored=self.store is not None
+        )
         return fit_in_room(sizes, free, asked.say, is_batch_open=self.is_batch_open)
 
     def _measured(self, engine: GradientEngine, harvester: Harvester, plan: SamplePlan, question: Question) -> Fitted:
@@ -264,7 +258,7 @@ class Decomposition:
             params=self._records(),
             metrics=metrics,
             config=self._config(fit) | record,
-            examples=self.problem.data.rows(plan.held_out[: self.measure.n_examples]),
+            examples=self.problem.data.rows(plan.held_out[: self.harvest.n_examples]),
             engine=engine,
         )
 
@@ -274,7 +268,7 @@ class Decomposition:
             train=train,
             held_out=held_out,
             subset=self.problem.subset,
-            rank=self.request.rank,
+            rank=self.fit.rank,
             l0=self.request.l0,
             generator=self._generator(Stage.MEASURE),
         )
@@ -300,7 +294,7 @@ class Decomposition:
             there,
             background.settings,
             n_features=asked.n_features,
-            rank=asked.rank,
+            rank=self.fit.rank,
             l0=asked.l0,
             generator=self._generator(Stage.BESIDE_BACKGROUND),
         )
@@ -325,7 +319,7 @@ class Decomposition:
                 rows,
                 store,
                 n_features=n_features,
-                rank=asked.rank,
+                rank=self.fit.rank,
                 l0=l0,
                 settings=self.fit,
                 generator=generator,
@@ -336,12 +330,12 @@ class Decomposition:
         return fit_l3d(
             store,
             n_features=n_features,
-            rank=asked.rank,
+            rank=self.fit.rank,
             l0=l0,
             settings=self.fit,
             generator=generator,
             progress=asked.progress,
-            format=FORMATS[asked.format],
+            format=FORMATS[self.fit.format],
             modes={view.name: view.modes for view in self.problem.subset.views},
             off_target=off_target,
             checkpoints=checkpoints,
@@ -385,10 +379,10 @@ class Decomposition:
         """Settings of the run, for the record."""
         output = self.problem.adapter.given_output
         return {
-            **asdict(self.request),
+            **self.request.record(self.fit),
+            "progress": self.request.progress,
             "harvest": asdict(self.harvest),
             "fit": asdict(self.fit),
-            "measure": asdict(self.measure),
             "steps_done": fit.steps_done,
             "history": fit.history,
             "model": self.problem.adapter.description,

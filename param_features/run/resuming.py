@@ -1,4 +1,4 @@
-"""`checkpoint_dir=`: where a decomposition keeps what it has done, and goes on from after a kill."""
+"""`checkpoints=`: where a decomposition keeps what it has done, and goes on from after a kill."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from param_features.errors import SettingError
 from param_features.files import alone_in
-from param_features.fit import Checkpoints, FitSettings, HessianSettings, OffTarget, read_newest, refuse_other_fit
+from param_features.fit import Checkpoints, OffTarget, read_newest, refuse_other_fit
 from param_features.gradients import HarvestSettings, SampleGradients, plan_samples
 from param_features.gradients.disk import Compression, FactorStore, Recipe, harvested, recipe_of, sum_of_data
 from param_features.machine import launched
 from param_features.problem import Problem, ReadBackground, Stage, stage_generator
-from param_features.run.request import Request
+from param_features.run.request import MethodSettings, Request
 
 SHARD_MIB = 256.0
 """What a kill of the harvest loses at most."""
@@ -29,8 +29,8 @@ _BITS = "bits"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a decomposition was asked for, read and checked.
+class Job:
+    """What decides the outcome of a decomposition, read and checked.
 
     Attributes:
         store: Gradients that were given; None where they are harvested.
@@ -39,7 +39,7 @@ class Asked:
     problem: Problem
     request: Request
     harvest: HarvestSettings
-    fit: FitSettings | HessianSettings
+    fit: MethodSettings
     background: ReadBackground | None
     store: FactorStore | None
 
@@ -52,8 +52,9 @@ class Asked:
     def recipe(self, gradients: Recipe) -> Recipe:
         """All that decides what a fit finds, but for the gradients' own bits."""
         own = {f"gradients.{name}" if name in ("seed", "shard_mib") else name: value for name, value in gradients.items()}
-        request = {name: value for name, value in asdict(self.request).items() if name != "progress"}
-        return own | request | {f"fit.{name}": value for name, value in asdict(self.fit).items()} | self._background()
+        request, settings = self.request.record(self.fit), asdict(self.fit)
+        fit = {f"fit.{name}": value for name, value in settings.items() if name not in request}
+        return own | request | fit | self._background()
 
     def _background(self) -> Recipe:
         if self.background is None:
@@ -70,7 +71,7 @@ class CheckpointFolder:
 
     Attributes:
         directory: Where it lies.
-        recipe: See `Asked.recipe`.
+        recipe: See `Job.recipe`.
         every: Seconds from one checkpoint to the next.
         has_gradients: Whether the gradients lie in it too.
     """
@@ -108,41 +109,74 @@ class CheckpointFolder:
         return self.directory / f"{title}.safetensors"
 
 
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """Where and how often a decomposition keeps what it has done.
+
+    Attributes:
+        directory: The folder; made where it is missing.
+        every: Seconds of the fit from one checkpoint to the next; 0 keeps one after every step.
+    """
+
+    directory: str | PathLike
+    every: float = 60.0
+
+    @classmethod
+    def of(cls, given: "str | PathLike | CheckpointSettings") -> "CheckpointSettings":
+        """Read what was given as `checkpoints=`."""
+        return given if isinstance(given, CheckpointSettings) else cls(given)
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if self.every < 0:
+            raise SettingError(
+                f"every={self.every} of pf.CheckpointSettings must not be negative: seconds, or 0 for one after each step."
+            )
+
+    def folder(self) -> Path:
+        """The folder, made where it is missing.
+
+        Raises:
+            SettingError: It is a file.
+        """
+        folder = Path(self.directory)
+        if folder.exists() and not folder.is_dir():
+            raise SettingError(f"checkpoints={str(folder)!r} is a file. Give a folder, or a name that is not taken.")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
 @contextmanager
-def resumable(directory: str | PathLike, every: float, asked: Asked) -> Iterator[tuple[FactorStore, CheckpointFolder]]:
+def resumable(settings: CheckpointSettings, job: Job) -> Iterator[tuple[FactorStore, CheckpointFolder]]:
     """The gradients, harvested to the folder where none were given, and where fits keep their checkpoints.
 
     Raises:
-        SettingError: `every` is negative, or `directory` is a file.
+        SettingError: The folder is a file.
         StoreError: The folder holds what was begun with other arguments, data or weights, or a damaged checkpoint; or
             another process writes to it.
         SampleCountError: There would be fewer training samples than features.
         DiskFullError: The gradients do not fit.
     """
-    folder, request, processes = _folder(directory, every), asked.request, launched()
-    with ExitStack() as held:
-        processes.from_main(lambda: held.enter_context(alone_in(folder, "decomposition")))
-        gradients = asked.gradients()
-        found = CheckpointFolder(folder, asked.recipe(gradients), every, asked.store is None)
-        found.refuse_others()
-        if asked.store is not None:
-            yield asked.store, found
+    directory, request, processes = settings.folder(), job.request, launched()
+    with ExitStack() as stack:
+        processes.from_main(lambda: stack.enter_context(alone_in(directory, "decomposition")))
+        gradients = job.gradients()
+        folder = CheckpointFolder(directory, job.recipe(gradients), settings.every, job.store is None)
+        folder.refuse_others()
+        if job.store is not None:
+            yield job.store, folder
             return
-        plan_samples(asked.problem, asked.harvest, request.n_features, stage_generator(request.seed, Stage.PLAN))
-        call = {"say": request.say, "progress": request.progress, "compression": Compression()}
-        store = harvested(asked.problem, asked.harvest, gradients, folder / _GRADIENTS, **call)
-        yield store, found
-
-
-def _folder(directory: str | PathLike, every: float) -> Path:
-    """The folder, made where it is missing."""
-    if every < 0:
-        raise SettingError(f"checkpoint_every={every} must not be negative: seconds, or 0 for one after each step.")
-    folder = Path(directory)
-    if folder.exists() and not folder.is_dir():
-        raise SettingError(f"checkpoint_dir={str(folder)!r} is a file. Give a folder, or a name that is not taken.")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        plan_samples(job.problem, job.harvest, request.n_features, stage_generator(request.seed, Stage.PLAN))
+        store = harvested(
+            job.problem,
+            job.harvest,
+            gradients,
+            directory / _GRADIENTS,
+            say=request.say,
+            progress=request.progress,
+            compression=Compression(),
+        )
+        yield store, folder
 
 
 def _norms_sum(stores: list[SampleGradients]) -> str:

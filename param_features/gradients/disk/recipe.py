@@ -36,7 +36,7 @@ _LABELS = {
 _SINCE = {"compress_rank": None, "dtype": "float32"}
 """What stores were made with before these were settings."""
 
-_IN_MEMORY = ("max_memory_gib", "memory_dtype")
+_IN_MEMORY = ("max_memory_gib", "memory_dtype", "n_references", "n_examples")
 """Settings of a harvest that change nothing on disk."""
 
 

@@ -11,7 +11,6 @@ from param_features.errors import SettingError
 from param_features.fit import FitSettings, HessianSettings
 from param_features.gradients import Harvester, HarvestSettings, SamplePlan, build_engine, limited, plan_samples, question_of
 from param_features.machine import free_bytes, held_bytes
-from param_features.measure import MeasureSettings
 from param_features.params import ParamSpec
 from param_features.problem import Problem, Stage, read_model, read_problem, stage_generator
 from param_features.run.estimation.fit_cost import FitProbe
@@ -19,7 +18,7 @@ from param_features.run.estimation.harvest_cost import HarvestProbe
 from param_features.run.estimation.ladder import Ladder
 from param_features.run.estimation.result import Estimate
 from param_features.run.estimation.sizes import Sizes
-from param_features.run.request import Request, check_request
+from param_features.run.request import Request, check_request, usual_l0
 
 _FEW = 64
 """Samples that stand for all while the fit is timed."""
@@ -32,8 +31,6 @@ def estimate(
     *,
     inputs: Any = None,
     n_features: int = 100,
-    rank: int = 1,
-    format: str = "matrix",
     l0: float | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: Any = "sample",
@@ -44,7 +41,6 @@ def estimate(
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
     fit: FitSettings | HessianSettings | None = None,
-    measure: MeasureSettings | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Estimate:
     """Say what `pf.decompose` with the same arguments will take, without running it.
@@ -61,8 +57,6 @@ def estimate(
         tokens: Or texts.
         inputs: Instead of tokens.
         n_features: Number of features.
-        rank: Factors per feature and parameter.
-        format: Of the features during the fit.
         l0: Mean number of features kept per sample.
         divergence: What gradients are of.
         reference: What outputs are compared with.
@@ -71,9 +65,8 @@ def estimate(
         steps: Optimiser steps.
         seed: Of the decomposition.
         n_samples: Samples to harvest.
-        harvest: Further settings of harvesting.
+        harvest: How samples, references and examples are taken.
         fit: Further settings of the fit.
-        measure: Further settings of measuring.
         clock: What time is told by, in seconds; `time.process_time` for CPU seconds.
 
     Returns:
@@ -84,21 +77,21 @@ def estimate(
             are said before a run are raised as well, but for too little memory, which is what the estimate tells.
     """
     start = clock()
-    l0 = max(1.0, n_features / 20) if l0 is None else float(l0)
+    l0 = usual_l0(n_features) if l0 is None else float(l0)
     fit = _with_steps(fit or FitSettings(), steps)
     chosen = read_model(model, params, tokenizer=tokenizer, output=output)
     base = held_bytes(chosen.subset.device)
-    check_request(Request("l3d", n_features, rank, format, l0, seed, False), fit, chosen.subset)
+    check_request(Request("l3d", n_features, l0, seed, progress=False), fit, chosen.subset)
     problem = read_problem(chosen, tokens, inputs, divergence=divergence, reference=reference)
     harvest = harvest or HarvestSettings()
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
-    probe = _harvest_probe(problem, harvest, measure or MeasureSettings(), n_features, seed)
+    probe = _harvest_probe(problem, harvest, n_features, seed)
     setup = clock() - start
-    sizes = _sizes(probe.plan, Sizes(probe.like, 0, 0, n_features, rank, l0, fit, probe.batch_bytes))
+    sizes = _sizes(probe.plan, Sizes(probe.like, 0, 0, n_features, fit.rank, l0, fit, probe.batch_bytes))
     ladder = Ladder(clock)
     seconds = {"setup": setup, "harvest": probe.seconds(ladder)}
     few = probe.taken(max(2, -(-_FEW // probe.plan.n_slots)), probe.plan.n_slots)
-    rest = FitProbe(few, sizes, chosen.subset, format, ladder)
+    rest = FitProbe(few, sizes, chosen.subset, fit.format, ladder)
     seconds |= {"fit": rest.fit_seconds, "measure": rest.measure_seconds}
     device = chosen.subset.device
     touched = max(0, held_bytes(device) - base)
@@ -111,12 +104,10 @@ def _with_steps(fit: FitSettings | HessianSettings, steps: int | None) -> FitSet
     return fit if steps is None else replace(fit, steps=steps)
 
 
-def _harvest_probe(
-    problem: Problem, settings: HarvestSettings, measure: MeasureSettings, n_features: int, seed: int
-) -> HarvestProbe:
+def _harvest_probe(problem: Problem, settings: HarvestSettings, n_features: int, seed: int) -> HarvestProbe:
     """The harvest of the run, not yet begun."""
     engine = build_engine(problem, lambda _: None)
-    question = question_of(problem, engine, measure.n_references, stage_generator(seed, Stage.REFERENCES))
+    question = question_of(problem, engine, settings.n_references, stage_generator(seed, Stage.REFERENCES))
     harvester = Harvester(engine, question.divergence, question.drawn, settings)
     settings = limited(settings, harvester, problem.data)
     plan = plan_samples(problem, settings, n_features, stage_generator(seed, Stage.PLAN))

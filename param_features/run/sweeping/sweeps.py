@@ -1,8 +1,9 @@
 """`pf.sweep`: fits over l0, rank and number of features from one store of gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import combinations
 from os import PathLike
 from pathlib import Path
@@ -12,17 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
-from param_features.fit import FitSettings, HessianSettings
 from param_features.fitted import Fitted
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import FactorStore
-from param_features.measure import MeasureSettings, match
+from param_features.machine import launched
+from param_features.measure import match
 from param_features.params import ParamSpec
-from param_features.problem import read_model
-from param_features.run.decomposition import decompose
+from param_features.problem import Problem, check_curved, read_model, say_notices
+from param_features.run.decomposition import Decomposition
 from param_features.run.harvesting import harvest as harvest_to_disk
-from param_features.run.request import Request, check_request, default_fit
-from param_features.run.sweeping.finished import Wanted, read_kept
+from param_features.run.request import MethodSettings, Request, check_request, method_settings
+from param_features.run.sweeping.finished import read_finished
 from param_features.run.sweeping.row import SweepRow, row_of
 from param_features.run.sweeping.settings import Setting, SweepSettings, grid
 from param_features.run.sweeping.table import Sweep
@@ -46,13 +47,11 @@ def sweep(
     reference: Any = None,
     output: Callable[[Any], Tensor] | None = None,
     tokenizer: Any = None,
-    format: str = "matrix",
     method: str = "l3d",
     steps: int | None = None,
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
-    fit: FitSettings | HessianSettings | None = None,
-    measure: MeasureSettings | None = None,
+    fit: MethodSettings | None = None,
     settings: SweepSettings | None = None,
     progress: bool = True,
 ) -> Sweep[Fitted]:
@@ -66,7 +65,7 @@ def sweep(
 
     Args:
         model: As for `pf.decompose`; so are `params`, `tokens`, `inputs`, `divergence`, `reference`, `output`, `tokenizer`,
-            `format`, `method`, `steps`, `n_samples`, `fit` and `measure`.
+            `method`, `steps`, `n_samples`, `harvest` and `fit`.
         params: Which parameters; the store's by default.
         tokens: Or texts; the store's by default.
         inputs: Instead of tokens.
@@ -88,7 +87,6 @@ def sweep(
         n_samples: Samples to harvest.
         harvest: Further settings of harvesting.
         fit: Further settings of the fit.
-        measure: Further settings of measuring.
         settings: What is flagged, and when a setting is recommended.
         progress: Whether to show progress bars and notices, on the error stream.
 
@@ -102,118 +100,147 @@ def sweep(
         StoreError: The store is damaged or of something else, or a fit in `directory` was made otherwise.
         KeyboardInterrupt: Ctrl-C before the first fit was finished.
     """
-    chosen = grid(n_features, rank, l0, seeds)
-    common = {"method": method, "format": format, "fit": fit, "steps": steps, "measure": measure, "progress": progress}
-    read = {"output": output, "tokenizer": tokenizer}
-    data = {"tokens": tokens, "inputs": inputs, "divergence": divergence, "reference": reference, **read}
+    settings_grid = grid(n_features, rank, l0, seeds)
     opened = None if store is None else FactorStore.open(store)
-    named = params if params is not None else [] if opened is None else opened.names
-    requests = _checked(model, named, chosen, read, common)
-    sampled = {"n_samples": n_samples, "settings": harvest, "seed": min(s.seed for s in chosen)}
-    with _gradients(model, named, data, opened, directory, {**sampled, "progress": progress}) as kept:
-        kept.check_count(max(setting.n_features for setting in chosen))
-        given = data if opened is None else data | {"n_samples": n_samples, "harvest": harvest}
-        call = {"params": named, "store": kept, **given, **common}
-        folder = None if directory is None else Path(directory)
-        run = _Run(model, call, kept, folder, settings or SweepSettings(), {**read, "divergence": divergence})
-        return run.over(requests)
-
-
-Requests = dict[Setting, tuple[Request, FitSettings | HessianSettings]]
-
-
-def _checked(
-    model: Any, params: ParamSpec, chosen: Sequence[Setting], read: dict[str, Any], common: dict[str, Any]
-) -> Requests:
-    """Every combination's request and fit settings, refused before the harvest where one is out of range."""
-    subset = read_model(model, params, **read).subset
-    found: Requests = {}
-    for setting in chosen:
-        n, rank, l0, seed = setting
-        request = Request(common["method"], n, rank, common["format"], float(l0), seed, common["progress"])
-        fit = common["fit"] or default_fit(request)
-        fit = fit if common["steps"] is None else replace(fit, steps=common["steps"])
-        check_request(request, fit, subset)
-        found[setting] = request, fit
-    return found
-
-
-@contextmanager
-def _gradients(
-    model: Any,
-    params: ParamSpec,
-    data: dict[str, Any],
-    opened: FactorStore | None,
-    directory: str | PathLike | None,
-    sampled: dict[str, Any],
-) -> Iterator[FactorStore]:
-    """The store: the one given, or one that is harvested now, into the sweep's folder or a temporary one."""
-    if opened is not None:
-        yield opened
-        return
-    asked = data | {"reference": "sample" if data["reference"] is None else data["reference"]}
-    if directory is not None:
-        yield harvest_to_disk(model, params, directory=Path(directory) / _STORE, **asked, **sampled)
-        return
-    with TemporaryDirectory(prefix="param_features-") as folder:
-        yield harvest_to_disk(model, params, directory=folder, **asked, **sampled)
+    names = params if params is not None else [] if opened is None else opened.names
+    chosen = read_model(model, names, tokenizer=tokenizer, output=output)
+    jobs = [_job(setting, method, fit, steps, progress) for setting in settings_grid]
+    for job in jobs:
+        check_request(job.request, job.fit, chosen.subset)
+    with ExitStack() as stack:
+        if opened is None:
+            folder = stack.enter_context(_store_folder(directory))
+            gradients = harvest_to_disk(
+                model,
+                names,
+                tokens,
+                directory=folder,
+                inputs=inputs,
+                divergence=divergence,
+                reference="sample" if reference is None else reference,
+                output=output,
+                tokenizer=tokenizer,
+                n_samples=n_samples,
+                settings=harvest,
+                seed=min(setting.seed for setting in settings_grid),
+                progress=progress,
+            )
+            taken = gradients.settings
+        else:
+            gradients, taken = opened, harvest or opened.settings
+            taken = taken if n_samples is None else replace(taken, n_samples=n_samples)
+        gradients.check_count(max(setting.n_features for setting in settings_grid))
+        problem = gradients.problem(
+            chosen, tokens, inputs, divergence=divergence, reference=reference, settings=taken, method=method
+        )
+        if method == "hessian":
+            check_curved(problem.divergence)
+        say_notices(problem, None, jobs[0].request.say)
+        code = divergence if callable(divergence) else None
+        read = partial(read_finished, model=model, divergence=code, output=output, tokenizer=tokenizer)
+        kept_in = None if directory is None else Path(directory)
+        limits = settings or SweepSettings()
+        return _Sweeping(problem, taken, gradients, fit is None, kept_in, read, limits).over(jobs)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A sweep whose gradients are there."""
+class _Job:
+    """One fit of a sweep."""
 
-    model: Any
-    call: dict[str, Any]
+    setting: Setting
+    request: Request
+    fit: MethodSettings
+
+
+def _job(setting: Setting, method: str, fit: MethodSettings | None, steps: int | None, progress: bool) -> _Job:
+    """The fit of a setting; errors are those of `method_settings`."""
+    request = Request(method, setting.n_features, float(setting.l0), setting.seed, progress and launched().is_main)
+    return _Job(setting, request, method_settings(method, fit, steps=steps, rank=setting.rank))
+
+
+@contextmanager
+def _store_folder(directory: str | PathLike | None) -> Iterator[Path]:
+    """Where gradients are harvested to: the sweep's folder, or a temporary one."""
+    if directory is not None:
+        yield Path(directory) / _STORE
+        return
+    with TemporaryDirectory(prefix="param_features-") as folder:
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
+class _Sweeping:
+    """A sweep whose gradients are there.
+
+    Attributes:
+        problem: What the gradients are of.
+        harvest: How they were taken.
+        store: Where they lie.
+        is_batch_open: Whether a fit's batch may be made smaller where memory wants it.
+        folder: Where finished fits are kept; None where they are not.
+        read: Reads a finished fit of a folder, where its record says what it must.
+        limits: What is flagged, and when a setting is recommended.
+    """
+
+    problem: Problem
+    harvest: HarvestSettings
     store: FactorStore
+    is_batch_open: bool
     folder: Path | None
+    read: Callable[[Path, Mapping[str, Any]], Fitted | None]
     limits: SweepSettings
-    loading: dict[str, Any]
 
-    def over(self, requests: Requests) -> Sweep[Fitted]:
-        """Fit or read every combination."""
+    def over(self, jobs: Sequence[_Job]) -> Sweep[Fitted]:
+        """Fit or read every combination; Ctrl-C ends the sweep with those that are finished."""
         rows, fits = [], []
-        for place, (setting, (request, fit)) in enumerate(requests.items()):
-            request.say(f"sweep: fit {place + 1} of {len(requests)}, {setting}")
-            features = self._features(setting, request, fit)
+        for place, job in enumerate(jobs):
+            job.request.say(f"sweep: fit {place + 1} of {len(jobs)}, {job.setting}")
+            features = self._features(job)
             if features is None:
                 if not fits:
                     raise KeyboardInterrupt
                 break
             held_out = self.store.on(features.references.device).held_out
-            rows.append(row_of(features, setting, held_out, self.limits))
+            rows.append(row_of(features, job.setting, held_out, self.limits))
             fits.append(features)
-        return Sweep(tuple(_agreeing(rows, fits)), tuple(fits), len(requests), self.store.summary)
+        return Sweep(tuple(_agreeing(rows, fits)), tuple(fits), len(jobs), self.store.summary)
 
-    def _features(self, setting: Setting, request: Request, fit: FitSettings | HessianSettings) -> Fitted | None:
+    def _features(self, job: _Job) -> Fitted | None:
         """The fit of a setting; None where Ctrl-C ended it early."""
         if self.folder is None:
-            found = self._fitted(setting)
-            return found if found.config["steps_done"] == fit.steps else None
-        wanted, place = self._wanted(request, fit), self.folder / setting.folder
-        kept = read_kept(place, wanted, model=self.model, **self._code())
-        if kept is not None:
-            return kept
-        found = self._fitted(setting)
-        if found.config["steps_done"] < fit.steps:
+            features = self._fitted(job)
+            return features if self._is_finished(features, job) else None
+        place = self.folder / job.setting.folder
+        finished = self._read(place, job)
+        if finished is not None:
+            return finished
+        features = self._fitted(job)
+        if not self._is_finished(features, job):
             return None
-        found.save_pretrained(place)
-        return read_kept(place, wanted, model=self.model, **self._code())  # to the bit what the next call will read
+        features.save_pretrained(place)
+        return self._read(place, job)  # to the bit what the next call will read
 
-    def _fitted(self, setting: Setting) -> Fitted:
-        return decompose(self.model, **setting._asdict(), **self.call)
+    def _fitted(self, job: _Job) -> Fitted:
+        run = Decomposition(
+            problem=self.problem,
+            request=job.request,
+            harvest=self.harvest,
+            fit=job.fit,
+            store=self.store,
+            is_batch_open=self.is_batch_open,
+            processes=launched(),
+        )
+        return run.fitted()
 
-    def _wanted(self, request: Request, fit: FitSettings | HessianSettings) -> Wanted:
-        """What the record of a kept fit must say."""
-        asked = {name: value for name, value in asdict(request).items() if name != "progress"}
-        measure = self.call["measure"] or MeasureSettings()
-        made = {"fit": asdict(fit), "measure": asdict(measure), "steps_done": fit.steps}
-        return {**asked, **made, "gradients": self.store.summary["recipe_sha256"]}
+    @staticmethod
+    def _is_finished(features: Fitted, job: _Job) -> bool:
+        return features.config["steps_done"] == job.fit.steps
 
-    def _code(self) -> dict[str, Any]:
-        """What saved features do not hold."""
-        divergence = self.loading["divergence"]
-        return {**self.loading, "divergence": divergence if callable(divergence) else None}
+    def _read(self, place: Path, job: _Job) -> Fitted | None:
+        """The finished fit in a folder, None where there is none."""
+        record = job.request.record(job.fit) | {"fit": asdict(job.fit), "harvest": asdict(self.harvest)}
+        wanted = record | {"steps_done": job.fit.steps, "gradients": self.store.summary["recipe_sha256"]}
+        return self.read(place, wanted)
 
 
 def _agreeing(rows: list[SweepRow], fits: list[Fitted]) -> list[SweepRow]:

@@ -37,8 +37,8 @@ def small_shards():
 
 
 def fitted(model, tokens, folder=None, **changes) -> pf.ParamFeatures:
-    kept = {} if folder is None else {"checkpoint_dir": folder, "checkpoint_every": 0}
-    return pf.decompose(model, **{"params": W_K, "tokens": tokens, **QUICK, **kept, **changes})
+    checkpoints = None if folder is None else pf.CheckpointSettings(folder, every=0)
+    return pf.decompose(model, **{"params": W_K, "tokens": tokens, "checkpoints": checkpoints, **QUICK, **changes})
 
 
 def assert_same(one: pf.ParamFeatures, other: pf.ParamFeatures) -> None:
@@ -134,7 +134,7 @@ def test_own_gradients_are_read_into_memory_where_they_fit(tiny_hooked, tiny_tok
 def test_what_follows_the_fit_may_change(tiny_hooked, tiny_tokens, unbroken, tmp_path):
     fitted(tiny_hooked, tiny_tokens, tmp_path)
     with stopped_after(0):
-        more = fitted(tiny_hooked, tiny_tokens, tmp_path, measure=pf.MeasureSettings(n_examples=2))
+        more = fitted(tiny_hooked, tiny_tokens, tmp_path, harvest=replace(QUICK["harvest"], n_examples=2))
     assert torch.equal(more.v_out.tensors[0], unbroken.v_out.tensors[0])
     assert len(more.examples) == 2
 
@@ -144,7 +144,7 @@ CHANGES = [
     ({"n_features": 7}, r"n_features= 7, there 6"),
     ({"l0": 1}, r"l0= 1.0, there 2.0"),
     ({"fit": FitSettings(lr=0.01)}, r"fit.lr= 0.01, there 0.03"),
-    ({"format": "cp"}, r"format= 'cp', there 'matrix'"),
+    ({"fit": FitSettings(format="cp")}, r"format= 'cp', there 'matrix'"),
     ({"method": "hessian"}, r"another fit: method= 'hessian', there 'l3d'\. Give"),
     ({"seed": 1}, r"the seed of the gradients 1, there 0; seed= 1, there 0"),
     ({"reference": "mean"}, r"reference= 'mean', there 'sample'"),
@@ -283,9 +283,9 @@ def test_two_decompositions_do_not_share_a_folder(tiny_hooked, tiny_tokens, copy
 
 def test_wrong_arguments_are_refused_before_the_harvest(tiny_hooked, tiny_tokens, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingError, match=r"checkpoint_every=-1 must not be negative"):
-        fitted(tiny_hooked, tiny_tokens, tmp_path / "new", checkpoint_every=-1)
-    with pytest.raises(SettingError, match=r"checkpoint_dir='.*file' is a file"):
+    with pytest.raises(SettingError, match=r"every=-1 of pf.CheckpointSettings must not be negative"):
+        pf.CheckpointSettings(tmp_path / "new", every=-1)
+    with pytest.raises(SettingError, match=r"checkpoints='.*file' is a file"):
         fitted(tiny_hooked, tiny_tokens, tmp_path / "file")
     with pytest.raises(SampleCountError, match=r"fewer than the 500 features"):
         fitted(tiny_hooked, tiny_tokens, tmp_path / "new", n_features=500)
@@ -295,10 +295,10 @@ def test_wrong_arguments_are_refused_before_the_harvest(tiny_hooked, tiny_tokens
 def decomposed(folder: Path, is_kept: bool) -> None:
     """A job that takes a few seconds."""
     resuming.SHARD_MIB = 0.5
-    kept = {"checkpoint_dir": folder, "checkpoint_every": 0} if is_kept else {}
+    checkpoints = pf.CheckpointSettings(folder, every=0) if is_kept else None
     call = {"harvest": pf.HarvestSettings(batch_size=2), "n_samples": 600, "n_features": 20, "l0": 2, "steps": 60}
     model, tokens = pf.demo.load_model(), pf.demo.tokens(60)
-    pf.decompose(model, "blocks.2.attn.W_K", tokens, progress=False, **call, **kept).save_pretrained(folder / "features")
+    pf.decompose(model, "blocks.2.attn.W_K", tokens, progress=False, checkpoints=checkpoints, **call).save_pretrained(folder / "features")
 
 
 @pytest.mark.slow

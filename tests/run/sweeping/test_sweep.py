@@ -10,6 +10,7 @@ from torch import nn
 import param_features as pf
 from param_features.errors import FeatureCountError, RankError, SampleCountError, SettingError, StoreError
 from param_features.run import Sweep
+from param_features.run.decomposition import Decomposition
 from param_features.run.sweeping import sweeps as run
 
 FIT = pf.FitSettings(steps=100, batch_size=128)
@@ -67,7 +68,7 @@ def test_the_planted_number_rank_and_l0_are_recommended(found):
 
 def test_each_row_is_what_decompose_finds_from_the_same_store(found, folder):
     place = next(place for place, row in enumerate(found.rows) if row.setting == (3, 2, 1, 0))
-    alone = pf.decompose(Given(8, 7), store=folder / "store", n_features=3, rank=2, l0=1, fit=FIT, progress=False)
+    alone = pf.decompose(Given(8, 7), store=folder / "store", n_features=3, l0=1, fit=dataclasses.replace(FIT, rank=2), progress=False)
     row = found.rows[place]
     assert dict(found.fits[place].metrics) == dict(alone.metrics)
     assert (row.error, row.size) == (alone.metrics["reconstruction_error"], 3 * 2 * (8 + 7))
@@ -180,8 +181,8 @@ def quick(inputs: torch.Tensor, **call) -> Sweep:
 
 def test_finished_fits_are_read_again_and_new_ones_added(tmp_path, monkeypatch):
     inputs, count = normal(60, 4, 3), []
-    decompose = run.decompose
-    monkeypatch.setattr(run, "decompose", lambda *args, **call: count.append(call["n_features"]) or decompose(*args, **call))
+    fitted = Decomposition.fitted
+    monkeypatch.setattr(Decomposition, "fitted", lambda run: count.append(run.request.n_features) or fitted(run))
     first = quick(inputs, directory=tmp_path)
     again = quick(inputs, directory=tmp_path, n_features=[3, 4, 5])
     assert count == [3, 5, 4]
@@ -210,14 +211,14 @@ def test_fits_made_otherwise_are_refused_by_name(tmp_path):
 
 
 def test_ctrl_c_in_a_fit_ends_the_sweep_with_what_is_finished(tmp_path, monkeypatch):
-    decompose = run.decompose
+    fitted = Decomposition.fitted
 
-    def cut_short(*args, **call):
-        found = decompose(*args, **call)
-        is_second = call["n_features"] == 5
-        return dataclasses.replace(found, config={**found.config, "steps_done": 2}) if is_second else found
+    def cut_short(run):
+        features = fitted(run)
+        is_second = run.request.n_features == 5
+        return dataclasses.replace(features, config={**features.config, "steps_done": 2}) if is_second else features
 
-    monkeypatch.setattr(run, "decompose", cut_short)
+    monkeypatch.setattr(Decomposition, "fitted", cut_short)
     found = quick(normal(60, 4, 3), directory=tmp_path)
     assert [row.setting.n_features for row in found.rows] == [3]
     assert "Interrupted after 1 of 2 fits" in repr(found)
@@ -258,7 +259,7 @@ def test_refusals_come_before_the_harvest(monkeypatch):
 
 
 def test_more_features_than_samples_are_refused_before_the_first_fit(monkeypatch):
-    monkeypatch.setattr(run, "decompose", lambda *_, **__: pytest.fail("fitted"))
+    monkeypatch.setattr(Decomposition, "fitted", lambda _: pytest.fail("fitted"))
     with pytest.raises(SampleCountError, match=r"fewer than the 70 features"):
         quick(normal(60, 4, 3), n_features=[3, 70])
 

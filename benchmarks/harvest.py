@@ -67,7 +67,7 @@ class Case:
         """Every position's reference, [row pos d_vocab], as the harvest draws them; the other ways get them for nothing."""
         import torch
 
-        from param_features.gradients.harvester import draw_positions
+        from param_features.gradients.sampling import draw_positions
 
         generator = torch.Generator().manual_seed(0)
         n_rows, n_pos = self.tokens.shape

@@ -12,12 +12,13 @@ from param_features.gradients.engine import (
     by_row,
     check_finite_output,
 )
-from param_features.gradients.harvester import Harvester, HarvestSettings, OwnReferences, SamplePlan, limited, plan_samples
+from param_features.gradients.harvester import Harvester, OwnReferences, limited
 from param_features.gradients.leading import leading_of_factored
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import build_engine, check_influence, plan_engine
 from param_features.gradients.references import collect_references, own_references, question_of
 from param_features.gradients.rules import LayerRule, register_rule, required_rule, rule_for
+from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_samples
 from param_features.gradients.sparse import is_fast_on, sparse_product
 from param_features.gradients.store import (
     CHUNK_BYTES,

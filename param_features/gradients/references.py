@@ -5,8 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.gradients.engine import GradientEngine
-from param_features.gradients.harvester import OwnReferences, draw_positions
+from param_features.gradients.harvester import OwnReferences
 from param_features.gradients.outputs import outputs_at
+from param_features.gradients.sampling import draw_positions
 from param_features.machine import typed
 from param_features.problem import Divergence, ModelInputs, Problem, Question
 

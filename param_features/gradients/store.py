@@ -19,7 +19,7 @@ _CHUNK_SAMPLES = 2048
 
 
 def samples_together(sample_bytes: int, most: int = _CHUNK_SAMPLES) -> int:
-    """How many samples `SampleGradients.chunks` reads together, at least one, given the bytes of a sample once it is read."""
+    """How many samples `SampleGradients.chunks` reads together, at least one, given the bytes that one takes when read."""
     return max(1, min(most, CHUNK_BYTES // sample_bytes))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from param_features.errors import StoreError
 from param_features.files import shown
 from param_features.gradients.disk.compression import Compression
-from param_features.gradients.harvester import HarvestSettings
+from param_features.gradients.sampling import HarvestSettings
 from param_features.params import Adapter, ParamRecord, values_of
 from param_features.problem import CustomDivergence, ModelInputs, Problem
 

@@ -17,7 +17,7 @@ from param_features.gradients.disk.manifest import HELD_OUT, INPUTS, TRAIN, Mani
 from param_features.gradients.disk.reading import DiskGradients
 from param_features.gradients.disk.recipe import recipe_of, refuse_differences, settings_of
 from param_features.gradients.disk.shards import ShardFile, columns_of
-from param_features.gradients.harvester import HarvestSettings, SamplePlan
+from param_features.gradients.sampling import HarvestSettings, SamplePlan
 from param_features.params import Adapter, device_for_inputs
 from param_features.problem import (
     ChosenParams,

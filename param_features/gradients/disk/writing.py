@@ -32,9 +32,10 @@ from param_features.gradients.disk.manifest import (
 from param_features.gradients.disk.recipe import Recipe, refuse_differences
 from param_features.gradients.disk.shards import ShardWriter, Stored, checksum, columns_of, tensors_of
 from param_features.gradients.disk.store import FactorStore
-from param_features.gradients.harvester import Harvester, HarvestSettings, SamplePlan, plan_samples
+from param_features.gradients.harvester import Harvester
 from param_features.gradients.plan import build_engine
 from param_features.gradients.references import own_references, question_of
+from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_samples
 from param_features.gradients.store import refuse_zero, storable
 from param_features.gradients.types import Gradients
 from param_features.machine import Processes, launched

@@ -12,10 +12,11 @@ from param_features.gradients.engine import (
     by_row,
     check_finite_output,
 )
-from param_features.gradients.harvester import Harvester, OwnReferences, limited
+from param_features.gradients.harvester import Harvester, OwnReferences
 from param_features.gradients.leading import leading_of_factored
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import build_engine, check_influence, plan_engine
+from param_features.gradients.probe import SampleProbe
 from param_features.gradients.references import collect_references, own_references, question_of
 from param_features.gradients.rules import LayerRule, register_rule, required_rule, rule_for
 from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_samples
@@ -64,6 +65,7 @@ __all__ = [
     "Routes",
     "SampleGradients",
     "SamplePlan",
+    "SampleProbe",
     "argument",
     "at_least_float32",
     "build_engine",
@@ -77,7 +79,6 @@ __all__ = [
     "flatten",
     "is_fast_on",
     "leading_of_factored",
-    "limited",
     "n_together",
     "output_changes",
     "outputs_at",

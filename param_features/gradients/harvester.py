@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from param_features.gradients.cotangents import AgainstDrawn, AgainstRows
 from param_features.gradients.engine import GradientEngine
+from param_features.gradients.probe import SampleProbe
 from param_features.gradients.sampling import HarvestSettings, draw_positions, least_rows
-from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory, storable
+from param_features.gradients.store import GradientStore, bytes_per_sample, check_memory
 from param_features.gradients.types import Gradients
 from param_features.machine import ALONE, Processes, Share, free_bytes
 from param_features.problem import Divergence, ModelInputs, Reference
@@ -24,12 +25,24 @@ OwnReferences = Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_output"]]
 
 @dataclass(frozen=True)
 class Harvester:
-    """Takes gradients of a data set's samples for one divergence and reference."""
+    """Takes gradients of a data set's samples for one divergence and reference.
 
-    engine: GradientEngine
+    Attributes:
+        probe: Of the engine on that data set: what a sample takes is known from it.
+        divergence: What gradients are of.
+        reference: What outputs are compared with, where references do not belong to rows.
+        settings: How many samples are taken and how.
+    """
+
+    probe: SampleProbe
     divergence: Divergence
     reference: Reference
     settings: HarvestSettings
+
+    @property
+    def engine(self) -> GradientEngine:
+        """Takes the gradients."""
+        return self.probe.engine
 
     def store(
         self,
@@ -57,9 +70,9 @@ class Harvester:
             MemoryEstimateError: The gradients would not fit; said before the run.
         """
         batches = self.batches(inputs, n_slots)
-        store = self._reserve(inputs, len(inputs) * n_slots)
+        store = self._reserve(len(inputs) * n_slots)
         share = Share(processes, len(batches))
-        mine, d_output = range(len(batches))[share.own], None if share.is_whole else self.width(inputs)
+        mine = range(len(batches))[share.own]
         n_own = sum(len(batches[place]) for place in mine) * n_slots
         with tqdm(total=n_own, desc=title, unit="sample", disable=not progress) as bar:
 
@@ -72,8 +85,7 @@ class Harvester:
                     store.go_to(int(rows[0]) * n_slots)
                     self.each_slot(inputs, rows, n_slots, generator, consume, own)
                 else:
-                    assert d_output is not None
-                    self.skip(inputs, rows, n_slots, generator, d_output, own)
+                    self.skip(inputs, rows, n_slots, generator, own)
         starts = [int(rows[0]) * n_slots for rows in batches] + [store.n_samples]
         store.spread_out(share, starts)
         return store
@@ -105,7 +117,6 @@ class Harvester:
         rows: Int[Tensor, " row"],
         n_slots: int,
         generator: torch.Generator,
-        d_output: int,
         own: OwnReferences | None = None,
     ) -> None:
         """Draw what `each_slot` would and take no gradients, which another process does.
@@ -114,19 +125,9 @@ class Harvester:
         """
         self._positions(inputs.rows(rows), n_slots, generator)
         if own is None:
+            d_output = self.probe.d_output
             for slots in self.engine.slot_groups(len(rows), n_slots, self.engine.d_root(d_output)):
                 self.reference.skip(len(rows) * len(slots), d_output, generator)
-
-    def width(self, inputs: ModelInputs) -> int:
-        """Numbers of one sample's output, from two rows."""
-        found, rows = [], inputs.rows(slice(0, 2))
-
-        def read(output: Tensor, *_: Tensor) -> Tensor:
-            found.append(output.shape[1])
-            return torch.zeros_like(output)
-
-        self.engine.each_slot(rows, _zeros(rows), read, lambda *_: None)
-        return found[0]
 
     def _positions(self, batch: ModelInputs, n_slots: int, generator: torch.Generator) -> Int[Tensor, "batch slot"]:
         if not self.engine.per_position:
@@ -135,14 +136,22 @@ class Harvester:
             return batch.last_positions.unsqueeze(1)
         return draw_positions(batch, n_slots, generator)
 
-    def sample_bytes(self, inputs: ModelInputs) -> int:
-        """Bytes that a stored sample takes, from one small batch."""
-        return bytes_per_sample(storable(self.probe(inputs)), self.settings.kept_as)
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes that a sample takes in memory."""
+        return bytes_per_sample(self.probe.like, self.settings.kept_as)
 
-    def _reserve(self, inputs: ModelInputs, n_samples: int) -> GradientStore:
-        like = storable(self.probe(inputs))
-        check_memory(n_samples, bytes_per_sample(like, self.settings.kept_as), self.budget)
-        return GradientStore(n_samples, like, self.settings.kept_as)
+    @property
+    def settings_that_fit(self) -> HarvestSettings:
+        """The settings with `n_samples` set, where it was left open, to what fits in memory."""
+        if self.settings.n_samples is not None:
+            return self.settings
+        n_fitting = self.budget // self.sample_bytes
+        return replace(self.settings, n_samples=max(1, min(self.settings.max_samples, n_fitting)))
+
+    def _reserve(self, n_samples: int) -> GradientStore:
+        check_memory(n_samples, self.sample_bytes, self.budget)
+        return GradientStore(n_samples, self.probe.like, self.settings.kept_as)
 
     @property
     def budget(self) -> int:
@@ -162,15 +171,6 @@ class Harvester:
         n_bytes = processes.least(self._half_of_free // processes.n_on_machine)
         return replace(self, settings=replace(self.settings, max_memory_gib=n_bytes / 2**30))
 
-    def probe(self, inputs: ModelInputs) -> Gradients:
-        """Gradients of two rows, for their formats and shapes."""
-        found: Gradients = {}
-        rows = inputs.rows(slice(0, 2))
-        self.engine.each_slot(
-            rows, _zeros(rows), lambda output, *_: torch.ones_like(output), lambda _, part: found.update(part)
-        )
-        return found
-
     def batches(self, inputs: ModelInputs, n_slots: int) -> tuple[Tensor, ...]:
         """Rows in near-equal batches, none of a single sample, which could draw no other as its reference."""
         n_pos = inputs.n_pos if self.engine.per_position else 1
@@ -187,11 +187,3 @@ class Harvester:
 
 def _zeros(inputs: ModelInputs) -> Int[Tensor, "batch one"]:
     return torch.zeros(len(inputs), 1, dtype=torch.long)
-
-
-def limited(settings: HarvestSettings, harvester: Harvester, inputs: ModelInputs) -> HarvestSettings:
-    """The settings with `n_samples` set, where it was left open, to what fits in memory."""
-    if settings.n_samples is not None:
-        return settings
-    fits = harvester.budget // harvester.sample_bytes(inputs)
-    return replace(settings, n_samples=max(1, min(settings.max_samples, fits)))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from param_features.errors import MemoryEstimateError, NoGradientError, NonFiniteError
-from param_features.gradients import Dense, GradientStore, Harvester, HarvestSettings, Indexed, limited
+from param_features.gradients import Dense, GradientStore, Harvester, HarvestSettings, Indexed, SampleProbe
 from param_features.problem import KL, Reference, SquaredError
 from param_features.problem.divergence import Sum
 from tests.models import hooked_transformer
@@ -23,7 +23,9 @@ class Net(nn.Module):
 
 def harvester_of(model, params="*", *, tokens=None, inputs=None, reference="sample", divergence=None, **settings):
     case = case_of(model, params, tokens=tokens, inputs=inputs)
-    harvester = Harvester(case.engine, divergence or SquaredError(), Reference(reference), HarvestSettings(**settings))
+    harvester = Harvester(
+        SampleProbe(case.engine, case.data), divergence or SquaredError(), Reference(reference), HarvestSettings(**settings)
+    )
     return harvester, case.data
 
 
@@ -59,8 +61,8 @@ def test_same_generator_same_gradients():
 
 def test_memory_is_estimated_before_the_run_and_bounds_the_default():
     harvester, data = harvester_of(Net(), inputs=torch.randn(50, 3), max_memory_gib=10 * 32 / 2**30)
-    assert harvester.sample_bytes(data) == 4 * (2 + 3 + 2)
-    assert limited(harvester.settings, harvester, data).n_samples == 320 // 28
+    assert harvester.sample_bytes == 4 * (2 + 3 + 2)
+    assert harvester.settings_that_fit.n_samples == 320 // 28
     with pytest.raises(MemoryEstimateError, match=r"50 samples.*n_samples=11 or fewer"):
         harvested(harvester, data)
 
@@ -69,7 +71,7 @@ def test_bfloat16_halves_the_memory_and_is_read_as_float32():
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     model = Net()
     (exact, data), (rounded, _) = (harvester_of(model, inputs=x, memory_dtype=name) for name in ("float32", "bfloat16"))
-    assert 2 * rounded.sample_bytes(data) == exact.sample_bytes(data)
+    assert 2 * rounded.sample_bytes == exact.sample_bytes
     full, half = harvested(exact, data), harvested(rounded, data)
     index = torch.tensor([5, 0, 7])
     for name, gradient in half.rows(index).items():

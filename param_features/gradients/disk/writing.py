@@ -34,6 +34,7 @@ from param_features.gradients.disk.shards import ShardWriter, Stored, checksum, 
 from param_features.gradients.disk.store import FactorStore
 from param_features.gradients.harvester import Harvester
 from param_features.gradients.plan import build_engine
+from param_features.gradients.probe import SampleProbe
 from param_features.gradients.references import own_references, question_of
 from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_samples
 from param_features.gradients.store import refuse_zero, storable
@@ -153,7 +154,7 @@ class _Harvest:
             rows, inputs = self._split(shard.split)
             own = own_references(self.problem, self.harvester.engine, rows)
             for batch in self._batches(shard, inputs, manifest):
-                self.harvester.skip(inputs, batch, manifest.n_slots, generator, self.d_output, own)
+                self.harvester.skip(inputs, batch, manifest.n_slots, generator, own)
         return generator
 
     def _batches(self, shard: Planned, inputs: ModelInputs, manifest: Manifest) -> list[Tensor]:
@@ -162,16 +163,11 @@ class _Harvest:
         return [b for b in self.harvester.batches(inputs, manifest.n_slots) if shard.first_row <= int(b[0]) < end]
 
     @cached_property
-    def d_output(self) -> int:
-        """Numbers of one sample's output."""
-        return self.harvester.width(self.problem.data)
-
-    @cached_property
     def harvester(self) -> Harvester:
         """Takes the gradients."""
         engine = build_engine(self.problem, self.say)
         question = question_of(self.problem, engine, 1, stage_generator(self.recipe["seed"], Stage.REFERENCES))
-        return Harvester(engine, question.divergence, question.drawn, self.settings)
+        return Harvester(SampleProbe(engine, self.problem.data), question.divergence, question.drawn, self.settings)
 
     @cached_property
     def plan(self) -> SamplePlan:
@@ -181,7 +177,7 @@ class _Harvest:
 
     def _begun(self) -> Manifest:
         """The manifest of an empty store, whose data are on the disk."""
-        like = storable(self.harvester.probe(self.problem.data))
+        like = self.harvester.probe.like
         stored = {name: Stored.like(gradient) for name, gradient in like.items()}
         kinds = {TRAIN: self.compression.stored(like), HELD_OUT: stored}
         planned = [shard for split, kind in kinds.items() for shard in self._planned(split, row_bytes(kind))]

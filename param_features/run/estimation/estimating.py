@@ -9,7 +9,15 @@ from torch import Tensor
 
 from param_features.errors import SettingError
 from param_features.fit import FitSettings, HessianSettings
-from param_features.gradients import Harvester, HarvestSettings, SamplePlan, build_engine, limited, plan_samples, question_of
+from param_features.gradients import (
+    Harvester,
+    HarvestSettings,
+    SamplePlan,
+    SampleProbe,
+    build_engine,
+    plan_samples,
+    question_of,
+)
 from param_features.machine import free_bytes, held_bytes
 from param_features.measure import MeasureSettings
 from param_features.params import ParamSpec
@@ -117,9 +125,8 @@ def _harvest_probe(
     """The harvest of the run, not yet begun."""
     engine = build_engine(problem, lambda _: None)
     question = question_of(problem, engine, measure.n_references, stage_generator(seed, Stage.REFERENCES))
-    harvester = Harvester(engine, question.divergence, question.drawn, settings)
-    settings = limited(settings, harvester, problem.data)
-    plan = plan_samples(problem, settings, n_features, stage_generator(seed, Stage.PLAN))
+    harvester = Harvester(SampleProbe(engine, problem.data), question.divergence, question.drawn, settings)
+    plan = plan_samples(problem, harvester.settings_that_fit, n_features, stage_generator(seed, Stage.PLAN))
     return HarvestProbe(problem, harvester, plan)
 
 

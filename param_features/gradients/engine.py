@@ -4,7 +4,6 @@ A slot is one sample of every sequence of the batch (a position each), or the wh
 Samples of different sequences do not mix, so one backward pass of the summed divergences yields a gradient for each.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from param_features.errors import AdapterError, NonFiniteError, OutputError
 from param_features.gradients.capture import Capture, StopForward, capturing
 from param_features.gradients.cotangents import Cotangents
 from param_features.gradients.head import LinearHead
+from param_features.gradients.mapping import mapped_or_looped, quiet_loops
 from param_features.gradients.rules.registry import required_rule
 from param_features.gradients.types import Dense, Gradients, join_positions
 from param_features.params import Adapter, ParamSubset, Site, Tap, held_still
@@ -211,18 +211,21 @@ class GradientEngine:
         if not self.routes.dense:
             return {}
         subset = ParamSubset(tuple(self.subset[name] for name in self.routes.dense))
-        found = self._mapped(subset, inputs, cotangent) if self.routes.is_vmapped else None
-        found = found or _one_by_one(self.adapter, subset, inputs, cotangent)
-        return {view.name: Dense(view.to_matrix(at_least_float32(found[view.name]))) for view in subset.views}
 
-    def _mapped(self, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor] | None:
-        """By vmap; None for inputs that cannot be mapped though the planned ones could, such as a mask."""
-        try:
+        def mapped() -> dict[str, Tensor]:
             return _vmapped(self.adapter, subset, inputs, cotangent)
-        except (RuntimeError, NotImplementedError):
-            if self.routes.must_vmap:
-                raise
-            return None
+
+        def looped() -> dict[str, Tensor]:
+            return _one_by_one(self.adapter, subset, inputs, cotangent)
+
+        if self.routes.must_vmap:
+            with quiet_loops():
+                tensors = mapped()
+        elif self.routes.is_vmapped:  # inputs may be unmappable though the planned ones were not, such as a mask
+            tensors = mapped_or_looped(mapped, looped)
+        else:
+            tensors = looped()
+        return {view.name: Dense(view.to_matrix(at_least_float32(tensors[view.name]))) for view in subset.views}
 
 
 def _at_cut(
@@ -291,8 +294,7 @@ def check_finite_output(output: Tensor, *, d_output: int | None = None) -> Tenso
 def _vmapped(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
     """`torch.func.vjp` of one sample, mapped over the batch. Cost: one forward and backward pass of the whole model.
 
-    Attention runs under the math backend meanwhile, since vmap would loop over the fused kernels. Where it loops all the
-    same, its warning says nothing that the user could act on.
+    Attention runs under the math backend meanwhile, since vmap would loop over the fused kernels.
     """
     bare = ModelInputs(inputs.args, inputs.kwargs)
 
@@ -306,8 +308,7 @@ def _vmapped(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotange
         output, vjp, *_ = torch.func.vjp(run, subset.tensors)
         return vjp(cotangent.reshape(output.shape))[0]
 
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+    with sdpa_kernel(SDPBackend.MATH):
         return torch.func.vmap(pull, randomness="same", chunk_size=32)(bare.tensors, cotangent)
 
 

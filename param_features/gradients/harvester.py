@@ -1,7 +1,8 @@
 """Harvesting: many samples' gradients from a data set, batch by batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,49 @@ _MOST_OUTPUTS = 2**27
 
 OwnReferences = Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_output"]]
 """Which rows -> the reference of each."""
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes the gradients of a harvest, batch by batch in their order."""
+
+    def begin(self, rows: Int[Tensor, " row"]) -> bool:
+        """Make ready for a batch; False where its gradients are not wanted here, so that its samples are only drawn."""
+        ...
+
+    def add(self, rows: Int[Tensor, " row"], positions: Int[Tensor, " row"], gradients: Gradients) -> None:
+        """Take the gradients of one slot of the batch: a sample of each of its rows, at that position."""
+        ...
+
+
+@dataclass(frozen=True)
+class _MemorySink:
+    """Puts the gradients of some batches in their places of a store in memory.
+
+    Attributes:
+        store: Has room for the samples of all batches.
+        n_slots: Samples per row.
+        first_rows: Of the batches that are taken here.
+        bar: Shows how many samples are done.
+    """
+
+    store: GradientStore
+    n_slots: int
+    first_rows: frozenset[int]
+    bar: tqdm
+
+    def begin(self, rows: Int[Tensor, " row"]) -> bool:
+        """Go to the batch's place, where it is one of those taken here."""
+        first = int(rows[0])
+        if first not in self.first_rows:
+            return False
+        self.store.go_to(first * self.n_slots)
+        return True
+
+    def add(self, rows: Int[Tensor, " row"], positions: Int[Tensor, " row"], gradients: Gradients) -> None:
+        """Put one sample of each row after those before."""
+        self.store.add(gradients)
+        self.bar.update(len(rows))
 
 
 @dataclass(frozen=True)
@@ -52,7 +96,7 @@ class Harvester:
         *,
         progress: bool,
         title: str,
-        own: OwnReferences | None = None,
+        references: OwnReferences | None = None,
         processes: Processes = ALONE,
     ) -> GradientStore:
         """Gradients of `n_slots` positions of every row.
@@ -63,7 +107,7 @@ class Harvester:
             generator: Draws positions and references.
             progress: Whether to show a progress bar.
             title: Its label.
-            own: Gives each row's own reference, where references belong to rows; they are drawn otherwise.
+            references: Gives each row's own reference, where references belong to rows; they are drawn otherwise.
             processes: Who share the batches; each has the whole store in the end. The bar shows this one's part.
 
         Raises:
@@ -72,23 +116,41 @@ class Harvester:
         batches = self.batches(inputs, n_slots)
         store = self._reserve(len(inputs) * n_slots)
         share = Share(processes, len(batches))
-        mine = range(len(batches))[share.own]
-        n_own = sum(len(batches[place]) for place in mine) * n_slots
+        own_batches = batches[share.own]
+        n_own = sum(map(len, own_batches)) * n_slots
         with tqdm(total=n_own, desc=title, unit="sample", disable=not progress) as bar:
-
-            def consume(rows: Tensor, _: Tensor, gradients: Gradients) -> None:
-                store.add(gradients)
-                bar.update(len(rows))
-
-            for place, rows in enumerate(batches):
-                if place in mine:
-                    store.go_to(int(rows[0]) * n_slots)
-                    self.each_slot(inputs, rows, n_slots, generator, consume, own)
-                else:
-                    self.skip(inputs, rows, n_slots, generator, own)
+            sink = _MemorySink(store, n_slots, frozenset(int(rows[0]) for rows in own_batches), bar)
+            self.run(inputs, batches, n_slots, generator, sink, references)
         starts = [int(rows[0]) * n_slots for rows in batches] + [store.n_samples]
         store.spread_out(share, starts)
         return store
+
+    def run(
+        self,
+        inputs: ModelInputs,
+        batches: Iterable[Int[Tensor, " row"]],
+        n_slots: int,
+        generator: torch.Generator,
+        sink: Sink | None,
+        references: OwnReferences | None = None,
+    ) -> None:
+        """Draw the samples of batches in their order, and hand the gradients of those that a sink takes to it.
+
+        The generator ends in the same state whatever is taken, so that processes which share batches draw the same samples.
+
+        Args:
+            inputs: The rows to use.
+            batches: Some of them each.
+            n_slots: Positions per row.
+            generator: Draws positions and references.
+            sink: Takes the gradients; without one samples are only drawn.
+            references: Gives each row's own reference, where references belong to rows.
+        """
+        for rows in batches:
+            if sink is not None and sink.begin(rows):
+                self.each_slot(inputs, rows, n_slots, generator, sink.add, references)
+            else:
+                self.skip(inputs, rows, n_slots, generator, references)
 
     def each_slot(
         self,
@@ -97,7 +159,7 @@ class Harvester:
         n_slots: int,
         generator: torch.Generator,
         consume: Callable[[Tensor, Tensor, Gradients], None],
-        own: OwnReferences | None = None,
+        references: OwnReferences | None = None,
     ) -> None:
         """Gradients of `n_slots` positions of some rows, one batch; `consume` takes rows, positions and gradients of a slot.
 
@@ -105,7 +167,7 @@ class Harvester:
         """
         batch = inputs.rows(rows)
         drawn = AgainstDrawn(self.divergence, self.reference, generator)
-        cotangent_of = drawn if own is None else AgainstRows(self.divergence, own(rows))
+        cotangent_of = drawn if references is None else AgainstRows(self.divergence, references(rows))
         positions = self._positions(batch, n_slots, generator)
         self.engine.each_slot(
             batch, positions, cotangent_of, lambda slot, gradients: consume(rows, positions[:, slot], gradients)
@@ -117,14 +179,14 @@ class Harvester:
         rows: Int[Tensor, " row"],
         n_slots: int,
         generator: torch.Generator,
-        own: OwnReferences | None = None,
+        references: OwnReferences | None = None,
     ) -> None:
         """Draw what `each_slot` would and take no gradients, which another process does.
 
         How many numbers are drawn depends on an output's width alone, so that the generator ends where it would have.
         """
         self._positions(inputs.rows(rows), n_slots, generator)
-        if own is None:
+        if references is None:
             d_output = self.probe.d_output
             for slots in self.engine.slot_groups(len(rows), n_slots, self.engine.d_root(d_output)):
                 self.reference.skip(len(rows) * len(slots), d_output, generator)

@@ -12,6 +12,7 @@ from param_features.errors import AdapterError, NoGradientError
 from param_features.gradients.cut import find_cut
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.head import LinearHead
+from param_features.gradients.mapping import CANNOT_MAP
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.rules.registry import rule_for
 from param_features.gradients.types import Gradients
@@ -153,7 +154,7 @@ class _Check:
         engine = replace(self.engine, subset=views, routes=Routes({}, routes.dense, must_vmap=True))
         try:
             found = self._gradients(engine)
-        except (RuntimeError, NotImplementedError, ValueError):
+        except (*CANNOT_MAP, ValueError):
             return False
         return all(self._agrees(found, name) for name in views.names)
 

@@ -373,7 +373,7 @@ class Decomposition:
             generator,
             progress=self.request.progress,
             title=title,
-            own=own_references(self.problem, harvester.engine, rows),
+            references=own_references(self.problem, harvester.engine, rows),
             processes=self.processes,
         )
 

@@ -44,7 +44,7 @@ def harvested(model, param, reference, rows=None, **settings):
     harvester = Harvester(SampleProbe(case.engine, pairs.clean), KL(), Reference("pairs"), HarvestSettings(**settings))
     own = pairs.own(case.engine, KL(), rows)
     generator = torch.Generator().manual_seed(0)
-    store = harvester.store(pairs.clean.rows(rows), 1, generator, progress=False, title="", own=own)
+    store = harvester.store(pairs.clean.rows(rows), 1, generator, progress=False, title="", references=own)
     return store.rows(slice(None))[param].dense().matrix
 
 

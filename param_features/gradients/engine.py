@@ -72,7 +72,7 @@ class GradientEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where the first of the parameters lies."""
+        """The device on which the first of the parameters lies."""
         return self.subset.device
 
     def each_slot(
@@ -100,7 +100,7 @@ class GradientEngine:
         with held_still(self.adapter.module):
             with capturing(self.taps, stop_at=self.stop_at, keep=self.routes.cut) as capture:
                 root = self.root(inputs, capture)
-            cut = root if capture.kept is None else capture.kept
+            cut = root if capture.kept_input is None else capture.kept_input
             d_root = root.shape[-1] if self.per_position else root[0].numel()
             for slots in self.slot_groups(len(positions), positions.shape[1], d_root):
                 at_root = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
@@ -114,12 +114,12 @@ class GradientEngine:
 
     @property
     def taps(self) -> list[Tap]:
-        """Of all parameters with a factored rule."""
+        """The taps of all parameters with a factored rule."""
         return [tap for chosen in self.routes.taps.values() for tap in chosen]
 
     @property
     def stop_at(self) -> nn.Module | None:
-        """Where the forward pass ends; None where it runs to its end."""
+        """The module at whose call the forward pass ends; None where it runs to its end."""
         return self.adapter.head() if self.routes.through_head else None
 
     def slot_groups(self, n_rows: int, n_slots: int, d_root: int) -> tuple[Tensor, ...]:
@@ -176,8 +176,8 @@ class GradientEngine:
         head = LinearHead.of(self.adapter) if self.routes.is_linear else None
         if head is None or not isinstance(cotangent_of, Cotangents):
             return None
-        found = cotangent_of.below(head, states.to(head.weight.device), row)
-        return None if found is None else check_finite_output(found, d_output=len(head.weight)).to(states.device)
+        cotangents = cotangent_of.below(head, states.to(head.weight.device), row)
+        return None if cotangents is None else check_finite_output(cotangents, d_output=len(head.weight)).to(states.device)
 
     def _head_alone(self, states: Float[Tensor, "sample one d_model"]) -> Float[Tensor, "sample one d_output"]:
         """Call the head without its hooks, since the user's expect whole batches."""
@@ -201,10 +201,10 @@ class GradientEngine:
         roots = [capture.outputs[site][index] for site, index in calls]
         if not roots:
             raise AdapterError("the layer that holds it is never called as a module")
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
         )
-        deltas = dict(zip(calls, found, strict=True))
+        deltas = dict(zip(calls, gradients, strict=True))
         return {name: _apply_rules(taps, capture, deltas, len(root)) for name, taps in self.routes.taps.items()}
 
     def _dense(self, inputs: ModelInputs, cotangent: Tensor) -> Gradients:
@@ -239,15 +239,15 @@ def _at_cut(
         return cotangents
     row = torch.arange(len(root), device=root.device).unsqueeze(1).expand_as(positions)
     n_before = (positions.unsqueeze(2) == positions.unsqueeze(1)).tril(-1).sum(2)
-    found = torch.empty(*positions.shape, cut.shape[-1], dtype=cotangents.dtype, device=cut.device)
+    at_cut = torch.empty(*positions.shape, cut.shape[-1], dtype=cotangents.dtype, device=cut.device)
     for turn in range(int(n_before.max()) + 1):
         chosen = n_before == turn
         where = row[chosen], positions[chosen]
         spread = torch.zeros_like(root)
         spread[where] = cotangents[chosen].to(root.dtype)
-        gradient = torch.autograd.grad(root, cut, spread, retain_graph=True)[0].to(found.dtype)
-        found[chosen.to(cut.device)] = gradient[tuple(index.to(cut.device) for index in where)]
-    return found
+        gradient = torch.autograd.grad(root, cut, spread, retain_graph=True)[0].to(at_cut.dtype)
+        at_cut[chosen.to(cut.device)] = gradient[tuple(index.to(cut.device) for index in where)]
+    return at_cut
 
 
 def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Site, int], Tensor], n_rows: int):
@@ -301,9 +301,9 @@ def _vmapped(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotange
     def pull(row: list[Tensor], cotangent: Tensor) -> dict[str, Tensor]:
         def run(tensors: dict[str, Tensor]) -> Tensor:
             values = iter(row)
-            one = bare.map(lambda _: next(values).unsqueeze(0))
+            sample_inputs = bare.map(lambda _: next(values).unsqueeze(0))
             with subset.replaced(tensors):
-                return adapter.run(*one.args, **one.kwargs)
+                return adapter.run(*sample_inputs.args, **sample_inputs.kwargs)
 
         output, vjp, *_ = torch.func.vjp(run, subset.tensors)
         return vjp(cotangent.reshape(output.shape))[0]
@@ -330,5 +330,6 @@ def gradients_of(output: Tensor, leaves: dict[str, Tensor], cotangent: Tensor) -
     """∂⟨output, cotangent⟩ by each leaf; zero where one is unused, strided where torch would give a sparse one."""
     if not output.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    found = torch.autograd.grad(output, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True)
-    return {name: grad.to_dense() if grad.is_sparse else grad for name, grad in zip(leaves, found, strict=True)}
+    gradients = torch.autograd.grad(output, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True)
+    strided = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients]
+    return dict(zip(leaves, strided, strict=True))

@@ -62,12 +62,12 @@ class SomeGradients(SampleGradients):
     """Some of the samples of others, read from there."""
 
     def __init__(self, whole: SampleGradients, chosen: Int[Tensor, " sample"]) -> None:
-        """Take which of them, in order."""
+        """Choose some samples of others, in the order of `chosen`."""
         self._whole, self._chosen, self.n_samples = whole, chosen, len(chosen)
 
     @property
     def sample_bytes(self) -> int:
-        """As of the others."""
+        """Bytes that a sample takes once it is read, as of the samples that they are chosen from."""
         return self._whole.sample_bytes
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
@@ -82,7 +82,7 @@ class GradientStore(SampleGradients):
     """
 
     def __init__(self, n_samples: int, like: Gradients, dtype: torch.dtype | None = None) -> None:
-        """Reserve room.
+        """Reserve room for the samples.
 
         Args:
             n_samples: How many samples will be added.
@@ -92,8 +92,8 @@ class GradientStore(SampleGradients):
         blocks = {name: compact(gradient) for name, gradient in like.items()}
 
         def room(tensor: Tensor) -> Tensor:
-            kept = dtype if tensor.is_floating_point() else None
-            return tensor.new_empty(n_samples, *tensor.shape[1:], dtype=kept)
+            room_dtype = dtype if tensor.is_floating_point() else None
+            return tensor.new_empty(n_samples, *tensor.shape[1:], dtype=room_dtype)
 
         self._gradients = {name: block.map(room) for name, block in blocks.items()}
         self._n_filled = 0
@@ -138,8 +138,8 @@ class GradientStore(SampleGradients):
         """The gradients of some samples; copies for an index, views for a slice of what is kept as it is read."""
 
         def read(tensor: Tensor) -> Tensor:
-            some = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index.to(tensor.device))
-            return some.float() if some.dtype == torch.bfloat16 else some
+            chosen = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index.to(tensor.device))
+            return chosen.float() if chosen.dtype == torch.bfloat16 else chosen
 
         return {name: gradient.map(read) for name, gradient in self._gradients.items()}
 
@@ -175,15 +175,15 @@ def storable(gradients: Gradients) -> Gradients:
     Raises:
         NonFiniteError: A gradient holds NaN or infinity; names the parameter.
     """
-    found = {name: compact(gradient) for name, gradient in gradients.items()}
-    for name, gradient in found.items():
+    compacted = {name: compact(gradient) for name, gradient in gradients.items()}
+    for name, gradient in compacted.items():
         ends = (end for tensor in gradient.tensors if tensor.numel() for end in tensor.aminmax())
         if not all(bool(torch.isfinite(end)) for end in ends):
             raise NonFiniteError(
                 f"A gradient of {name!r} holds NaN or infinity, though the outputs are finite. Try float32 or float64 "
                 "weights, or leave this parameter out."
             )
-    return found
+    return compacted
 
 
 def square_norm(gradients: Gradients) -> Float[Tensor, " sample"]:

@@ -227,7 +227,7 @@ class Harvester:
         return free_bytes(self.engine.subset.views[0].tensor.device) // 2
 
     def agreed(self, processes: Processes) -> "Harvester":
-        """The harvester with a bound on memory that every process can keep which shares the harvest, where none was given."""
+        """The harvester with a bound on memory that all processes of the harvest can keep, where none was given."""
         if processes.n == 1 or self.settings.max_memory_gib is not None:
             return self
         n_bytes = processes.least(self._half_of_free // processes.n_on_machine)

@@ -87,7 +87,7 @@ def model_and_tokens(shape: str, folder: Path | None) -> tuple:
 
 def harvest(shape: str, folder: str, out: str) -> None:
     """Save the gradients of every position for each subset, as the fit would hold them."""
-    from param_features.gradients import Harvester, HarvestSettings
+    from param_features.gradients import Harvester, HarvestSettings, SampleProbe
     from param_features.params import adapter_for, select
     from param_features.problem import read_problem
 
@@ -98,7 +98,7 @@ def harvest(shape: str, folder: str, out: str) -> None:
         source = read_problem(adapter, chosen, tokens, None, reference="sample", divergence="auto", method="l3d")
         engine = source.engine(lambda text: None)
         drawn, _ = source.references(engine, 4, torch.Generator().manual_seed(0))
-        harvester = Harvester(engine, source.divergence, drawn, HarvestSettings())
+        harvester = Harvester(SampleProbe(engine, source.data), source.divergence, drawn, HarvestSettings())
         generator = torch.Generator().manual_seed(0)
         store = harvester.store(source.data, N_POS, generator, progress=False, title="harvest")
         torch.save(store.rows(slice(None)), Path(out) / f"{shape}-{subset}.pt")

@@ -47,7 +47,7 @@ class Case:
         """Build the model and plan the harvest."""
         import torch
 
-        from param_features.gradients import Harvester, HarvestSettings, plan_engine
+        from param_features.gradients import Harvester, HarvestSettings, SampleProbe, plan_engine
         from param_features.params import adapter_for, select
         from param_features.problem import KL, Problem, Reference, read_inputs
         from param_features.problem.output import inspect_output
@@ -59,7 +59,7 @@ class Case:
         chosen = select(adapter.views(), [prefix + name for name in names[subset]], adapter.aliases(), adapter.parts())
         self.views, self.data = chosen.views, read_inputs(adapter, self.tokens, None)
         engine = plan_engine(Problem(adapter, chosen, self.data, inspect_output(adapter, self.data), KL(), "sample"))
-        self.harvester = Harvester(engine, KL(), Reference("sample"), HarvestSettings())
+        self.harvester = Harvester(SampleProbe(engine, self.data), KL(), Reference("sample"), HarvestSettings())
         self.leaves = {whole(view.name): view.stored for view in self.views}
 
     @cached_property
@@ -67,7 +67,7 @@ class Case:
         """Every position's reference, [row pos d_vocab], as the harvest draws them; the other ways get them for nothing."""
         import torch
 
-        from param_features.gradients.harvester import draw_positions
+        from param_features.gradients.sampling import draw_positions
 
         generator = torch.Generator().manual_seed(0)
         n_rows, n_pos = self.tokens.shape

@@ -4,6 +4,7 @@ from param_features.gradients.capture import argument
 from param_features.gradients.changes import OutputGraph, n_together, output_changes
 from param_features.gradients.cotangents import AgainstMean
 from param_features.gradients.engine import (
+    MOST_LOGITS,
     CotangentOf,
     GradientEngine,
     Routes,
@@ -11,14 +12,25 @@ from param_features.gradients.engine import (
     by_row,
     check_finite_output,
 )
-from param_features.gradients.harvester import Harvester, HarvestSettings, OwnReferences, SamplePlan, limited, plan_samples
+from param_features.gradients.harvester import Harvester, OwnReferences
 from param_features.gradients.leading import leading_of_factored
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import build_engine, check_influence, plan_engine
+from param_features.gradients.probe import SampleProbe
 from param_features.gradients.references import collect_references, own_references, question_of
 from param_features.gradients.rules import LayerRule, register_rule, required_rule, rule_for
+from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_samples
 from param_features.gradients.sparse import is_fast_on, sparse_product
-from param_features.gradients.store import GradientStore, SampleGradients, bytes_per_sample, flatten, square_norm, storable
+from param_features.gradients.store import (
+    CHUNK_BYTES,
+    GradientStore,
+    SampleGradients,
+    bytes_per_sample,
+    flatten,
+    samples_together,
+    square_norm,
+    storable,
+)
 from param_features.gradients.types import (
     Dense,
     Factored,
@@ -33,6 +45,8 @@ from param_features.gradients.types import (
 )
 
 __all__ = [
+    "CHUNK_BYTES",
+    "MOST_LOGITS",
     "AgainstMean",
     "CotangentOf",
     "Dense",
@@ -51,10 +65,11 @@ __all__ = [
     "Routes",
     "SampleGradients",
     "SamplePlan",
+    "SampleProbe",
     "argument",
     "at_least_float32",
-    "by_row",
     "build_engine",
+    "by_row",
     "bytes_per_sample",
     "check_finite_output",
     "check_influence",
@@ -64,20 +79,20 @@ __all__ = [
     "flatten",
     "is_fast_on",
     "leading_of_factored",
-    "limited",
     "n_together",
     "output_changes",
     "outputs_at",
     "own_references",
     "plan_engine",
     "plan_samples",
+    "question_of",
     "register_rule",
     "required_rule",
     "rule_for",
+    "samples_together",
     "sparse_product",
     "square_norm",
     "storable",
     "summed",
     "together",
-    "question_of",
 ]

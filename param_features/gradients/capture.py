@@ -23,14 +23,14 @@ class Capture:
     Attributes:
         inputs: Detached, but for the one at which the forward pass was stopped.
         outputs: Roots of gradients.
-        kept: The input of the last call of the module to be kept, on the graph; None without one.
+        kept_input: The input of the last call of the module whose input is to be kept, on the graph; None without one.
     """
 
     def __init__(self) -> None:
-        """Nothing captured yet."""
+        """Start with nothing captured."""
         self.inputs: dict[Site, list[Any]] = defaultdict(list)
         self.outputs: dict[Site, list[Any]] = defaultdict(list)
-        self.kept: Tensor | None = None
+        self.kept_input: Tensor | None = None
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def _root_output(capture: Capture, site: Site) -> RemovableHandle:
 
 def _keep(capture: Capture, module: nn.Module) -> RemovableHandle:
     def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        capture.kept = argument(args, kwargs, 0)
+        capture.kept_input = argument(args, kwargs, 0)
 
     return module.register_forward_pre_hook(keep, with_kwargs=True)
 

@@ -1,6 +1,5 @@
 """The output's Jacobian J in the parameters: J v by forward mode, Jᵀ r by a graph that serves a whole batch."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.gradients.engine import GradientEngine, at_least_float32
+from param_features.gradients.mapping import mapped_or_looped
 from param_features.params import copied_buffers, held_still, plain_kernels, untied
 from param_features.problem import ModelInputs
 
@@ -57,14 +57,16 @@ def n_together(engine: GradientEngine, inputs: ModelInputs) -> int:
 
 
 def _map_features(push, tangents: dict[str, Tensor], n_features: int, n_at_once: int) -> Tensor:
-    """Vmap in chunks that fit; models that vmap cannot map go one feature at a time."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            return torch.func.vmap(push, randomness="same", chunk_size=min(n_features, n_at_once))(tangents)
-    except (RuntimeError, NotImplementedError):
+    """What `push` gives for each feature: by vmap, in chunks that fit; one at a time where vmap cannot map the model."""
+
+    def mapped() -> Tensor:
+        return torch.func.vmap(push, randomness="same", chunk_size=min(n_features, n_at_once))(tangents)
+
+    def looped() -> Tensor:
         rows = [{name: tensor[k] for name, tensor in tangents.items()} for k in range(n_features)]
         return torch.stack([push(row) for row in rows])
+
+    return mapped_or_looped(mapped, looped)
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,17 @@ class OutputGraph:
         Cost: one backward pass per feature, all in one where the model can be vmapped.
         """
         cotangents = cotangents.to(self.output.dtype)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                found = self._backward(cotangents, is_batched=True)
-        except (RuntimeError, NotImplementedError):
+
+        def mapped() -> tuple[Tensor, ...]:
+            return self._backward(cotangents, is_batched=True)
+
+        def looped() -> tuple[Tensor, ...]:
             rows = [self._backward(cotangent, is_batched=False) for cotangent in cotangents]
-            found = [torch.stack(parts) for parts in zip(*rows, strict=True)]
+            return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
+
+        tensors = mapped_or_looped(mapped, looped)
         views = self.engine.subset.views
-        return {view.name: view.to_matrix(at_least_float32(part)) for view, part in zip(views, found, strict=True)}
+        return {view.name: view.to_matrix(at_least_float32(tensor)) for view, tensor in zip(views, tensors, strict=True)}
 
     def _backward(self, cotangent: Tensor, *, is_batched: bool) -> tuple[Tensor, ...]:
         return torch.autograd.grad(

@@ -25,17 +25,17 @@ class Cotangents(ABC):
 
     @abstractmethod
     def __call__(self, output: Outputs, row: Int[Tensor, " sample"], position: Int[Tensor, " sample"]) -> Outputs:
-        """At the outputs; `row` and `position` say which samples these are."""
+        """∂D/∂f at the outputs; `row` and `position` say which samples these are."""
 
     def below(self, head: LinearHead, states: States, row: Int[Tensor, " sample"]) -> States | None:
-        """At the states below the head, or None where that needs the outputs."""
+        """The cotangents at the states below the head, or None where that needs the outputs."""
         if type(self.divergence) is not KL:
             return None
         return self._difference(head, states, row)
 
     @abstractmethod
     def _difference(self, head: LinearHead, states: States, row: Int[Tensor, " sample"]) -> States | None:
-        """As `below`, for KL."""
+        """The difference of the two rows at the states, for KL; None where it needs the outputs."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,20 @@ class AgainstDrawn(Cotangents):
     generator: torch.Generator
 
     def __call__(self, output: Outputs, row: Int[Tensor, " sample"], position: Int[Tensor, " sample"]) -> Outputs:
-        """One drawn for each sample."""
+        """∂D/∂f against a reference drawn for each sample."""
         return self.divergence.cotangent(output, self.reference.draw(self.divergence, output, self.generator))
 
     def _difference(self, head: LinearHead, states: States, row: Int[Tensor, " sample"]) -> States | None:
         reference = self.reference
         if reference.is_drawn_from_outputs:
             return None
-        own = head.expected_row(states)
+        expected = head.expected_row(states)
         if reference.pool is None and reference.kind == "uniform":
-            return own - head.weight.mean(0)
+            return expected - head.weight.mean(0)
         which = reference.choose(len(states), self.generator).to(states.device)
         if reference.pool is None:
-            return own - own[which]
-        return own - _pulled_rows(head, reference.pool, which)
+            return expected - expected[which]
+        return expected - _pulled_rows(head, reference.pool, which)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class AgainstRows(Cotangents):
     references: Float[Tensor, "row d_output"]
 
     def __call__(self, output: Outputs, row: Int[Tensor, " sample"], position: Int[Tensor, " sample"]) -> Outputs:
-        """Each sample's row's."""
+        """∂D/∂f against the reference of each sample's row."""
         return self.divergence.cotangent(output, self.references[row.to(self.references.device)].to(output))
 
     def _difference(self, head: LinearHead, states: States, row: Int[Tensor, " sample"]) -> States:
@@ -83,7 +83,7 @@ class AgainstMean(Cotangents):
     references: Float[Tensor, "n_references d_output"]
 
     def __call__(self, output: Outputs, row: Int[Tensor, " sample"], position: Int[Tensor, " sample"]) -> Outputs:
-        """Against their mean: one evaluation."""
+        """∂D/∂f against the references' mean, in one evaluation."""
         return self.divergence.cotangent(output, self.references.mean(0).to(output).expand_as(output))
 
     def _difference(self, head: LinearHead, states: States, row: Int[Tensor, " sample"]) -> States:

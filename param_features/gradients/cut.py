@@ -27,25 +27,27 @@ def find_cut(engine: GradientEngine, inputs: ModelInputs) -> nn.Module | None:
     """
     if not engine.per_position or inputs.n_pos < 2:
         return None
-    seen: dict[nn.Module, Tensor] = {}
+    first_inputs: dict[nn.Module, Tensor] = {}
     with held_still(engine.adapter.module), torch.autograd.set_detect_anomaly(False):
-        with _noting_inputs(engine.adapter.module, seen), capturing(engine.taps, stop_at=engine.stop_at) as capture:
+        with _noting_inputs(engine.adapter.module, first_inputs), capturing(engine.taps, stop_at=engine.stop_at) as capture:
             root = engine.root(inputs, capture)
-        sites = [tensor for found in capture.outputs.values() for tensor in found]
-        places = {module: x for module, x in seen.items() if x.requires_grad and x.shape[:2] == root.shape[:2]}
+        sites = [tensor for outputs in capture.outputs.values() for tensor in outputs]
+        on_graph = {module: tensor for module, tensor in first_inputs.items() if tensor.requires_grad}
+        places = {module: tensor for module, tensor in on_graph.items() if tensor.shape[:2] == root.shape[:2]}
         apart = _kept_apart(root, places)
-        return next((module for module, x in apart.items() if x is not root and _holds_all(root, x, sites)), None)
+        below_root = {module: tensor for module, tensor in apart.items() if tensor is not root}
+        return next((module for module, tensor in below_root.items() if _holds_all(root, tensor, sites)), None)
 
 
 @contextmanager
-def _noting_inputs(model: nn.Module, seen: dict[nn.Module, Tensor]) -> Iterator[None]:
+def _noting_inputs(model: nn.Module, first_inputs: dict[nn.Module, Tensor]) -> Iterator[None]:
     """Note every module's first argument, in the order of the last calls."""
 
     def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
         tensor = argument(args, kwargs, 0)
-        seen.pop(module, None)
+        first_inputs.pop(module, None)
         if isinstance(tensor, Tensor) and tensor.dim() == 3:
-            seen[module] = tensor
+            first_inputs[module] = tensor
 
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
@@ -62,11 +64,11 @@ def _kept_apart(root: Tensor, places: dict[nn.Module, Tensor]) -> dict[nn.Module
         return {}
     cotangent = torch.zeros_like(root)
     cotangent[:, -1] = torch.nan
-    found = torch.autograd.grad(root, list(places.values()), cotangent, retain_graph=True, allow_unused=True)
-    reached = [None if gradient is None else gradient.isnan().any(2).any(0) for gradient in found]
+    gradients = torch.autograd.grad(root, list(places.values()), cotangent, retain_graph=True, allow_unused=True)
+    reached = [None if gradient is None else gradient.isnan().any(2).any(0) for gradient in gradients]
     return {
-        module: x
-        for (module, x), where in zip(places.items(), reached, strict=True)
+        module: tensor
+        for (module, tensor), where in zip(places.items(), reached, strict=True)
         if where is not None and bool(where[-1]) and not bool(where[:-1].any())
     }
 
@@ -74,7 +76,13 @@ def _kept_apart(root: Tensor, places: dict[nn.Module, Tensor]) -> dict[nn.Module
 def _holds_all(root: Tensor, place: Tensor, sites: list[Tensor]) -> bool:
     """Whether every way from the sites to the root leads through the place."""
     cotangent = torch.randn(root.shape, generator=torch.Generator().manual_seed(0)).to(root)
-    settings = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-    (at_place,) = torch.autograd.grad(root, [place], cotangent, **settings)
-    whole, through = (torch.autograd.grad(y, sites, g, **settings) for y, g in ((root, cotangent), (place, at_place)))
-    return all(bool((a - b).norm() <= _EQUAL * a.norm()) for a, b in zip(whole, through, strict=True))
+
+    def pulled(output: Tensor, inputs: list[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output, inputs, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+    (at_place,) = pulled(root, [place], cotangent)
+    whole, through = pulled(root, sites, cotangent), pulled(place, sites, at_place)
+    return all(
+        bool((by_root - by_place).norm() <= _EQUAL * by_root.norm())
+        for by_root, by_place in zip(whole, through, strict=True)
+    )

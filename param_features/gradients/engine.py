@@ -4,7 +4,6 @@ A slot is one sample of every sequence of the batch (a position each), or the wh
 Samples of different sequences do not mix, so one backward pass of the summed divergences yields a gradient for each.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from param_features.errors import AdapterError, NonFiniteError, OutputError
 from param_features.gradients.capture import Capture, StopForward, capturing
 from param_features.gradients.cotangents import Cotangents
 from param_features.gradients.head import LinearHead
+from param_features.gradients.mapping import mapped_or_looped, quiet_loops
 from param_features.gradients.rules.registry import required_rule
 from param_features.gradients.types import Dense, Gradients, join_positions
 from param_features.params import Adapter, ParamSubset, Site, Tap, held_still
@@ -28,7 +28,8 @@ CotangentOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 Consumer = Callable[[int, Gradients], None]
 """Takes a slot and its gradients, the batch's rows as samples."""
 
-_MAX_LOGITS = 2**25
+MOST_LOGITS = 2**25
+"""Numbers of outputs of samples that exist together during a harvest: 128 MiB of logits in float32."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class GradientEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where the first of the parameters lies."""
+        """The device on which the first of the parameters lies."""
         return self.subset.device
 
     def each_slot(
@@ -99,7 +100,7 @@ class GradientEngine:
         with held_still(self.adapter.module):
             with capturing(self.taps, stop_at=self.stop_at, keep=self.routes.cut) as capture:
                 root = self.root(inputs, capture)
-            cut = root if capture.kept is None else capture.kept
+            cut = root if capture.kept_input is None else capture.kept_input
             d_root = root.shape[-1] if self.per_position else root[0].numel()
             for slots in self.slot_groups(len(positions), positions.shape[1], d_root):
                 at_root = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
@@ -113,12 +114,12 @@ class GradientEngine:
 
     @property
     def taps(self) -> list[Tap]:
-        """Of all parameters with a factored rule."""
+        """The taps of all parameters with a factored rule."""
         return [tap for chosen in self.routes.taps.values() for tap in chosen]
 
     @property
     def stop_at(self) -> nn.Module | None:
-        """Where the forward pass ends; None where it runs to its end."""
+        """The module at whose call the forward pass ends; None where it runs to its end."""
         return self.adapter.head() if self.routes.through_head else None
 
     def slot_groups(self, n_rows: int, n_slots: int, d_root: int) -> tuple[Tensor, ...]:
@@ -129,7 +130,7 @@ class GradientEngine:
         d_output = d_root
         if self.routes.through_head and self.adapter.d_vocab:
             d_output = self.adapter.d_vocab
-        n_wanted = -(-n_rows * n_slots * d_output // _MAX_LOGITS)
+        n_wanted = -(-n_rows * n_slots * d_output // MOST_LOGITS)
         n_most = n_slots if n_rows > 1 else n_slots // 2
         return torch.arange(n_slots).tensor_split(max(1, min(n_wanted, n_most)))
 
@@ -175,8 +176,8 @@ class GradientEngine:
         head = LinearHead.of(self.adapter) if self.routes.is_linear else None
         if head is None or not isinstance(cotangent_of, Cotangents):
             return None
-        found = cotangent_of.below(head, states.to(head.weight.device), row)
-        return None if found is None else check_finite_output(found, d_output=len(head.weight)).to(states.device)
+        cotangents = cotangent_of.below(head, states.to(head.weight.device), row)
+        return None if cotangents is None else check_finite_output(cotangents, d_output=len(head.weight)).to(states.device)
 
     def _head_alone(self, states: Float[Tensor, "sample one d_model"]) -> Float[Tensor, "sample one d_output"]:
         """Call the head without its hooks, since the user's expect whole batches."""
@@ -200,28 +201,31 @@ class GradientEngine:
         roots = [capture.outputs[site][index] for site, index in calls]
         if not roots:
             raise AdapterError("the layer that holds it is never called as a module")
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
         )
-        deltas = dict(zip(calls, found, strict=True))
+        deltas = dict(zip(calls, gradients, strict=True))
         return {name: _apply_rules(taps, capture, deltas, len(root)) for name, taps in self.routes.taps.items()}
 
     def _dense(self, inputs: ModelInputs, cotangent: Tensor) -> Gradients:
         if not self.routes.dense:
             return {}
         subset = ParamSubset(tuple(self.subset[name] for name in self.routes.dense))
-        found = self._mapped(subset, inputs, cotangent) if self.routes.is_vmapped else None
-        found = found or _one_by_one(self.adapter, subset, inputs, cotangent)
-        return {view.name: Dense(view.to_matrix(at_least_float32(found[view.name]))) for view in subset.views}
 
-    def _mapped(self, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor] | None:
-        """By vmap; None for inputs that cannot be mapped though the planned ones could, such as a mask."""
-        try:
+        def mapped() -> dict[str, Tensor]:
             return _vmapped(self.adapter, subset, inputs, cotangent)
-        except (RuntimeError, NotImplementedError):
-            if self.routes.must_vmap:
-                raise
-            return None
+
+        def looped() -> dict[str, Tensor]:
+            return _one_by_one(self.adapter, subset, inputs, cotangent)
+
+        if self.routes.must_vmap:
+            with quiet_loops():
+                tensors = mapped()
+        elif self.routes.is_vmapped:  # inputs may be unmappable though the planned ones were not, such as a mask
+            tensors = mapped_or_looped(mapped, looped)
+        else:
+            tensors = looped()
+        return {view.name: Dense(view.to_matrix(at_least_float32(tensors[view.name]))) for view in subset.views}
 
 
 def _at_cut(
@@ -235,15 +239,15 @@ def _at_cut(
         return cotangents
     row = torch.arange(len(root), device=root.device).unsqueeze(1).expand_as(positions)
     n_before = (positions.unsqueeze(2) == positions.unsqueeze(1)).tril(-1).sum(2)
-    found = torch.empty(*positions.shape, cut.shape[-1], dtype=cotangents.dtype, device=cut.device)
+    at_cut = torch.empty(*positions.shape, cut.shape[-1], dtype=cotangents.dtype, device=cut.device)
     for turn in range(int(n_before.max()) + 1):
         chosen = n_before == turn
         where = row[chosen], positions[chosen]
         spread = torch.zeros_like(root)
         spread[where] = cotangents[chosen].to(root.dtype)
-        gradient = torch.autograd.grad(root, cut, spread, retain_graph=True)[0].to(found.dtype)
-        found[chosen.to(cut.device)] = gradient[tuple(index.to(cut.device) for index in where)]
-    return found
+        gradient = torch.autograd.grad(root, cut, spread, retain_graph=True)[0].to(at_cut.dtype)
+        at_cut[chosen.to(cut.device)] = gradient[tuple(index.to(cut.device) for index in where)]
+    return at_cut
 
 
 def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Site, int], Tensor], n_rows: int):
@@ -290,23 +294,21 @@ def check_finite_output(output: Tensor, *, d_output: int | None = None) -> Tenso
 def _vmapped(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
     """`torch.func.vjp` of one sample, mapped over the batch. Cost: one forward and backward pass of the whole model.
 
-    Attention runs under the math backend meanwhile, since vmap would loop over the fused kernels. Where it loops all the
-    same, its warning says nothing that the user could act on.
+    Attention runs under the math backend meanwhile, since vmap would loop over the fused kernels.
     """
     bare = ModelInputs(inputs.args, inputs.kwargs)
 
     def pull(row: list[Tensor], cotangent: Tensor) -> dict[str, Tensor]:
         def run(tensors: dict[str, Tensor]) -> Tensor:
             values = iter(row)
-            one = bare.map(lambda _: next(values).unsqueeze(0))
+            sample_inputs = bare.map(lambda _: next(values).unsqueeze(0))
             with subset.replaced(tensors):
-                return adapter.run(*one.args, **one.kwargs)
+                return adapter.run(*sample_inputs.args, **sample_inputs.kwargs)
 
         output, vjp, *_ = torch.func.vjp(run, subset.tensors)
         return vjp(cotangent.reshape(output.shape))[0]
 
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+    with sdpa_kernel(SDPBackend.MATH):
         return torch.func.vmap(pull, randomness="same", chunk_size=32)(bare.tensors, cotangent)
 
 
@@ -328,5 +330,6 @@ def gradients_of(output: Tensor, leaves: dict[str, Tensor], cotangent: Tensor) -
     """∂⟨output, cotangent⟩ by each leaf; zero where one is unused, strided where torch would give a sparse one."""
     if not output.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    found = torch.autograd.grad(output, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True)
-    return {name: grad.to_dense() if grad.is_sparse else grad for name, grad in zip(leaves, found, strict=True)}
+    gradients = torch.autograd.grad(output, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True)
+    strided = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients]
+    return dict(zip(leaves, strided, strict=True))

@@ -22,10 +22,10 @@ class LinearHead:
     @classmethod
     def of(cls, adapter: Adapter) -> "LinearHead | None":
         """The adapter's head, its rows laid out one after another; None where it is no plain product."""
-        found = adapter.head_weights()
-        if found is None:
+        weights = adapter.head_weights()
+        if weights is None:
             return None
-        weight, bias = found
+        weight, bias = weights
         return cls(weight.detach().contiguous(), None if bias is None else bias.detach())
 
     @torch.no_grad()
@@ -35,8 +35,8 @@ class LinearHead:
             return False
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(2, 1, self.weight.shape[1], generator=generator).to(self.weight)
-        ours, own = torch.nn.functional.linear(states, self.weight, self.bias), head.forward(states)
-        return own.shape == ours.shape and bool((own - ours).norm() <= 1e-4 * ours.norm())
+        product, logits = torch.nn.functional.linear(states, self.weight, self.bias), head.forward(states)
+        return logits.shape == product.shape and bool((logits - product).norm() <= 1e-4 * product.norm())
 
     @torch.no_grad()
     def expected_row(self, states: Float[Tensor, "sample d_model"]) -> Float[Tensor, "sample d_model"]:

@@ -18,5 +18,5 @@ def leading_of_factored(
     (left, inner), (right, outer) = torch.linalg.qr(gradient.delta.mT), torch.linalg.qr(gradient.inputs.mT)
     u, s, vh = torch.linalg.svd(inner @ outer.mT)
     root = s[:, :rank].sqrt().unsqueeze(1)
-    kept = root.shape[2]
-    return left @ (u[:, :, :kept] * root), right @ (vh[:, :kept].mT * root)
+    n_kept = root.shape[2]
+    return left @ (u[:, :, :n_kept] * root), right @ (vh[:, :n_kept].mT * root)

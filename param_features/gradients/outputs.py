@@ -19,12 +19,12 @@ def outputs_at(
 
     Cost: a forward pass of the rows, a few at a time.
     """
-    found = []
+    outputs = []
     with held_still(engine.adapter.module):
         for part in torch.arange(len(inputs)).split(_ROWS):
             batch = inputs.rows(part)
             output = engine.adapter.run(*batch.args, **batch.kwargs)
             if engine.per_position:
                 output = output[torch.arange(len(output), device=output.device), positions[part].to(output.device)]
-            found.append(output.flatten(1).float() if output.dtype != torch.float64 else output.flatten(1))
-    return torch.cat(found)
+            outputs.append(output.flatten(1).float() if output.dtype != torch.float64 else output.flatten(1))
+    return torch.cat(outputs)

@@ -12,6 +12,7 @@ from param_features.errors import AdapterError, NoGradientError
 from param_features.gradients.cut import find_cut
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.head import LinearHead
+from param_features.gradients.mapping import CANNOT_MAP
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.rules.registry import rule_for
 from param_features.gradients.types import Gradients
@@ -48,9 +49,7 @@ def plan_engine(problem: Problem) -> GradientEngine:
     """
     adapter, subset, output = problem.adapter, problem.subset, problem.output
     taps = {view.name: adapter.taps(view) for view in subset.views}
-    ruled = {
-        name: found for name, found in taps.items() if found and all(rule_for(tap.rule, tap.attribute) for tap in found)
-    }
+    ruled = {name: uses for name, uses in taps.items() if uses and all(rule_for(use.rule, use.attribute) for use in uses)}
     engine = GradientEngine(adapter, subset, _routes(subset, ruled, {}), output.per_position)
     check = _Check(engine, problem.data.rows(slice(0, 2)), output)
     head, through_head = adapter.head(), replace(engine.routes, through_head=True)
@@ -87,12 +86,12 @@ def check_influence(engine: GradientEngine, inputs: ModelInputs) -> None:
         with held_still(engine.adapter.module):
             leaves = [view.stored.requires_grad_() for view in unreached]
             output = engine.adapter.run(*rows.args, **rows.kwargs)
-            found = (
+            gradients = (
                 torch.autograd.grad(output.sum(), leaves, allow_unused=True)
                 if output.requires_grad
                 else [None] * len(leaves)
             )
-        unreached = [view for view, gradient in zip(unreached, found, strict=True) if gradient is None]
+        unreached = [view for view, gradient in zip(unreached, gradients, strict=True) if gradient is None]
         if not unreached:
             return
     raise NoGradientError(
@@ -122,28 +121,29 @@ class _Check:
         views = ParamSubset(tuple(self.engine.subset[name] for name in factored))
         engine = replace(self.engine, subset=views, routes=replace(routes, dense=()))
         try:
-            found = self._gradients(engine)
-            wrong = [name for name in factored if not self._agrees(found, name)]
+            gradients = self._gradients(engine)
+            wrong = [name for name in factored if not self._agrees(gradients, name)]
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
             if len(factored) == 1:
                 return {factored[0]: f"its rule failed: {error}" if self._has_gradient(factored[0]) else _NO_GRADIENT}
             single = {name: replace(routes, taps={name: routes.taps[name]}) for name in factored}
-            failed = {name: why for one in single.values() for name, why in self.failures(one).items()}
-            return failed or dict.fromkeys(factored, f"its rule failed beside the others': {error}")
+            failures = {name: why for alone in single.values() for name, why in self.failures(alone).items()}
+            return failures or dict.fromkeys(factored, f"its rule failed beside the others': {error}")
         return {name: _DISAGREES if self._has_gradient(name) else _NO_GRADIENT for name in wrong}
 
     def head_gives_outputs(self, routes: Routes) -> bool:
         """Whether the head makes the model's own outputs: what is added after it would not show in gradients."""
-        seen: list[Tensor] = []
+        through_head: list[Tensor] = []
 
         def note(output: Tensor, *_: Tensor) -> Tensor:
-            seen.append(output)
+            through_head.append(output)
             return torch.zeros_like(output)
 
         engine = replace(self.engine, routes=routes)
         engine.each_slot(self.inputs, self._positions, note, lambda *_: None)
-        own = outputs_at(engine, self.inputs, self._positions[:, 0])
-        return bool((torch.cat(seen) - own).norm() <= _TOLERANCE.get(self.output.dtype, 1e-3) * own.norm() + 1e-12)
+        outputs = outputs_at(engine, self.inputs, self._positions[:, 0])
+        tolerance = _TOLERANCE.get(self.output.dtype, 1e-3)
+        return bool((torch.cat(through_head) - outputs).norm() <= tolerance * outputs.norm() + 1e-12)
 
     def vmap_works(self, routes: Routes) -> bool:
         """Whether the dense route runs under vmap and agrees with plain autograd."""
@@ -152,23 +152,23 @@ class _Check:
         views = ParamSubset(tuple(self.engine.subset[name] for name in routes.dense))
         engine = replace(self.engine, subset=views, routes=Routes({}, routes.dense, must_vmap=True))
         try:
-            found = self._gradients(engine)
-        except (RuntimeError, NotImplementedError, ValueError):
+            gradients = self._gradients(engine)
+        except (*CANNOT_MAP, ValueError):
             return False
-        return all(self._agrees(found, name) for name in views.names)
+        return all(self._agrees(gradients, name) for name in views.names)
 
     def refuse_second_handles(self, routes: Routes) -> None:
         """Refuse a parameter that the dense loop gets wrong: replacing it does not reach all of its uses.
 
         Raises:
-            AdapterError: As said.
+            AdapterError: The loop disagrees with plain autograd; names the parameter.
         """
         if not routes.dense or routes.is_vmapped:
             return
         views = ParamSubset(tuple(self.engine.subset[name] for name in routes.dense))
-        found = self._gradients(replace(self.engine, subset=views, routes=Routes({}, routes.dense, is_vmapped=False)))
+        gradients = self._gradients(replace(self.engine, subset=views, routes=Routes({}, routes.dense, is_vmapped=False)))
         for name in views.names:
-            if not self._agrees(found, name):
+            if not self._agrees(gradients, name):
                 raise AdapterError(
                     f"The model reads {name!r} past the module that holds it (through a second handle, a cached or a "
                     "compiled copy), so it cannot be replaced for a while. Let forward read it as its module's attribute, "
@@ -176,11 +176,13 @@ class _Check:
                 )
 
     def _gradients(self, engine: GradientEngine) -> Gradients:
-        found: Gradients = {}
-        engine.each_slot(
-            self.inputs, self._positions, lambda output, *_: self._cotangent.to(output), lambda _, part: found.update(part)
-        )
-        return found
+        gradients: Gradients = {}
+
+        def fixed(output: Tensor, *_: Tensor) -> Tensor:
+            return self._cotangent.to(output)
+
+        engine.each_slot(self.inputs, self._positions, fixed, lambda _, slot_gradients: gradients.update(slot_gradients))
+        return gradients
 
     @property
     def _positions(self) -> Int[Tensor, "batch slot"]:
@@ -194,36 +196,36 @@ class _Check:
     def _has_gradient(self, name: str) -> bool:
         return any(bool(row[name].any()) for row in self._oracle)
 
-    def _agrees(self, found: Gradients, name: str) -> bool:
+    def _agrees(self, gradients: Gradients, name: str) -> bool:
         view = self.engine.subset[name]
-        ours = found[name].dense().matrix
-        if ours.shape != (len(self.inputs), *view.matrix_shape):
+        matrices = gradients[name].dense().matrix
+        if matrices.shape != (len(self.inputs), *view.matrix_shape):
             return False
-        oracle = torch.stack([view.to_matrix(row[name]) for row in self._oracle]).to(ours.dtype)
+        oracle = torch.stack([view.to_matrix(row[name]) for row in self._oracle]).to(matrices.dtype)
         tolerance = _TOLERANCE.get(view.tensor.dtype, 1e-3)
-        return bool((ours - oracle).norm() <= tolerance * oracle.norm() + 1e-12)
+        return bool((matrices - oracle).norm() <= tolerance * oracle.norm() + 1e-12)
 
     @cached_property
     def _oracle(self) -> list[dict[str, Tensor]]:
         rows = []
         with held_still(self.engine.adapter.module):
             for row in range(len(self.inputs)):
-                one = self.inputs.rows([row])
+                sample_inputs = self.inputs.rows([row])
                 cotangent = torch.zeros(1, *self.output.shape[1:], dtype=self.output.dtype)
                 if self.output.per_position:
                     cotangent[0, self._positions[row, 0]] = self._cotangent[row].to(cotangent.dtype)
                 else:
                     cotangent = self._cotangent[row].reshape(cotangent.shape).to(cotangent.dtype)
-                cotangent = cotangent.to(one.tensors[0].device)
-                rows.append(_plain_gradient(self.engine.adapter, self.engine.subset, one, cotangent))
+                cotangent = cotangent.to(sample_inputs.tensors[0].device)
+                rows.append(_plain_gradient(self.engine.adapter, self.engine.subset, sample_inputs, cotangent))
         return rows
 
 
 def _plain_gradient(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
     """As `per_sample_gradient`, at the model's own parameters; `held_still` takes `requires_grad` back."""
     leaves = {view.name: view.stored.requires_grad_() for view in subset.views}
-    found = gradients_of(adapter.run(*inputs.args, **inputs.kwargs), leaves, cotangent)
-    return {view.name: view.layout.read(found[view.name]) for view in subset.views}
+    gradients = gradients_of(adapter.run(*inputs.args, **inputs.kwargs), leaves, cotangent)
+    return {view.name: view.layout.read(gradients[view.name]) for view in subset.views}
 
 
 def last_positions(inputs: ModelInputs, output: OutputInfo) -> Int[Tensor, " batch"]:

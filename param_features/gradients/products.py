@@ -60,6 +60,6 @@ class _Product(torch.autograd.Function):
             return None, matmul(back, rows.T)
         if few.all():
             return None, csr(back) @ rows
-        found = rows.new_empty(len(back), rows.shape[1])
-        found[few], found[~few] = csr(back[few]) @ rows, matmul(back[~few], rows.T)
-        return None, found
+        gradient = rows.new_empty(len(back), rows.shape[1])
+        gradient[few], gradient[~few] = csr(back[few]) @ rows, matmul(back[~few], rows.T)
+        return None, gradient

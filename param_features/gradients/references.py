@@ -5,8 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.gradients.engine import GradientEngine
-from param_features.gradients.harvester import OwnReferences, draw_positions
+from param_features.gradients.harvester import OwnReferences
 from param_features.gradients.outputs import outputs_at
+from param_features.gradients.sampling import draw_positions
 from param_features.machine import typed
 from param_features.problem import Divergence, ModelInputs, Problem, Question
 
@@ -71,9 +72,9 @@ def collect_references(
 
 def _outputs(engine: GradientEngine, data: ModelInputs, rows: Tensor, generator: torch.Generator) -> Tensor:
     """The output of one sample of each row, a few rows at a time."""
-    found = []
+    outputs = []
     for part in rows.split(16):
         batch = data.rows(part)
         positions = draw_positions(batch, 1, generator)[:, 0] if engine.per_position else batch.last_positions
-        found.append(outputs_at(engine, batch, positions))
-    return torch.cat(found)
+        outputs.append(outputs_at(engine, batch, positions))
+    return torch.cat(outputs)

@@ -60,7 +60,7 @@ class _SparseProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[None, Tensor]:
-        """The same, transposed."""
+        """The transposed coordinates times what came back, again as a sparse matrix times a dense one."""
         (coords,) = ctx.saved_tensors
         return None, csr(coords.T) @ grads[0]
 

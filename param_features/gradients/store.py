@@ -11,7 +11,16 @@ from param_features.errors import MemoryEstimateError, NoGradientError, NonFinit
 from param_features.gradients.types import Gradients, compact, summed, together
 from param_features.machine import Share
 
-_CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**26
+"""Bytes of the gradients that exist together where all samples are gone over: 64 MiB, but for a sample that takes more."""
+
+_CHUNK_SAMPLES = 2048
+"""Samples that are gone over together, where so many take no more than `CHUNK_BYTES`."""
+
+
+def samples_together(sample_bytes: int, most: int = _CHUNK_SAMPLES) -> int:
+    """How many samples `SampleGradients.chunks` reads together, at least one, given the bytes that one takes when read."""
+    return max(1, min(most, CHUNK_BYTES // sample_bytes))
 
 
 class SampleGradients(ABC):
@@ -32,9 +41,9 @@ class SampleGradients(ABC):
     def sample_bytes(self) -> int:
         """Bytes that a sample takes once it is read."""
 
-    def chunks(self, size: int = 2048) -> Iterator[Gradients]:
-        """All samples in order, `size` at a time, or as many as take 64 MiB where those are fewer."""
-        size = max(1, min(size, _CHUNK_BYTES // self.sample_bytes))
+    def chunks(self, size: int = _CHUNK_SAMPLES) -> Iterator[Gradients]:
+        """All samples in order, `size` at a time, or as many as take `CHUNK_BYTES` where those are fewer."""
+        size = samples_together(self.sample_bytes, size)
         for start in range(0, self.n_samples, size):
             yield self.rows(slice(start, start + size))
 
@@ -53,12 +62,12 @@ class SomeGradients(SampleGradients):
     """Some of the samples of others, read from there."""
 
     def __init__(self, whole: SampleGradients, chosen: Int[Tensor, " sample"]) -> None:
-        """Take which of them, in order."""
+        """Choose some samples of others, in the order of `chosen`."""
         self._whole, self._chosen, self.n_samples = whole, chosen, len(chosen)
 
     @property
     def sample_bytes(self) -> int:
-        """As of the others."""
+        """Bytes that a sample takes once it is read, as of the samples that they are chosen from."""
         return self._whole.sample_bytes
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
@@ -73,7 +82,7 @@ class GradientStore(SampleGradients):
     """
 
     def __init__(self, n_samples: int, like: Gradients, dtype: torch.dtype | None = None) -> None:
-        """Reserve room.
+        """Reserve room for the samples.
 
         Args:
             n_samples: How many samples will be added.
@@ -83,8 +92,8 @@ class GradientStore(SampleGradients):
         blocks = {name: compact(gradient) for name, gradient in like.items()}
 
         def room(tensor: Tensor) -> Tensor:
-            kept = dtype if tensor.is_floating_point() else None
-            return tensor.new_empty(n_samples, *tensor.shape[1:], dtype=kept)
+            room_dtype = dtype if tensor.is_floating_point() else None
+            return tensor.new_empty(n_samples, *tensor.shape[1:], dtype=room_dtype)
 
         self._gradients = {name: block.map(room) for name, block in blocks.items()}
         self._n_filled = 0
@@ -129,8 +138,8 @@ class GradientStore(SampleGradients):
         """The gradients of some samples; copies for an index, views for a slice of what is kept as it is read."""
 
         def read(tensor: Tensor) -> Tensor:
-            some = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index.to(tensor.device))
-            return some.float() if some.dtype == torch.bfloat16 else some
+            chosen = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index.to(tensor.device))
+            return chosen.float() if chosen.dtype == torch.bfloat16 else chosen
 
         return {name: gradient.map(read) for name, gradient in self._gradients.items()}
 
@@ -166,15 +175,15 @@ def storable(gradients: Gradients) -> Gradients:
     Raises:
         NonFiniteError: A gradient holds NaN or infinity; names the parameter.
     """
-    found = {name: compact(gradient) for name, gradient in gradients.items()}
-    for name, gradient in found.items():
+    compacted = {name: compact(gradient) for name, gradient in gradients.items()}
+    for name, gradient in compacted.items():
         ends = (end for tensor in gradient.tensors if tensor.numel() for end in tensor.aminmax())
         if not all(bool(torch.isfinite(end)) for end in ends):
             raise NonFiniteError(
                 f"A gradient of {name!r} holds NaN or infinity, though the outputs are finite. Try float32 or float64 "
                 "weights, or leave this parameter out."
             )
-    return found
+    return compacted
 
 
 def square_norm(gradients: Gradients) -> Float[Tensor, " sample"]:

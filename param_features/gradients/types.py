@@ -17,7 +17,7 @@ from param_features.gradients.sparse import is_fast_on, sampled_product
 Kept = Bool[Tensor, "sample feature"] | None
 """The entries of a product that are wanted, zero elsewhere; all of them where there is none."""
 
-_MOST_HEARD = 0.9
+_MOST_REACHED = 0.9
 """Where a larger share of positions has an output gradient, leaving out the others is not worth a copy."""
 
 _MOST_NUMBERS = 2**26
@@ -32,12 +32,12 @@ class Dense:
 
     @property
     def n_samples(self) -> int:
-        """Number of samples."""
+        """How many samples there are."""
         return self.matrix.shape[0]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """The shape (d_out, d_in) of one sample's matrix."""
         return self.matrix.shape[1], self.matrix.shape[2]
 
     @property
@@ -55,11 +55,11 @@ class Dense:
         return Dense(function(self.matrix))
 
     def rows(self, index: Int[Tensor, " d_out"]) -> "Dense":
-        """The gradients of some rows of the matrix."""
+        """Choose some rows of every sample's matrix."""
         return Dense(self.matrix[:, index])
 
     def dense(self) -> "Dense":
-        """Itself."""
+        """Give back the gradients, which are dense already."""
         return self
 
     def inner(
@@ -90,12 +90,12 @@ class Factored:
 
     @property
     def n_samples(self) -> int:
-        """Number of samples."""
+        """How many samples there are."""
         return self.delta.shape[0]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """The shape (d_out, d_in) of one sample's matrix."""
         return self.delta.shape[2], self.inputs.shape[2]
 
     @property
@@ -105,7 +105,7 @@ class Factored:
 
     @property
     def samples_well(self) -> bool:
-        """No: `overlaps` computes every entry."""
+        """Whether `overlaps` is cheaper where few entries are wanted: never, it computes every entry."""
         return False
 
     def map(self, function) -> "Factored":
@@ -113,7 +113,7 @@ class Factored:
         return Factored(function(self.delta), function(self.inputs))
 
     def rows(self, index: Int[Tensor, " d_out"]) -> "Factored":
-        """The gradients of some rows of the matrix."""
+        """Choose some rows of every sample's matrix."""
         return Factored(self.delta[..., index], self.inputs)
 
     def dense(self) -> Dense:
@@ -136,7 +136,7 @@ class Factored:
         Cost: as factors that of `inner`, but only for positions whose output gradient is not zero (in a language model those
         up to the sample's own); as matrices d_out · d_in a sample and feature.
         """
-        delta, inputs, sample = self._positions_heard()
+        delta, inputs, sample = self._positions_reached()
         if costs_less_as_matrices(self.matrix_shape, self.n_samples, len(delta), *left.shape[::2]):
             return self.dense().overlaps(left, right, kept)
         each = product(delta, _columns(left)) * product(inputs, _columns(right))
@@ -146,15 +146,15 @@ class Factored:
             return _only(each.unflatten(0, self.delta.shape[:2]).sum(1), kept)
         return _only(each.new_zeros(self.n_samples, len(left)).index_add(0, sample, each), kept)
 
-    def _positions_heard(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _positions_reached(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Output gradients and inputs of every position, and which sample's it is; on a CPU of those that matter alone."""
         delta, inputs = self.delta.flatten(0, 1), self.inputs.flatten(0, 1)
         if delta.device.type != "cpu":  # a sum in an order of its own choosing would not give the same bits again
             return delta, inputs, None
-        heard = delta.any(1).nonzero()[:, 0]
-        if len(heard) > _MOST_HEARD * len(delta):
+        reached = delta.any(1).nonzero()[:, 0]
+        if len(reached) > _MOST_REACHED * len(delta):
             return delta, inputs, None
-        return delta.index_select(0, heard), inputs.index_select(0, heard), heard // self.delta.shape[1]
+        return delta.index_select(0, reached), inputs.index_select(0, reached), reached // self.delta.shape[1]
 
     def square_norm(self) -> Float[Tensor, " sample"]:
         """‖∇‖² = Σ_ss' (δ_s·δ_s')(a_s·a_s')."""
@@ -171,12 +171,12 @@ class Indexed:
 
     @property
     def n_samples(self) -> int:
-        """Number of samples."""
+        """How many samples there are."""
         return self.delta.shape[0]
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """The shape (d_out, d_in) of one sample's matrix."""
         return self.delta.shape[2], self.d_in
 
     @property
@@ -186,7 +186,7 @@ class Indexed:
 
     @property
     def samples_well(self) -> bool:
-        """No: `overlaps` computes every entry."""
+        """Whether `overlaps` is cheaper where few entries are wanted: never, it computes every entry."""
         return False
 
     def map(self, function) -> "Indexed":
@@ -194,7 +194,7 @@ class Indexed:
         return Indexed(function(self.delta), function(self.index), self.d_in)
 
     def rows(self, index: Int[Tensor, " d_out"]) -> "Indexed":
-        """The gradients of some rows of the matrix."""
+        """Choose some rows of every sample's matrix."""
         return Indexed(self.delta[..., index], self.index, self.d_in)
 
     def dense(self) -> Dense:
@@ -207,14 +207,14 @@ class Indexed:
     def inner(
         self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
     ) -> Float[Tensor, "sample feature"]:
-        """As for `Factored`, with a_s·right_kr read off instead of multiplied."""
+        """⟨∇, v_k⟩ as for `Factored`, with a_s·right_kr read off the table's row instead of multiplied."""
         out = einsum(self.delta, left, "sample pos o, feature o rank -> sample pos feature rank")
         return (out * right.transpose(0, 1)[self.index]).sum((1, 3))
 
     def overlaps(
         self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"], kept: Kept = None
     ) -> Float[Tensor, "sample feature"]:
-        """`inner` with constant gradients."""
+        """Compute `inner` with constant gradients, for the fit."""
         return _only(self.inner(left, right), kept)
 
     def square_norm(self) -> Float[Tensor, " sample"]:
@@ -227,12 +227,12 @@ Gradient = Dense | Factored | Indexed
 Gradients = dict[str, Gradient]
 
 
-def costs_less_as_matrices(shape: tuple[int, int], n_samples: int, n_heard: int, n_features: int, rank: int) -> bool:
-    """Whether factored gradients of `n_heard` positions are better built for their overlaps, and can be."""
+def costs_less_as_matrices(shape: tuple[int, int], n_samples: int, n_reached: int, n_features: int, rank: int) -> bool:
+    """Whether factored gradients of `n_reached` positions are better built for their overlaps, and can be."""
     d_out, d_in = shape
     n_numbers = n_samples * d_out * d_in
-    as_factors = n_heard * n_features * rank * (d_out + d_in)
-    built = n_heard * d_out * d_in + n_features * rank * d_out * d_in
+    as_factors = n_reached * n_features * rank * (d_out + d_in)
+    built = n_reached * d_out * d_in + n_features * rank * d_out * d_in
     return n_numbers <= _MOST_NUMBERS and n_numbers * n_features + built < as_factors
 
 
@@ -244,8 +244,8 @@ def _columns(factor: Float[Tensor, "feature d rank"]) -> Float[Tensor, "feature_
     return factor.mT.reshape(-1, factor.shape[1])
 
 
-def _only(found: Float[Tensor, "sample feature"], kept: Kept) -> Float[Tensor, "sample feature"]:
-    return found if kept is None else found * kept.to(found.device)
+def _only(overlaps: Float[Tensor, "sample feature"], kept: Kept) -> Float[Tensor, "sample feature"]:
+    return overlaps if kept is None else overlaps * kept.to(overlaps.device)
 
 
 def join_positions(parts: list[Gradient]) -> Gradient:

@@ -7,7 +7,7 @@ import torch
 
 from param_features.errors import SampleCountError, SettingError
 from param_features.fit import Dictionary, Encoder, check_l0, rounds_for
-from param_features.gradients import GradientEngine, Harvester, HarvestSettings, SampleGradients
+from param_features.gradients import GradientEngine, Harvester, HarvestSettings, SampleGradients, SampleProbe
 from param_features.machine import typed
 from param_features.measure.controls import control_dictionaries, dictionary_errors
 from param_features.problem import ModelInputs, Question, Reference
@@ -68,7 +68,7 @@ def harvest_halves(
         )
     is_paired = question.kind == "pairs"
     drawn = Reference("pairs", question.references) if is_paired else question.drawn
-    harvester = Harvester(engine, question.divergence, drawn, HarvestSettings())
+    harvester = Harvester(SampleProbe(engine, inputs), question.divergence, drawn, HarvestSettings())
     half = len(inputs) // 2
 
     def harvest(rows: ModelInputs, n_wanted: int) -> SampleGradients:

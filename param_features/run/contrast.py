@@ -12,7 +12,7 @@ from param_features.gradients import (
     Harvester,
     HarvestSettings,
     SampleGradients,
-    limited,
+    SampleProbe,
     plan_samples,
     question_of,
 )
@@ -54,8 +54,9 @@ def background_gradients(
     problem = background.problem
     question = question_of(problem, engine, _N_REFERENCES, generator)
     settings = replace(harvest, n_samples=background.settings.n_samples, max_samples=_MOST_SAMPLES)
-    harvester = Harvester(engine, question.divergence, question.drawn, settings).agreed(processes)
-    plan = plan_samples(problem, limited(settings, harvester, problem.data), n_features, generator)
+    probe = SampleProbe(engine, problem.data)
+    harvester = Harvester(probe, question.divergence, question.drawn, settings).agreed(processes)
+    plan = plan_samples(problem, harvester.settings_that_fit, n_features, generator)
 
     def store(rows: Tensor, title: str) -> SampleGradients:
         data = problem.data.rows(rows)

@@ -19,8 +19,8 @@ from param_features.gradients import (
     HarvestSettings,
     SampleGradients,
     SamplePlan,
+    SampleProbe,
     build_engine,
-    limited,
     own_references,
     plan_samples,
     question_of,
@@ -209,7 +209,8 @@ class Decomposition:
         """Harvest, fit and measure."""
         engine = build_engine(self.problem, self.request.say)
         question = question_of(self.problem, engine, self.harvest.n_references, self._generator(Stage.REFERENCES))
-        harvester = Harvester(engine, question.divergence, question.drawn, self.harvest).agreed(self.processes)
+        probe = SampleProbe(engine, self.problem.data)
+        harvester = Harvester(probe, question.divergence, question.drawn, self.harvest).agreed(self.processes)
         plan = self._plan(harvester)
         run = replace(self, fit=self._fit_in_room(harvester, plan))
         return run._measured(engine, harvester, plan, question)
@@ -218,8 +219,7 @@ class Decomposition:
         """Which samples are taken: those of the store where there is one, or as many as fit in memory."""
         if self.store is not None:
             return self.store.plan
-        settings = limited(harvester.settings, harvester, self.problem.data)
-        return plan_samples(self.problem, settings, self.request.n_features, self._generator(Stage.PLAN))
+        return plan_samples(self.problem, harvester.settings_that_fit, self.request.n_features, self._generator(Stage.PLAN))
 
     def _fit_in_room(self, harvester: Harvester, plan: SamplePlan) -> MethodSettings:
         """Settings of the fit with which the run fits in memory.
@@ -230,7 +230,7 @@ class Decomposition:
         if isinstance(self.fit, HessianSettings):
             return self.fit
         if self.store is None:
-            like = harvester.probe(self.problem.data)
+            like = harvester.probe.like
             counts = [len(rows) * plan.n_slots for rows in (plan.train, plan.held_out)]
         else:
             like, counts = self.store.train.rows(slice(0, 2)), [self.store.train.n_samples, self.store.held_out.n_samples]
@@ -367,7 +367,7 @@ class Decomposition:
             generator,
             progress=self.request.progress,
             title=title,
-            own=own_references(self.problem, harvester.engine, rows),
+            references=own_references(self.problem, harvester.engine, rows),
             processes=self.processes,
         )
 

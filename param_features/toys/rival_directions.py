@@ -9,7 +9,7 @@ from torch import Tensor
 from param_features.fit import Reading, read_gradients
 from param_features.fit.formats import leading_factors
 from param_features.fitted import Fitted
-from param_features.gradients import Harvester, HarvestSettings, SampleGradients, square_norm
+from param_features.gradients import Harvester, HarvestSettings, SampleGradients, SampleProbe, square_norm
 from param_features.measure import ControlDictionary, principal_directions, random_directions
 from param_features.problem import ModelInputs, Reference
 
@@ -67,5 +67,6 @@ def read_all(
 def _gradients(features: Fitted, inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> SampleGradients:
     pool = features.references if features.reference in ("mean", "given") else None
     reference = Reference(features.reference, pool)
-    harvester = Harvester(features.bound_engine("score"), features.divergence, reference, HarvestSettings())
+    probe = SampleProbe(features.bound_engine("score"), inputs)
+    harvester = Harvester(probe, features.divergence, reference, HarvestSettings())
     return harvester.store(inputs, n_slots, generator, progress=False, title="rivals")

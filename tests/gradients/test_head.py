@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from param_features.errors import NonFiniteError
-from param_features.gradients import AgainstMean, Harvester, HarvestSettings
+from param_features.gradients import AgainstMean, Harvester, HarvestSettings, SampleProbe
 from param_features.gradients.cotangents import AgainstRows
 from param_features.gradients.head import LinearHead
 from param_features.problem import KL, Reference, SquaredError
@@ -41,7 +41,7 @@ def test_the_expected_row_is_the_softmax_taken_back(n_tokens, has_bias):
 
 def harvested(case: Case, reference: Reference, divergence=None, **routes) -> torch.Tensor:
     engine = replace(case.engine, routes=replace(case.engine.routes, **routes))
-    harvester = Harvester(engine, divergence or KL(), reference, HarvestSettings())
+    harvester = Harvester(SampleProbe(engine, case.data), divergence or KL(), reference, HarvestSettings())
     found = []
     rows, generator = torch.arange(len(TOKENS)), torch.Generator().manual_seed(3)
     harvester.each_slot(case.data, rows, 3, generator, lambda *taken: found.append(taken[2][W_K].dense().matrix))
@@ -146,7 +146,7 @@ def test_half_precision_models_have_cotangents_and_gradients_in_float32(dtype, n
     for model in (half, exact):
         case = case_of(model, param, tokens=TOKENS)
         assert case.engine.routes.through_head
-        harvester = Harvester(case.engine, Watched(), REFERENCES[name], HarvestSettings())
+        harvester = Harvester(SampleProbe(case.engine, case.data), Watched(), REFERENCES[name], HarvestSettings())
         parts, generator = [], torch.Generator().manual_seed(3)
         take = lambda _, __, gradients, into=parts: into.append(gradients[param])  # noqa: E731
         harvester.each_slot(case.data, torch.arange(4), 6, generator, take)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from param_features.errors import DiskFullError, StoreError
-from param_features.gradients import Harvester, HarvestSettings
+from param_features.gradients import Harvester, HarvestSettings, SampleProbe
 from param_features.machine import ALONE, Processes, Share, launched
 from param_features.problem import KL, Reference
 from tests.oracle import case_of
@@ -77,13 +77,13 @@ REFERENCES = {
 def test_skipped_draws_leave_the_generator_where_taken_ones_do(tiny_hooked, tiny_tokens, monkeypatch, kind, is_grouped):
     case = case_of(tiny_hooked, "blocks.0.attn.W_K", tokens=tiny_tokens)
     if is_grouped:
-        monkeypatch.setattr("param_features.gradients.engine._MAX_LOGITS", 5 * 20 * 2)
-    harvester = Harvester(case.engine, KL(), REFERENCES[kind], HarvestSettings())
+        monkeypatch.setattr("param_features.gradients.engine.MOST_LOGITS", 5 * 20 * 2)
+    harvester = Harvester(SampleProbe(case.engine, case.data), KL(), REFERENCES[kind], HarvestSettings())
     taken, skipped = (torch.Generator().manual_seed(4) for _ in range(2))
     own = (lambda rows: torch.full((len(rows), 20), 0.05)) if kind == "pairs" else None
     n_slots, rows = 1 if kind == "pairs" else 6, torch.arange(5)
     harvester.each_slot(case.data, rows, n_slots, taken, lambda *_: None, own)
-    harvester.skip(case.data, rows, n_slots, skipped, harvester.width(case.data), own)
+    harvester.skip(case.data, rows, n_slots, skipped, own)
     assert torch.equal(taken.get_state(), skipped.get_state())
     if kind != "pairs":
         assert not torch.equal(taken.get_state(), torch.Generator().manual_seed(4).get_state())
@@ -91,10 +91,10 @@ def test_skipped_draws_leave_the_generator_where_taken_ones_do(tiny_hooked, tiny
 
 def test_skipping_knows_outputs_without_positions():
     case = case_of(torch.nn.Linear(3, 2).double(), "weight", inputs=torch.randn(7, 3).double())
-    harvester = Harvester(case.engine, KL(), Reference("label"), HarvestSettings())
+    harvester = Harvester(SampleProbe(case.engine, case.data), KL(), Reference("label"), HarvestSettings())
     taken, skipped = (torch.Generator().manual_seed(4) for _ in range(2))
     harvester.each_slot(case.data, torch.arange(7), 1, taken, lambda *_: None)
-    harvester.skip(case.data, torch.arange(7), 1, skipped, harvester.width(case.data))
+    harvester.skip(case.data, torch.arange(7), 1, skipped)
     assert torch.equal(taken.get_state(), skipped.get_state())
 
 

@@ -7,7 +7,7 @@ from torch.nn.functional import kl_div, one_hot
 import param_features as pf
 from benchmarks import toys
 from param_features.errors import InputError, SampleCountError, SettingError
-from param_features.gradients import Harvester, HarvestSettings
+from param_features.gradients import Harvester, HarvestSettings, SampleProbe
 from param_features.measure import match_directions
 from param_features.problem import KL, Reference, as_pairs, read_pairs
 from tests.models import Classifier
@@ -41,10 +41,10 @@ def harvested(model, param, reference, rows=None, **settings):
     case = case_of(model, param, tokens=drawn(4, 6))
     pairs = read_pairs(case.engine.adapter, as_pairs(reference), None, None)
     rows = torch.arange(len(pairs.clean)) if rows is None else rows
-    harvester = Harvester(case.engine, KL(), Reference("pairs"), HarvestSettings(**settings))
+    harvester = Harvester(SampleProbe(case.engine, pairs.clean), KL(), Reference("pairs"), HarvestSettings(**settings))
     own = pairs.own(case.engine, KL(), rows)
     generator = torch.Generator().manual_seed(0)
-    store = harvester.store(pairs.clean.rows(rows), 1, generator, progress=False, title="", own=own)
+    store = harvester.store(pairs.clean.rows(rows), 1, generator, progress=False, title="", references=own)
     return store.rows(slice(None))[param].dense().matrix
 
 

@@ -33,11 +33,11 @@ class Loss(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the gradients' squared norm: in the units of the reconstruction error."""
+        """The share of the gradients' squared norm that is lost, in the units of the reconstruction error."""
         return self.lost / self.norm if self.norm else 0.0
 
     def __add__(self, other: "Loss") -> "Loss":  # type: ignore[override]
-        """Of both."""
+        """Add the losses of two groups of samples."""
         return Loss(self.lost + other.lost, self.norm + other.norm, max(self.worst, other.worst))
 
 
@@ -69,7 +69,7 @@ class Compression:
         return self.rank is None and STORED_DTYPES[self.dtype] is None
 
     def __str__(self) -> str:
-        """As the store is printed."""
+        """Name the compression as a store is printed with it."""
         parts = [] if self.rank is None else [f"to rank {self.rank}"]
         parts += [] if STORED_DTYPES[self.dtype] is None else [f"to {self.dtype}"]
         return " and ".join(parts) or "none"
@@ -81,7 +81,8 @@ class Compression:
     def stored(self, gradients: Gradients) -> dict[str, Stored]:
         """How gradients like these lie in a shard once they are compressed."""
         read_as = None if STORED_DTYPES[self.dtype] is None else "F32"
-        return {name: replace(Stored.like(kept), read_as=read_as) for name, kept in self.applied(gradients).items()}
+        compressed = self.applied(gradients)
+        return {name: replace(Stored.like(gradient), read_as=read_as) for name, gradient in compressed.items()}
 
     def _leading(self, gradient: Gradient) -> Gradient:
         """The leading factors where they are fewer numbers than the gradient; a table's gradients are sparse already."""
@@ -105,23 +106,23 @@ def _leading_factors(gradient: Dense | Factored, rank: int) -> tuple[Tensor, Ten
     return u[:, :, :rank] * root, vh[:, :rank].mT * root
 
 
-def loss_of(gradients: Gradients, kept: Gradients) -> Loss:
+def loss_of(gradients: Gradients, stored: Gradients) -> Loss:
     """What compressed gradients lost, measured on what is stored, rounding included; in float64."""
-    lost = torch.stack([_square_distance(gradients[name], kept[name]) for name in gradients]).sum(0)
+    lost = torch.stack([_square_distance(gradients[name], stored[name]) for name in gradients]).sum(0)
     norm = square_norm({name: gradient.map(_double) for name, gradient in gradients.items()})
     share = torch.where(norm > 0, lost / norm.clamp(min=torch.finfo(torch.float64).tiny), lost)
     return Loss(float(lost.sum()), float(norm.sum()), float(share.max()))
 
 
-def _square_distance(one: Gradient, other: Gradient) -> Float[Tensor, " sample"]:
-    """‖one − other‖² of each sample: from the factors, or from a few samples' matrices at a time."""
-    d_out, d_in = one.matrix_shape
-    if isinstance(one, Factored) and isinstance(other, Factored):
-        both = zip(one.map(_double).tensors, (-_double(other.delta), _double(other.inputs)), strict=True)
-        return Factored(*(torch.cat(pair, 1) for pair in both)).square_norm().clamp(min=0)
+def _square_distance(whole: Gradient, stored: Gradient) -> Float[Tensor, " sample"]:
+    """‖whole − stored‖² of each sample: from the factors, or from a few samples' matrices at a time."""
+    d_out, d_in = whole.matrix_shape
+    if isinstance(whole, Factored) and isinstance(stored, Factored):
+        pairs = zip(whole.map(_double).tensors, (-_double(stored.delta), _double(stored.inputs)), strict=True)
+        return Factored(*(torch.cat(pair, 1) for pair in pairs)).square_norm().clamp(min=0)
     parts = []
-    for rows in torch.arange(one.n_samples, device=one.tensors[0].device).split(max(1, _PIECE // (d_out * d_in))):
-        a, b = (side.map(lambda tensor, rows=rows: _double(tensor[rows])).dense().matrix for side in (one, other))
+    for rows in torch.arange(whole.n_samples, device=whole.tensors[0].device).split(max(1, _PIECE // (d_out * d_in))):
+        a, b = (side.map(lambda tensor, rows=rows: _double(tensor[rows])).dense().matrix for side in (whole, stored))
         parts.append((a - b).square().sum((1, 2)))
     return torch.cat(parts)
 

@@ -118,7 +118,7 @@ class Manifest:
 
     @property
     def loss(self) -> Loss:
-        """What training gradients lost by it."""
+        """What training gradients lost by compression."""
         return sum((self.whole[shard.name].loss for shard in self.planned if shard.name in self.whole), Loss())
 
     def kinds(self, split: str) -> Mapping[str, Stored]:
@@ -130,39 +130,39 @@ class Manifest:
         return row_bytes(self.kinds(split))
 
     def n_samples(self, split: str) -> int:
-        """Samples of a split."""
+        """How many samples a split has."""
         return sum(shard.n_samples for shard in self.planned if shard.split == split)
 
     def state(self, place: int) -> torch.Tensor:
         """The generator's state before the shard at a place."""
         return unpacked(self.states[place])
 
-    def with_shard(self, place: int, found: Whole, state: torch.Tensor) -> "Manifest":
-        """With one more shard, and the generator's state after it."""
+    def with_shard(self, place: int, whole: Whole, state: torch.Tensor) -> "Manifest":
+        """A manifest with one more shard that is on the disk, and with the generator's state after it."""
         states = (*self.states[: place + 1], packed(state), *self.states[place + 2 :])
-        return replace(self, whole={**self.whole, self.planned[place].name: found}, states=states)
+        return replace(self, whole={**self.whole, self.planned[place].name: whole}, states=states)
 
     def without(self, names: list[str]) -> "Manifest":
-        """Without some shards, which are to be made anew."""
-        return replace(self, whole={name: found for name, found in self.whole.items() if name not in names})
+        """A manifest without some shards, which are to be made anew."""
+        return replace(self, whole={name: whole for name, whole in self.whole.items() if name not in names})
 
     def damaged(self, folder: Path) -> dict[str, str]:
         """Which shards' files are not what was written, and why. Cost: reads every one."""
-        found = {name: damage(folder / name, whole) for name, whole in self.whole.items()}
-        return {name: why for name, why in found.items() if why}
+        reasons = {name: damage(folder / name, whole) for name, whole in self.whole.items()}
+        return {name: why for name, why in reasons.items() if why}
 
     def write(self, folder: Path) -> None:
-        """Put it in the place of the one before, whole or not at all."""
+        """Write the manifest in the place of the one before, whole or not at all."""
         record = {
             "torch_version": torch.__version__,
             **asdict(self),
-            "whole": {name: found._asdict() for name, found in self.whole.items()},
+            "whole": {name: whole._asdict() for name, whole in self.whole.items()},
         }
         write_whole(folder / MANIFEST, json.dumps(FORMAT.stamped(record), indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Read and check it.
+        """Read and check the manifest of a folder.
 
         Raises:
             StoreError: There is none, it was edited, or it is of a format that this version cannot read.
@@ -176,7 +176,7 @@ class Manifest:
         part.check_fields((*_HEAD, *_FIELDS), ("compressed",))
         _check_recipe(part.part("recipe"))
         stored = _read_kinds(part, "stored")
-        found = cls(
+        manifest = cls(
             recipe=record["recipe"],
             model=part.text("model"),
             n_slots=part.count("n_slots", least=1),
@@ -187,8 +187,8 @@ class Manifest:
             states=part.texts("states", most=_MOST_STATE),
             inputs_sha256=part.sha256("inputs_sha256"),
         )
-        _check_shards(found, origin)
-        return found
+        _check_shards(manifest, origin)
+        return manifest
 
 
 def row_bytes(stored: Mapping[str, Stored]) -> int:
@@ -229,12 +229,12 @@ def unpacked(text: str) -> torch.Tensor:
     """
     n_bytes = torch.Generator().get_state().numel()
     try:
-        found = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), n_bytes + 1)
+        state_bytes = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), n_bytes + 1)
     except (ValueError, zlib.error):
-        found = b""
-    if len(found) != n_bytes:
+        state_bytes = b""
+    if len(state_bytes) != n_bytes:
         raise StoreError(f"{MANIFEST} holds a state that is not a random generator's, which has {n_bytes} bytes. {_THEN}")
-    return torch.frombuffer(bytearray(found), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(state_bytes), dtype=torch.uint8)
 
 
 def _check_recipe(recipe: Part) -> None:
@@ -271,12 +271,12 @@ def _read_kinds(part: Part, key: str) -> dict[str, Stored]:
     Raises:
         StoreError: They are other parameters, or other matrices.
     """
-    found = {name: Stored.read(kind) for name, kind in part.parts(key).items()}
-    params = {name: ParamRecord.read(one) for name, one in part.part("recipe").parts("params").items()}
+    kinds = {name: Stored.read(kind) for name, kind in part.parts(key).items()}
+    params = {name: ParamRecord.read(record) for name, record in part.part("recipe").parts("params").items()}
     expected = {name: record.matrix_shape for name, record in params.items()}
-    if not found or {name: kind.matrix_shape for name, kind in found.items()} != expected:
+    if not kinds or {name: kind.matrix_shape for name, kind in kinds.items()} != expected:
         part.refuse(key, f"the recipe's parameters with matrices {shown(expected, 400)}")
-    return found
+    return kinds
 
 
 def _read_planned(part: Part) -> Planned:
@@ -302,7 +302,7 @@ def _check_shards(manifest: Manifest, origin: Origin) -> None:
     """Refuse shards that do not add up: their names, their order, and what is known of each.
 
     Raises:
-        StoreError: As said.
+        StoreError: Names what does not add up.
     """
     names = [shard.name for shard in manifest.planned]
     if len(set(names)) != len(names):

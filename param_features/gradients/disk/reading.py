@@ -37,11 +37,11 @@ class DiskGradients(SampleGradients):
         wanted = np.arange(self.n_samples)[index if isinstance(index, slice) else index.cpu().numpy()]
         runs = self._runs(wanted)
         columns = columns_of(self._stored)
-        found = {}
+        gradients = {}
         for name, stored in self._stored.items():
             tensors = {field: self._column(f"{name}/{field}", columns, runs, len(wanted)) for field in stored.columns}
-            found[name] = stored.gradient(tensors)
-        return found
+            gradients[name] = stored.gradient(tensors)
+        return gradients
 
     @property
     def sample_bytes(self) -> int:
@@ -55,14 +55,14 @@ class DiskGradients(SampleGradients):
             StoreError: The files hold NaN or infinity.
         """
         if self._square_norm is None:
-            found = super().square_norm()
-            n_bad = int((~found.isfinite()).sum())
+            square_norm = super().square_norm()
+            n_bad = int((~square_norm.isfinite()).sum())
             if n_bad:
                 raise StoreError(
                     f"{self._shards[0].path.parent} holds {n_bad} samples whose gradients are NaN, infinite or too large to "
                     "square. Harvest into another folder, from a model whose weights are finite."
                 )
-            self._square_norm = found
+            self._square_norm = square_norm
         return self._square_norm
 
     @property
@@ -96,7 +96,7 @@ def near(*stores: DiskGradients, n_bytes: int) -> list[SampleGradients]:
 
 
 def _in_memory(gradients: DiskGradients) -> GradientStore:
-    found = GradientStore(gradients.n_samples, gradients.rows(slice(0, 1)))
+    store = GradientStore(gradients.n_samples, gradients.rows(slice(0, 1)))
     for chunk in gradients.chunks():
-        found.add(chunk)
-    return found
+        store.add(chunk)
+    return store

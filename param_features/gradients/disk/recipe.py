@@ -13,7 +13,7 @@ from torch import Tensor
 from param_features.errors import StoreError
 from param_features.files import shown
 from param_features.gradients.disk.compression import Compression
-from param_features.gradients.harvester import HarvestSettings
+from param_features.gradients.sampling import HarvestSettings
 from param_features.params import Adapter, ParamRecord, values_of
 from param_features.problem import CustomDivergence, ModelInputs, Problem
 
@@ -44,25 +44,25 @@ def recipe_of(
     problem: Problem, settings: HarvestSettings, *, seed: int, shard_mib: float, compression: Compression
 ) -> Recipe:
     """All that decides what a store holds. Cost: hashes the model's weights and the data."""
-    own, asked = problem.divergence, problem.adapter.given_output
+    divergence, output = problem.divergence, problem.adapter.given_output
     fingerprints = problem.subset.fingerprint()
     recipe = {
         "params": {view.name: asdict(ParamRecord.of(view, fingerprints[view.name])) for view in problem.subset.views},
         "weights": _weights(problem.adapter),
         "data": sum_of_data(problem.data),
         "partners": None if problem.pairs is None else sum_of_data(problem.pairs.corrupted),
-        "divergence": own.name,
-        "divergence_code": _code(own.function) if isinstance(own, CustomDivergence) else None,
-        "output": None if asked is None else getattr(asked, "__name__", type(asked).__name__),
-        "output_code": None if asked is None else _code(asked),
+        "divergence": divergence.name,
+        "divergence_code": _code(divergence.function) if isinstance(divergence, CustomDivergence) else None,
+        "output": None if output is None else getattr(output, "__name__", type(output).__name__),
+        "output_code": None if output is None else _code(output),
         "reference": problem.reference if isinstance(problem.reference, str) else f"given {_tensor(problem.reference)}",
         "seed": seed,
         "shard_mib": shard_mib,
         "compress_rank": compression.rank,
         "dtype": compression.dtype,
     }
-    rest = {name: value for name, value in asdict(settings).items() if name not in _IN_MEMORY}
-    return json.loads(json.dumps(recipe | rest))
+    sampling = {name: value for name, value in asdict(settings).items() if name not in _IN_MEMORY}
+    return json.loads(json.dumps(recipe | sampling))
 
 
 def settings_of(recipe: Recipe) -> HarvestSettings:
@@ -71,31 +71,33 @@ def settings_of(recipe: Recipe) -> HarvestSettings:
 
 
 def refuse_differences(
-    kept: Recipe, asked: Recipe, *, where: str, then: str, was: str = "was harvested from something else"
+    recorded: Recipe, wanted: Recipe, *, where: str, then: str, was: str = "was harvested from something else"
 ) -> None:
     """Refuse what differs from a recipe that was followed before.
 
     Raises:
         StoreError: Names every difference, with both values.
     """
-    kept, asked = ({**_SINCE, **recipe} for recipe in (kept, asked))
-    found = [line for name in kept if kept[name] != asked.get(name) for line in _lines(name, kept, asked)]
-    if found:
-        raise StoreError(f"{where} {was}: {'; '.join(found)}. {then}")
+    recorded, wanted = ({**_SINCE, **recipe} for recipe in (recorded, wanted))
+    differences = [
+        line for name in recorded if recorded[name] != wanted.get(name) for line in _lines(name, recorded, wanted)
+    ]
+    if differences:
+        raise StoreError(f"{where} {was}: {'; '.join(differences)}. {then}")
 
 
-def _lines(name: str, kept: Recipe, asked: Recipe) -> list[str]:
+def _lines(name: str, recorded: Recipe, wanted: Recipe) -> list[str]:
     if name == "params":
-        return _param_lines(kept[name], asked.get(name, {}))
-    if name == "weights" and kept.get("params") != asked.get("params"):
+        return _param_lines(recorded[name], wanted.get(name, {}))
+    if name == "weights" and recorded.get("params") != wanted.get("params"):
         return []
-    return [f"{_LABELS.get(name, name + '=')} {_short(asked.get(name))}, there {_short(kept[name])}"]
+    return [f"{_LABELS.get(name, name + '=')} {_short(wanted.get(name))}, there {_short(recorded[name])}"]
 
 
-def _param_lines(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    if list(kept) != list(asked):
-        return [f"params= chooses {', '.join(asked)}, there {', '.join(kept)}"]
-    changed = [name for name in kept if kept[name] != asked[name]]
+def _param_lines(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    if list(recorded) != list(wanted):
+        return [f"params= chooses {', '.join(wanted)}, there {', '.join(recorded)}"]
+    changed = [name for name in recorded if recorded[name] != wanted[name]]
     return [f"the weights of {', '.join(map(repr, changed))} have changed"]
 
 
@@ -139,7 +141,7 @@ def _constants(code: CodeType) -> tuple[Any, ...]:
 
 
 def _sha(*parts: Any) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        found.update(part)
-    return found.hexdigest()
+        digest.update(part)
+    return digest.hexdigest()

@@ -60,7 +60,7 @@ class Column(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Column":
-        """Rows like a tensor's."""
+        """The column whose rows are like a tensor's."""
         return cls(_NAMES[tensor.dtype], tuple(tensor.shape[1:]))
 
     @property
@@ -69,7 +69,7 @@ class Column(NamedTuple):
         return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
 
     def empty(self, n: int) -> Tensor:
-        """Room for some rows."""
+        """A tensor with room for some rows, not filled."""
         return torch.empty(n, *self.shape, dtype=DTYPES[self.dtype])
 
 
@@ -91,14 +91,14 @@ class Stored:
 
     @classmethod
     def like(cls, gradient: Gradient) -> "Stored":
-        """As a gradient's own tensors."""
+        """How a gradient like this one lies in a shard: as its own tensors."""
         format = next(name for name, kind in _FORMATS.items() if isinstance(gradient, kind))
         columns = dict(zip(_FIELDS[format], map(Column.of, gradient.tensors), strict=True))
         return cls(format, columns, gradient.d_in if isinstance(gradient, Indexed) else None)
 
     @classmethod
     def read(cls, part: Part) -> "Stored":
-        """From JSON.
+        """Read from JSON how a parameter's gradients lie in a shard.
 
         Raises:
             StoreError: It says what no gradients are.
@@ -107,14 +107,16 @@ class Stored:
         fields = _FIELDS[part.choice("format", _FIELDS)]
         columns = part.part("columns")
         columns.check_fields(tuple(fields))
-        found = {name: _column(columns, name, *fields[name]) for name in fields}
-        if len({column.shape[0] for column in found.values()}) != 1:
+        columns_read = {name: _column(columns, name, *fields[name]) for name in fields}
+        if len({column.shape[0] for column in columns_read.values()}) != 1:
             part.refuse("columns", "fields with equally many positions")
         is_indexed = part.body["format"] == "indexed"
         d_in = part.count("d_in", least=1) if is_indexed else None
         if not is_indexed and not part.is_null("d_in"):
             part.refuse("d_in", "null, but for the format 'indexed'")
-        return cls(part.body["format"], found, d_in, None if part.is_null("read_as") else part.choice("read_as", _FLOATS))
+        return cls(
+            part.body["format"], columns_read, d_in, None if part.is_null("read_as") else part.choice("read_as", _FLOATS)
+        )
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -124,15 +126,15 @@ class Stored:
 
     def gradient(self, tensors: Mapping[str, Tensor]) -> Gradient:
         """The gradients whose tensors were read."""
-        more = {} if self.d_in is None else {"d_in": self.d_in}
         self._check_index(tensors)
-        return _FORMATS[self.format](**{name: self._widened(tensors[name]) for name in self.columns}, **more)
+        table_size = {} if self.d_in is None else {"d_in": self.d_in}
+        return _FORMATS[self.format](**{name: self._widened(tensors[name]) for name in self.columns}, **table_size)
 
     def _check_index(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse rows of a table that it does not have.
 
         Raises:
-            StoreError: As said.
+            StoreError: Gives the rows that the shard holds and those that the table has.
         """
         index = tensors.get("index")
         if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < (self.d_in or 0):
@@ -202,7 +204,7 @@ class ShardWriter:
         self._file = fresh(self._unfinished)
 
     def __enter__(self) -> "ShardWriter":
-        """Itself, the header written."""
+        """Write the header."""
         try:
             _write(self._file, self._header, 0)
         except BaseException:
@@ -231,10 +233,10 @@ class ShardWriter:
         if self.n_done != self.n_samples:
             raise AssertionError(f"{self.path.name} was given {self.n_done} of {self.n_samples} samples")
         os.fsync(self._file)
-        found = os.fstat(self._file).st_size, checksum(self._unfinished)
+        size_and_sum = os.fstat(self._file).st_size, checksum(self._unfinished)
         os.replace(self._unfinished, self.path)
         sync_folder(self.path.parent)
-        return found
+        return size_and_sum
 
 
 class ShardFile:
@@ -260,16 +262,16 @@ class ShardFile:
         self.n_samples = row.shape[0]
 
     def check(self, columns: Mapping[str, Column], n_samples: int) -> "ShardFile":
-        """Itself, where it holds these columns of so many samples, in any order.
+        """Give back the shard where it holds these columns of so many samples, in any order.
 
         Raises:
             StoreError: It holds something else.
         """
         if self._columns != dict(columns) or self.n_samples != n_samples:
-            said = {name: f"{column.dtype} {list(column.shape)}" for name, column in columns.items()}
+            expected = {name: f"{column.dtype} {list(column.shape)}" for name, column in columns.items()}
             raise StoreError(
                 f"{self.path} holds {self.n_samples} samples of {shown(self._columns, 400)}; its manifest says {n_samples} "
-                f"samples of {shown(said, 400)}. {_THEN}"
+                f"samples of {shown(expected, 400)}. {_THEN}"
             )
         return self
 
@@ -291,10 +293,10 @@ class ShardFile:
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """The row of the data and the position of each sample."""
-        found = torch.empty(2, self.n_samples, dtype=torch.int64)
-        for out, name in zip(found, ("row", "position"), strict=True):
+        places = torch.empty(2, self.n_samples, dtype=torch.int64)
+        for out, name in zip(places, ("row", "position"), strict=True):
             self.read_into(out, name, 0)
-        return found[0], found[1]
+        return places[0], places[1]
 
 
 def checksum(path: Path) -> str:

@@ -17,7 +17,7 @@ from param_features.gradients.disk.manifest import HELD_OUT, INPUTS, TRAIN, Mani
 from param_features.gradients.disk.reading import DiskGradients
 from param_features.gradients.disk.recipe import recipe_of, refuse_differences, settings_of
 from param_features.gradients.disk.shards import ShardFile, columns_of
-from param_features.gradients.harvester import HarvestSettings, SamplePlan
+from param_features.gradients.sampling import HarvestSettings, SamplePlan
 from param_features.params import Adapter, device_for_inputs
 from param_features.problem import (
     ChosenParams,
@@ -97,24 +97,24 @@ class FactorStore:
         )
 
     def __repr__(self) -> str:
-        """What it holds."""
+        """Say how many gradients of what it holds, and where."""
         recipe, manifest = self.manifest.recipe, self.manifest
-        n_bytes, how = sum(shard.n_bytes for shard in manifest.whole.values()), ""
+        n_bytes, compression_line = sum(shard.n_bytes for shard in manifest.whole.values()), ""
         if not manifest.compression.is_none:
             lost, worst = (f"{100 * share:.2g} %" for share in (manifest.loss.share, manifest.loss.worst))
-            how = (
+            compression_line = (
                 f"\nTraining gradients are compressed {manifest.compression}: {lost} of their squared norm is lost, {worst} "
                 "of one sample's at worst. Held-out ones are whole."
             )
         return (
             f"FactorStore: {self.train.n_samples:,} training and {self.held_out.n_samples:,} held-out gradients of "
             f"{', '.join(self.names)} (divergence {recipe['divergence']!r}, reference {recipe['reference']!r}), "
-            f"{n_bytes / 2**20:,.1f} MiB in {len(manifest.planned)} shards at {self.directory}{how}"
+            f"{n_bytes / 2**20:,.1f} MiB in {len(manifest.planned)} shards at {self.directory}{compression_line}"
         )
 
     @property
     def names(self) -> list[str]:
-        """The parameters."""
+        """Names of the parameters whose gradients it holds."""
         return list(self.manifest.stored)
 
     @property
@@ -168,15 +168,22 @@ class FactorStore:
         self._need_code("output", recipe["output"], adapter.given_output)
         output = inspect_output(adapter, data)
         self._need_code("divergence", recipe["divergence_code"], divergence if callable(divergence) else None)
-        asked = read_divergence(recipe["divergence"] if divergence == "auto" else divergence, is_logits=output.is_logits)
+        wanted_divergence = read_divergence(
+            recipe["divergence"] if divergence == "auto" else divergence, is_logits=output.is_logits
+        )
         if pairs is not None:
-            check_pairs(adapter, pairs, output, asked, method)
+            check_pairs(adapter, pairs, output, wanted_divergence, method)
         kind = recipe["reference"].split(" ")[0]
-        named = kind if reference is None or pairs is not None else reference
+        named_reference = kind if reference is None or pairs is not None else reference
         known = None if self.reference is None else self.reference.to(subset.views[0].tensor.device)
-        problem = Problem(adapter, subset, data, output, asked, named, pairs, known)
-        made = {"seed": recipe["seed"], "shard_mib": recipe["shard_mib"], "compression": self.manifest.compression}
-        wanted = recipe_of(problem, settings or self.settings, **made)
+        problem = Problem(adapter, subset, data, output, wanted_divergence, named_reference, pairs, known)
+        wanted = recipe_of(
+            problem,
+            settings or self.settings,
+            seed=recipe["seed"],
+            shard_mib=recipe["shard_mib"],
+            compression=self.manifest.compression,
+        )
         wanted |= {"reference": recipe["reference"]} if reference is None else {}
         then = "Leave out what differs to use what the store holds, or harvest into another directory=."
         refuse_differences(recipe, wanted, where=str(self.directory), then=then)
@@ -186,7 +193,7 @@ class FactorStore:
         """Refuse a fit of more features than there are training samples.
 
         Raises:
-            SampleCountError: As said.
+            SampleCountError: Gives both numbers.
         """
         if self.train.n_samples < n_features:
             raise SampleCountError(
@@ -213,8 +220,8 @@ class FactorStore:
             )
         return self.data.map(lambda tensor: tensor.to(_device(adapter)))
 
-    def _need_code(self, name: str, recorded: Any, given: Any) -> None:
-        if recorded is not None and given is None:
+    def _need_code(self, name: str, recorded: Any, code: Any) -> None:
+        if recorded is not None and code is None:
             raise SettingError(
                 f"{self.directory} was harvested with your own {name}=, which is code and is not kept. Give it again: "
                 f"pf.decompose(…, store=…, {name}=…)."
@@ -263,10 +270,10 @@ def _rows_of(tensors: dict[str, Tensor], title: str, origin: Origin) -> ModelInp
     Raises:
         StoreError: They are no inputs, or have fewer rows.
     """
-    found, n_rows = inputs_from(tensors, title, origin), 1 + max(int(tensors[name].max()) for name in _KNOWN[:2])
-    if found is not None and len(found) < n_rows:
-        origin.refuse(f"holds {len(found)} rows of {title}, and its plan chooses row {n_rows - 1}")
-    return found
+    inputs, n_rows = inputs_from(tensors, title, origin), 1 + max(int(tensors[name].max()) for name in _KNOWN[:2])
+    if inputs is not None and len(inputs) < n_rows:
+        origin.refuse(f"holds {len(inputs)} rows of {title}, and its plan chooses row {n_rows - 1}")
+    return inputs
 
 
 def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:
@@ -280,5 +287,5 @@ def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:
 def _refuse_damaged(folder: Path, manifest: Manifest) -> None:
     damaged = manifest.damaged(folder)
     if damaged:
-        found = "; ".join(f"{folder / name} {why}" for name, why in damaged.items())
-        raise StoreError(f"{found}. {_THEN}")
+        reasons = "; ".join(f"{folder / name} {why}" for name, why in damaged.items())
+        raise StoreError(f"{reasons}. {_THEN}")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from param_features.errors import DiskFullError
 from param_features.files import alone_in, is_full, size_text, write_whole
-from param_features.gradients.disk.compression import Compression, Loss, loss_of
+from param_features.gradients.disk.compression import Compression
 from param_features.gradients.disk.manifest import (
     HELD_OUT,
     INPUTS,
@@ -30,13 +30,15 @@ from param_features.gradients.disk.manifest import (
     row_bytes,
 )
 from param_features.gradients.disk.recipe import Recipe, refuse_differences
-from param_features.gradients.disk.shards import ShardWriter, Stored, checksum, columns_of, tensors_of
+from param_features.gradients.disk.shards import ShardWriter, Stored, checksum, columns_of
+from param_features.gradients.disk.sink import ShardSink
 from param_features.gradients.disk.store import FactorStore
-from param_features.gradients.harvester import Harvester, HarvestSettings, SamplePlan, plan_samples
+from param_features.gradients.harvester import Harvester
 from param_features.gradients.plan import build_engine
+from param_features.gradients.probe import SampleProbe
 from param_features.gradients.references import own_references, question_of
-from param_features.gradients.store import refuse_zero, storable
-from param_features.gradients.types import Gradients
+from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_samples
+from param_features.gradients.store import refuse_zero
 from param_features.machine import Processes, launched
 from param_features.problem import ModelInputs, Problem, Reference, Stage, input_tensors, stage_generator
 
@@ -54,8 +56,8 @@ def harvested(
     """Gradients of what was read and checked, by a recipe that says so, begun or gone on with; errors as of `pf.harvest`."""
     folder.mkdir(parents=True, exist_ok=True)
     processes = launched()
-    with ExitStack() as held:
-        processes.from_main(lambda: held.enter_context(alone_in(folder, "harvest")))
+    with ExitStack() as lock:
+        processes.from_main(lambda: lock.enter_context(alone_in(folder, "harvest")))
         before, is_done = processes.from_main(lambda: _begun_before(folder, recipe, say))
         if not is_done:
             _Harvest(problem, settings, recipe, folder, say, progress, processes, compression).run(before)
@@ -63,24 +65,25 @@ def harvested(
 
 
 def _begun_before(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Manifest | None, bool]:
-    """What was harvested here before, and whether nothing is missing."""
-    before = _found(folder, recipe, say)
+    """The manifest of what was harvested here before, None before the first harvest; and whether nothing is missing."""
+    before = _manifest_before(folder, recipe, say)
     return before, before is not None and not before.missing and has_inputs(folder, before)
 
 
-def _found(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> Manifest | None:
+def _manifest_before(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> Manifest | None:
     """The manifest of a harvest that was begun here, without the shards that are damaged; None before the first."""
     if not (folder / MANIFEST).exists():
         return None
-    found = Manifest.read(folder)
+    manifest = Manifest.read(folder)
     then = "Give the same arguments to go on with it, or another directory."
-    refuse_differences(found.recipe, recipe, where=str(folder), then=then)
-    damaged = found.damaged(folder)
+    refuse_differences(manifest.recipe, recipe, where=str(folder), then=then)
+    damaged = manifest.damaged(folder)
     for name, why in damaged.items():
         say(f"{folder / name} {why}: it is made again.")
-    if damaged or found.missing:
-        say(f"{folder}: {len(found.whole) - len(damaged)} of {len(found.planned)} shards are whole; going on with the rest.")
-    return found.without(list(damaged))
+    if damaged or manifest.missing:
+        n_intact = len(manifest.whole) - len(damaged)
+        say(f"{folder}: {n_intact} of {len(manifest.planned)} shards are whole; going on with the rest.")
+    return manifest.without(list(damaged))
 
 
 @dataclass(frozen=True)
@@ -132,45 +135,45 @@ class _Harvest:
         """The manifest with the shards of a round, each harvested by one process."""
 
         def harvest_own() -> tuple[Whole, Tensor] | None:
-            if self.processes.index >= len(places):
-                return None
-            place = places[self.processes.index]
-            generator = self._generator_before(place, manifest)
-            return self._write(manifest.planned[place], manifest, generator), generator.get_state()
+            return None if self.processes.index >= len(places) else self._shard(places[self.processes.index], manifest)
 
         for place, (whole, state) in zip(places, self.processes.all_of(harvest_own), strict=False):
             manifest = manifest.with_shard(place, whole, state)
         self.processes.from_main(lambda: manifest.write(self.folder))
         return manifest
 
-    def _generator_before(self, place: int, manifest: Manifest) -> torch.Generator:
-        """The generator as it stands before a shard: as the manifest knows it, or after the draws of those in between."""
-        known = min(place, len(manifest.states) - 1)
+    def _shard(self, place: int, manifest: Manifest) -> tuple[Whole, Tensor]:
+        """Harvest the shard at a place to its file; also the generator's state after it.
+
+        The generator stands before it as the manifest knows, or is brought there by the draws of the shards in between.
+        """
+        n_known = min(place, len(manifest.states) - 1)
         generator = torch.Generator()
-        generator.set_state(manifest.state(known))
-        for shard in manifest.planned[known:place]:
-            rows, inputs = self._split(shard.split)
-            own = own_references(self.problem, self.harvester.engine, rows)
-            for batch in self._batches(shard, inputs, manifest):
-                self.harvester.skip(inputs, batch, manifest.n_slots, generator, self.d_output, own)
-        return generator
+        generator.set_state(manifest.state(n_known))
+        for earlier in manifest.planned[n_known:place]:
+            self._go_over(earlier, manifest.n_slots, generator, None)
+        shard = manifest.planned[place]
+        is_compressed = shard.split == TRAIN and not self.compression.is_none
+        columns = columns_of(manifest.kinds(shard.split))
+        with ShardWriter(self.folder / shard.name, columns, shard.n_samples) as writer:
+            sink = ShardSink(writer, self._split(shard.split)[0], self.compression if is_compressed else None)
+            self._go_over(shard, manifest.n_slots, generator, sink)
+            return sink.finish(), generator.get_state()
 
-    def _batches(self, shard: Planned, inputs: ModelInputs, manifest: Manifest) -> list[Tensor]:
-        """A shard's batches, as rows of its split."""
-        end = shard.first_row + shard.n_rows
-        return [b for b in self.harvester.batches(inputs, manifest.n_slots) if shard.first_row <= int(b[0]) < end]
-
-    @cached_property
-    def d_output(self) -> int:
-        """Numbers of one sample's output."""
-        return self.harvester.width(self.problem.data)
+    def _go_over(self, shard: Planned, n_slots: int, generator: torch.Generator, sink: ShardSink | None) -> None:
+        """Draw a shard's samples, and hand their gradients to the sink where there is one."""
+        data_rows, inputs = self._split(shard.split)
+        shard_rows = range(shard.first_row, shard.first_row + shard.n_rows)
+        batches = [rows for rows in self.harvester.batches(inputs, n_slots) if int(rows[0]) in shard_rows]
+        references = own_references(self.problem, self.harvester.engine, data_rows)
+        self.harvester.run(inputs, batches, n_slots, generator, sink, references)
 
     @cached_property
     def harvester(self) -> Harvester:
         """Takes the gradients."""
         engine = build_engine(self.problem, self.say)
         question = question_of(self.problem, engine, 1, stage_generator(self.recipe["seed"], Stage.REFERENCES))
-        return Harvester(engine, question.divergence, question.drawn, self.settings)
+        return Harvester(SampleProbe(engine, self.problem.data), question.divergence, question.drawn, self.settings)
 
     @cached_property
     def plan(self) -> SamplePlan:
@@ -180,7 +183,7 @@ class _Harvest:
 
     def _begun(self) -> Manifest:
         """The manifest of an empty store, whose data are on the disk."""
-        like = storable(self.harvester.probe(self.problem.data))
+        like = self.harvester.probe.like
         stored = {name: Stored.like(gradient) for name, gradient in like.items()}
         kinds = {TRAIN: self.compression.stored(like), HELD_OUT: stored}
         planned = [shard for split, kind in kinds.items() for shard in self._planned(split, row_bytes(kind))]
@@ -203,6 +206,7 @@ class _Harvest:
         return checksum(self.folder / INPUTS)
 
     def _split(self, split: str) -> tuple[Tensor, ModelInputs]:
+        """Which rows of the data a split is of, and these rows."""
         rows = self.plan.train if split == TRAIN else self.plan.held_out
         return rows, self.problem.data.rows(rows)
 
@@ -218,28 +222,6 @@ class _Harvest:
                 yield Planned(name, split, first, n_rows, n_rows * self.plan.n_slots)
                 first, n_rows, n_shards = first + n_rows, 0, n_shards + 1
 
-    def _write(self, shard: Planned, manifest: Manifest, generator: torch.Generator) -> Whole:
-        """Harvest one shard to its file."""
-        rows, inputs = self._split(shard.split)
-        own, reached, losses = own_references(self.problem, self.harvester.engine, rows), set(), []
-        is_compressed = shard.split == TRAIN and not self.compression.is_none
-        columns = columns_of(manifest.kinds(shard.split))
-        with ShardWriter(self.folder / shard.name, columns, shard.n_samples) as writer:
-
-            def consume(chosen: Tensor, positions: Tensor, gradients: Gradients) -> None:
-                kept = storable(gradients)
-                new = (name for name in kept.keys() - reached if bool(kept[name].square_norm().any()))
-                reached.update(new)
-                if is_compressed:
-                    whole, kept = kept, self.compression.applied(kept)
-                    losses.append(loss_of(whole, kept))
-                writer.add(tensors_of(kept) | {"row": rows[chosen], "position": positions})
-
-            for batch in self._batches(shard, inputs, manifest):
-                self.harvester.each_slot(inputs, batch, manifest.n_slots, generator, consume, own)
-            n_bytes, sha256 = writer.finish()
-        return Whole(n_bytes, sha256, tuple(sorted(reached)), sum(losses, Loss()))
-
     def _check_room(self, manifest: Manifest) -> None:
         """Refuse a harvest that the disk cannot hold, as the disk would halfway."""
         if shutil.disk_usage(self.folder).free < _bytes_left(manifest):
@@ -249,7 +231,7 @@ class _Harvest:
         """Say what is needed where the disk is full.
 
         Raises:
-            DiskFullError: As said.
+            DiskFullError: Always; gives the bytes that are needed and those that are free.
         """
         needed = "The data alone do not fit" if manifest is None else f"{size_text(_bytes_left(manifest))} are still needed"
         n_whole, free = 0 if manifest is None else len(manifest.whole), shutil.disk_usage(self.folder).free

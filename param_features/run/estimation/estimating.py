@@ -9,7 +9,15 @@ from torch import Tensor
 
 from param_features.errors import SettingError
 from param_features.fit import FitSettings, HessianSettings
-from param_features.gradients import Harvester, HarvestSettings, SamplePlan, build_engine, limited, plan_samples, question_of
+from param_features.gradients import (
+    Harvester,
+    HarvestSettings,
+    SamplePlan,
+    SampleProbe,
+    build_engine,
+    plan_samples,
+    question_of,
+)
 from param_features.machine import free_bytes, held_bytes
 from param_features.params import ParamSpec
 from param_features.problem import Problem, Stage, read_model, read_problem, stage_generator
@@ -108,9 +116,8 @@ def _harvest_probe(problem: Problem, settings: HarvestSettings, n_features: int,
     """The harvest of the run, not yet begun."""
     engine = build_engine(problem, lambda _: None)
     question = question_of(problem, engine, settings.n_references, stage_generator(seed, Stage.REFERENCES))
-    harvester = Harvester(engine, question.divergence, question.drawn, settings)
-    settings = limited(settings, harvester, problem.data)
-    plan = plan_samples(problem, settings, n_features, stage_generator(seed, Stage.PLAN))
+    harvester = Harvester(SampleProbe(engine, problem.data), question.divergence, question.drawn, settings)
+    plan = plan_samples(problem, harvester.settings_that_fit, n_features, stage_generator(seed, Stage.PLAN))
     return HarvestProbe(problem, harvester, plan)
 
 

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from param_features.gradients import Gradients, GradientStore, Harvester, SamplePlan, own_references, storable
+from param_features.gradients import Gradients, GradientStore, Harvester, SamplePlan, own_references
 from param_features.problem import ModelInputs, Problem
 from param_features.run.estimation.ladder import Ladder
 from param_features.run.estimation.live import LiveBytes
@@ -25,7 +25,7 @@ class HarvestProbe:
     @cached_property
     def like(self) -> Gradients:
         """Gradients of two rows, as they are stored."""
-        return storable(self.harvester.probe(self._data))
+        return self.harvester.probe.like
 
     def seconds(self, ladder: Ladder) -> float:
         """Of the training and the held-out rows: every batch at the time of one."""

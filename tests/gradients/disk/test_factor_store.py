@@ -404,8 +404,8 @@ READING = """
 import sys, resource, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from param_features.gradients import DiskGradients
-from param_features.gradients.shards import Column, ShardFile, Stored
+from param_features.gradients.disk import DiskGradients
+from param_features.gradients.disk.shards import Column, ShardFile, Stored
 store = DiskGradients([ShardFile(Path(sys.argv[1]))], {"w": Stored("dense", {"matrix": Column("F32", (64, 64))})})
 store.rows(slice(0, 64))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

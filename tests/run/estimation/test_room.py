@@ -8,7 +8,7 @@ import torch
 
 import param_features as pf
 from param_features.errors import MemoryEstimateError
-from param_features.gradients import Harvester
+from param_features.gradients import Harvester, SampleProbe
 from param_features.machine import free_bytes, held_bytes
 from param_features.problem import ModelInputs, Reference
 from param_features.run.estimation.room import fit_in_room
@@ -75,8 +75,7 @@ def test_batches_of_whole_outputs_over_a_large_vocabulary_are_small(tiny_feature
     sizes = []
     for through_head in (True, False):
         routes = replace(engine.routes, through_head=through_head)
-        harvester = Harvester(
-            replace(engine, routes=routes), tiny_features.divergence, Reference("sample"), pf.HarvestSettings()
-        )
+        probe = SampleProbe(replace(engine, routes=routes), inputs)
+        harvester = Harvester(probe, tiny_features.divergence, Reference("sample"), pf.HarvestSettings())
         sizes.append(max(map(len, harvester.batches(inputs, 2))))
     assert sizes == [len(tiny_tokens), 4]

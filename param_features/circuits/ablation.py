@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from param_features.circuits.baselines import ABLATIONS, Mean, Resample, Zero, other_rows
-from param_features.circuits.passes import Subject, real_positions
+from param_features.circuits.passes import CircuitSubject, real_positions
 from param_features.circuits.places import mean_parts
 from param_features.errors import InputError, SettingError, nearest
 from param_features.problem import ModelInputs
 
 
 def with_ablation(
-    subject: Subject, ablation: str, *, background: ModelInputs | None, counterparts: ModelInputs | None, seed: int
-) -> Subject:
+    subject: CircuitSubject, ablation: str, *, background: ModelInputs | None, counterparts: ModelInputs | None, seed: int
+) -> CircuitSubject:
     """The same with ablated nodes replaced as named.
 
     Args:
@@ -55,7 +55,7 @@ def check_ablation(ablation: str) -> None:
         )
 
 
-def _means(subject: Subject, background: ModelInputs) -> Mean:
+def _means(subject: CircuitSubject, background: ModelInputs) -> Mean:
     seen, is_real = subject.sources(background), real_positions(background)
     means = {}
     for place, group in subject.places.items():

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from param_features.circuits.passes import Subject
+from param_features.circuits.passes import CircuitSubject
 from param_features.errors import SettingError
 
 
-def by_threshold(effects: Float[Tensor, " node"], subject: Subject, threshold: float) -> Bool[Tensor, " node"]:
+def by_threshold(effects: Float[Tensor, " node"], subject: CircuitSubject, threshold: float) -> Bool[Tensor, " node"]:
     """Features whose mean effect is at least `threshold` in size, in the metric's units; errors are kept besides.
 
     Raises:
@@ -21,7 +21,7 @@ def by_threshold(effects: Float[Tensor, " node"], subject: Subject, threshold: f
     return kept | subject.is_error
 
 
-def by_growth(subject: Subject, n_nodes: int, n_rounds: int, n_steps: int = 4) -> Bool[Tensor, " node"]:
+def by_growth(subject: CircuitSubject, n_nodes: int, n_rounds: int, n_steps: int = 4) -> Bool[Tensor, " node"]:
     """`n_nodes` features, added to nothing but the errors in rounds; each takes those that promise most where it stands.
 
     What a node promises is how much of it is missing times the metric's mean slope by its amount on the straight way from
@@ -44,7 +44,7 @@ def by_growth(subject: Subject, n_nodes: int, n_rounds: int, n_steps: int = 4) -
     return kept
 
 
-def _promises(subject: Subject, kept: Bool[Tensor, " node"], n_steps: int) -> Float[Tensor, " node"]:
+def _promises(subject: CircuitSubject, kept: Bool[Tensor, " node"], n_steps: int) -> Float[Tensor, " node"]:
     """What each node is missing, times its slope over the way to the model, midpoints of `n_steps` parts."""
     amounts, total = subject.kept(kept), torch.zeros(len(kept), dtype=torch.float64)
     for step in range(n_steps):

@@ -11,7 +11,7 @@ from torch import Tensor
 from param_features.circuits.ablation import with_ablation
 from param_features.circuits.groups import WeightGroup
 from param_features.circuits.metric import read_metric
-from param_features.circuits.passes import Subject, in_order
+from param_features.circuits.passes import CircuitSubject, in_order
 from param_features.circuits.reading import read_groups
 from param_features.errors import SettingError, nearest
 from param_features.problem import ModelInputs, read_inputs
@@ -134,21 +134,21 @@ def indirect_effects(
     return effects_of(subject, method, ablation=ablation, n_steps=n_steps, n_check=n_check)
 
 
-def read_subject(features: Any, prompts: Any, inputs: Any, metric: Any, saes: Any) -> Subject:
+def read_subject(features: Any, prompts: Any, inputs: Any, metric: Any, saes: Any) -> CircuitSubject:
     """The model on the prompts with its nodes, nothing ablated yet."""
     groups = read_groups(features, saes)
     adapter = next(group.features for group in groups if isinstance(group, WeightGroup)).bound_engine("circuit").adapter
     found = read_inputs(adapter, prompts, inputs)
-    return in_order(Subject(adapter, groups, found, read_metric(metric)))
+    return in_order(CircuitSubject(adapter, groups, found, read_metric(metric)))
 
 
-def ablating(subject: Subject, ablation: str, *, background: Any, counterparts: Any, seed: int) -> Subject:
+def ablating(subject: CircuitSubject, ablation: str, *, background: Any, counterparts: Any, seed: int) -> CircuitSubject:
     """The same with baselines, from what the user gave."""
     own, others = read_background(subject, background), read_background(subject, counterparts)
     return with_ablation(subject, ablation, background=own, counterparts=others, seed=seed)
 
 
-def read_background(subject: Subject, given: Any) -> ModelInputs | None:
+def read_background(subject: CircuitSubject, given: Any) -> ModelInputs | None:
     """Other data of the kind that the prompts are; None where none are given."""
     if given is None or isinstance(given, ModelInputs):
         return given
@@ -156,7 +156,7 @@ def read_background(subject: Subject, given: Any) -> ModelInputs | None:
     return read_inputs(subject.adapter, given if has_tokens else None, None if has_tokens else given)
 
 
-def effects_of(subject: Subject, method: str, *, ablation: str, n_steps: int, n_check: int) -> IndirectEffects:
+def effects_of(subject: CircuitSubject, method: str, *, ablation: str, n_steps: int, n_check: int) -> IndirectEffects:
     """Every node's effect, and exact ones beside some."""
     base = subject.values()
     if method == "exact":
@@ -170,12 +170,12 @@ def effects_of(subject: Subject, method: str, *, ablation: str, n_steps: int, n_
     return IndirectEffects(tuple(subject.names), values, subject.metric.name, method, ablation, checked, exact, base)
 
 
-def attribution(subject: Subject) -> Float[Tensor, "prompt node"]:
+def attribution(subject: CircuitSubject) -> Float[Tensor, "prompt node"]:
     """h_k ∂m/∂α_k: the effect to first order, for all nodes. Cost: a forward and a backward pass."""
     return subject.joined(subject.slopes().by_node) * subject.holds
 
 
-def integrated(subject: Subject, n_steps: int) -> Float[Tensor, "prompt node"]:
+def integrated(subject: CircuitSubject, n_steps: int) -> Float[Tensor, "prompt node"]:
     """h_k times the slope's mean along the way on which a group's features vanish together; midpoints of `n_steps` parts."""
     n_rows, found = len(subject.inputs), []
     for group in subject.groups:
@@ -187,7 +187,7 @@ def integrated(subject: Subject, n_steps: int) -> Float[Tensor, "prompt node"]:
 
 
 def exact_effects(
-    subject: Subject, nodes: Sequence[int] | range, base: Float[Tensor, " prompt"]
+    subject: CircuitSubject, nodes: Sequence[int] | range, base: Float[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt node"]:
     """Each node's effect by ablating it. Cost: a forward pass for each."""
     columns = [base - subject.values(subject.alone(node)) for node in nodes]

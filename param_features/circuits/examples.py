@@ -8,7 +8,7 @@ from torch import Tensor
 
 from param_features.circuits.graph import NodeExample
 from param_features.circuits.groups import Group, WeightGroup
-from param_features.circuits.passes import Subject, real_positions
+from param_features.circuits.passes import CircuitSubject, real_positions
 from param_features.circuits.places import SaePlace
 from param_features.measure import Example, examples_of, label_of, top_examples, windows_with
 from param_features.problem import ModelInputs
@@ -19,7 +19,7 @@ Described = tuple[str, tuple[NodeExample, ...]]
 """A label and examples."""
 
 
-def described(subject: Subject, group: Group, numbers: Sequence[int], n: int) -> list[Described]:
+def described(subject: CircuitSubject, group: Group, numbers: Sequence[int], n: int) -> list[Described]:
     """Label and examples of some features: parameter features on their own examples, an SAE's on the prompts.
 
     Cost: one pass of activations for a set of parameter features, a forward pass for an SAE.
@@ -39,7 +39,7 @@ def described(subject: Subject, group: Group, numbers: Sequence[int], n: int) ->
     return [(label_of(examples, usual), tuple(map(_shown, examples[:n]))) for examples in found]
 
 
-def _sae_activations(subject: Subject, group: Group) -> Float[Tensor, "row pos feature"] | None:
+def _sae_activations(subject: CircuitSubject, group: Group) -> Float[Tensor, "row pos feature"] | None:
     """The SAE's codes on the prompts; None where they belong to no positions."""
     is_real = real_positions(subject.inputs)
     for (place, _), seen in subject.sources(subject.inputs).items():
@@ -49,7 +49,7 @@ def _sae_activations(subject: Subject, group: Group) -> Float[Tensor, "row pos f
     return None
 
 
-def _top(subject: Subject, acts: Tensor | None, feature: int, n: int) -> list[Example]:
+def _top(subject: CircuitSubject, acts: Tensor | None, feature: int, n: int) -> list[Example]:
     if acts is None:
         return []
     inputs: ModelInputs = subject.inputs

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from param_features.circuits.export_check import check, problems
-from param_features.circuits.graph import Circuit, Edge, Node, NodeExample
+from param_features.circuits.graph import CircuitGraph, Edge, Node, NodeExample
 from param_features.files import MOST_BYTES, Format, Origin, read_file, write_whole
 
 _HEAD = ("format", "format_version", "library_version")
@@ -17,7 +17,7 @@ FORMAT = Format("param_features circuit", "a circuit", (1,), "sha256", unsummed=
 _THEN = "Give a file that circuit.save wrote."
 
 
-def save_circuit(circuit: Circuit, path: str | PathLike) -> Path:
+def save_graph(circuit: CircuitGraph, path: str | PathLike) -> Path:
     """Write a circuit under another name first, so that an interrupted write leaves what was there.
 
     Returns:
@@ -33,11 +33,10 @@ def save_circuit(circuit: Circuit, path: str | PathLike) -> Path:
     return write_json(path, FORMAT.stamped(body))
 
 
-_SAVED = tuple(field.name for field in dataclasses.fields(Circuit) if field.name != "subject")
-"""The model itself is not saved."""
+_SAVED = tuple(field.name for field in dataclasses.fields(CircuitGraph))
 
 
-def load_circuit(path: str | PathLike) -> Circuit:
+def load_graph(path: str | PathLike) -> CircuitGraph:
     """Read a circuit and check every part of it. Tuples in its record come back as lists.
 
     Raises:
@@ -67,7 +66,7 @@ def write_json(path: str | PathLike, content: Mapping[str, Any]) -> Path:
 
 def _circuit(body: Mapping[str, Any]) -> SimpleNamespace:
     """The circuit's fields as they were read: lists are tuples, and nothing else is known of them."""
-    parts = _of(Circuit, body, "the circuit")
+    parts = _of(CircuitGraph, body, "the circuit")
     nodes = [_node(node, f"node {number}") for number, node in enumerate(_list(parts, "nodes"))]
     edges = [_of(Edge, edge, f"edge {number}") for number, edge in enumerate(_list(parts, "edges"))]
     parts["prompts"] = tuple(tuple(_checked(prompt, list, "a prompt")) for prompt in _list(parts, "prompts"))
@@ -88,18 +87,18 @@ def _node(body: Any, name: str) -> SimpleNamespace:
     return SimpleNamespace(**parts)
 
 
-def _built(read: SimpleNamespace) -> Circuit:
+def _built(read: SimpleNamespace) -> CircuitGraph:
     """The circuit, of parts that have been checked."""
     nodes = []
     for node in read.nodes:
         examples = tuple(NodeExample(**vars(example)) for example in node.examples)
         nodes.append(Node(**vars(node) | {"examples": examples}))
-    return Circuit(**vars(read) | {"nodes": tuple(nodes), "edges": tuple(Edge(**vars(edge)) for edge in read.edges)})
+    return CircuitGraph(**vars(read) | {"nodes": tuple(nodes), "edges": tuple(Edge(**vars(edge)) for edge in read.edges)})
 
 
 def _of(kind: type, body: Any, name: str) -> dict[str, Any]:
     """The fields of one part, none missing and none unknown."""
-    wanted = set(_SAVED) if kind is Circuit else {field.name for field in dataclasses.fields(kind)}
+    wanted = set(_SAVED) if kind is CircuitGraph else {field.name for field in dataclasses.fields(kind)}
     found = set(_checked(body, dict, name))
     if found != wanted:
         missing, unknown = sorted(wanted - found), sorted(found - wanted)

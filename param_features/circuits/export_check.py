@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from param_features.circuits.graph import Circuit, Kind
+from param_features.circuits.graph import CircuitGraph, Kind
 from param_features.errors import ExportError, nearest
 from param_features.files import is_count, is_number, shown
 
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-def check(circuit: Circuit) -> None:
+def check(circuit: CircuitGraph) -> None:
     """Refuse a circuit whose parts do not fit together.
 
     Raises:

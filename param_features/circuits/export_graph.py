@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from param_features.circuits.export_check import check
-from param_features.circuits.graph import Circuit, Node
+from param_features.circuits.graph import CircuitGraph, Node
 from param_features.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def networkx() -> Any:
         ) from error
 
 
-def to_networkx(circuit: Circuit) -> "nx.DiGraph":
+def to_networkx(circuit: CircuitGraph) -> "nx.DiGraph":
     """The circuit with every field of its nodes and edges as attributes; each node also has its mean `effect`.
 
     Raises:
@@ -48,7 +48,7 @@ def to_networkx(circuit: Circuit) -> "nx.DiGraph":
 
 
 @dataclass(frozen=True)
-class Layout:
+class GraphLayout:
     """Where nodes stand.
 
     Attributes:
@@ -68,7 +68,7 @@ class Layout:
         return max(counts.values(), default=0)
 
 
-def layout(circuit: Circuit) -> Layout:
+def lay_out(circuit: CircuitGraph) -> GraphLayout:
     """Columns by depth; within a column by group, errors last, and near what the nodes are joined with.
 
     Cost: a few passes over the edges.
@@ -82,7 +82,7 @@ def layout(circuit: Circuit) -> Layout:
     depths = sorted({node.depth for node in circuit.nodes})
     columns = [[node for node in circuit.nodes if node.depth == depth] for depth in depths]
     if not columns:
-        return Layout({}, ())
+        return GraphLayout({}, ())
     names = dict(enumerate(_untangled(columns, graph)))
     found = networkx().multipartite_layout(graph, subset_key=names)
     first, last = found[names[0][0]], found[names[len(names) - 1][-1]]
@@ -90,7 +90,7 @@ def layout(circuit: Circuit) -> Layout:
     span = float(last[0] - first[0] if wide else last[1] - first[1])
     one = span / max(1, len(names) - 1 if wide else len(names[0]) - 1) or 1.0  # networkx scales it to a box
     places = {name: (round(float(x - first[0]) / one), -round(2 * float(y) / one) / 2) for name, (x, y) in found.items()}
-    return Layout(places, tuple(tuple(dict.fromkeys(node.group for node in column)) for column in columns))
+    return GraphLayout(places, tuple(tuple(dict.fromkeys(node.group for node in column)) for column in columns))
 
 
 def _untangled(columns: list[list[Node]], graph: "nx.DiGraph") -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from param_features.circuits.export import write_json
 from param_features.circuits.export_check import check
-from param_features.circuits.graph import Circuit, Node
+from param_features.circuits.graph import CircuitGraph, Node
 from param_features.circuits.tables import ranked
 from param_features.errors import ExportError, SettingError
 from param_features.files import library_version
@@ -20,7 +20,7 @@ _MOST_PINNED = 100
 _LAYER = re.compile(r"(?<![^.:/\s])\d+(?![^.:/\s])")
 
 
-def save_neuronpedia(circuit: Circuit, path: str | PathLike, *, slug: str, scan: str, prompt: int = 0) -> Path:
+def save_neuronpedia(circuit: CircuitGraph, path: str | PathLike, *, slug: str, scan: str, prompt: int = 0) -> Path:
     """Write the graph; see `Circuit.to_neuronpedia`.
 
     Raises:
@@ -30,7 +30,7 @@ def save_neuronpedia(circuit: Circuit, path: str | PathLike, *, slug: str, scan:
     return write_json(path, neuronpedia_graph(circuit, slug=slug, scan=scan, prompt=prompt))
 
 
-def neuronpedia_graph(circuit: Circuit, *, slug: str, scan: str, prompt: int = 0) -> dict[str, Any]:
+def neuronpedia_graph(circuit: CircuitGraph, *, slug: str, scan: str, prompt: int = 0) -> dict[str, Any]:
     """The graph as plain values.
 
     Raises:
@@ -68,7 +68,7 @@ def neuronpedia_graph(circuit: Circuit, *, slug: str, scan: str, prompt: int = 0
     }
 
 
-def _metadata(circuit: Circuit, tokens: Sequence[str], slug: str, scan: str) -> dict[str, Any]:
+def _metadata(circuit: CircuitGraph, tokens: Sequence[str], slug: str, scan: str) -> dict[str, Any]:
     about = f"{circuit.metric}: {len(circuit.nodes)} nodes; effects are means over {len(circuit.prompts)} prompts"
     return {
         "slug": slug,
@@ -110,7 +110,7 @@ def _text(node: Node, metric: str) -> str:
     return f"{node.name}: {node.label}" if node.label else node.name
 
 
-def _outputs(circuit: Circuit) -> list[Node]:
+def _outputs(circuit: CircuitGraph) -> list[Node]:
     return [node for node in circuit.nodes if node.kind == "output"]
 
 
@@ -128,7 +128,7 @@ def _layers(nodes: Sequence[Node]) -> Mapping[str, int]:
     return {node.name: layers[node.name] + shift if node.name in layers else top for node in nodes}
 
 
-def _influences(circuit: Circuit) -> dict[str, float]:
+def _influences(circuit: CircuitGraph) -> dict[str, float]:
     """Which share of all |effects| a node and the stronger ones have: from the strongest, up to 1."""
     nodes, so_far, found = ranked(circuit), 0.0, {}
     total = sum(abs(node.effect) for node in nodes)

@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from param_features.circuits.choose import by_growth, by_threshold
+from param_features.circuits.circuit_methods import Circuit
 from param_features.circuits.effects import IndirectEffects, ablating, check_method, effects_of, read_subject
 from param_features.circuits.examples import described
-from param_features.circuits.graph import Circuit, Edge, Node
+from param_features.circuits.graph import Edge, Node
 from param_features.circuits.groups import Group
-from param_features.circuits.passes import Subject
+from param_features.circuits.passes import CircuitSubject
 from param_features.circuits.scores import score, with_random_directions
 from param_features.circuits.tangents import direct_flow
 from param_features.errors import SettingError
@@ -140,7 +141,7 @@ def _check_settings(n_nodes: int | None, threshold: float | None, edge_threshold
 class _Nodes:
     """Makes nodes."""
 
-    subject: Subject
+    subject: CircuitSubject
     effects: IndirectEffects
     n_examples: int
 
@@ -165,7 +166,7 @@ class _Nodes:
         return tuple(self.effects[name].tolist())
 
 
-def _edges(subject: Subject, kept: Bool[Tensor, " node"], least: float) -> tuple[Edge, ...]:
+def _edges(subject: CircuitSubject, kept: Bool[Tensor, " node"], least: float) -> tuple[Edge, ...]:
     """Edges between kept nodes of different groups, and to the output, from a share of the largest on."""
     weights = edge_weights(subject, kept)
     nodes = kept.nonzero().flatten().tolist()
@@ -180,7 +181,7 @@ def _edges(subject: Subject, kept: Bool[Tensor, " node"], least: float) -> tuple
     return tuple(sorted(found, key=lambda edge: -abs(edge.weight)))
 
 
-def edge_weights(subject: Subject, kept: Bool[Tensor, " node"]) -> Float[Tensor, "kept kept_and_output"]:
+def edge_weights(subject: CircuitSubject, kept: Bool[Tensor, " node"]) -> Float[Tensor, "kept kept_and_output"]:
     """Mean over prompts of what flows from each kept node into each, and into the output; none within a group.
 
     Cost: a forward and a backward pass, and a forward-mode pass for each kept node.

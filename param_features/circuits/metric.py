@@ -152,7 +152,7 @@ def read_metric(given: Any) -> Metric:
     return CustomMetric(given)
 
 
-def checked(values: Tensor, n_rows: int, name: str) -> Float[Tensor, " row"]:
+def checked_values(values: Tensor, n_rows: int, name: str) -> Float[Tensor, " row"]:
     """The values, if they are one finite number for each prompt.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from param_features.circuits.baselines import Zero
 from param_features.circuits.metric import CustomMetric, Metric, read_metric
-from param_features.circuits.passes import Subject, in_order
+from param_features.circuits.passes import CircuitSubject, in_order
 from param_features.circuits.reading import read_named, weight_group
 from param_features.circuits.tangents import slope_changes
 from param_features.errors import SettingError
@@ -97,7 +97,7 @@ def interactions(
     found = read_inputs(first.bound_engine("interactions").adapter, prompts, inputs)
     wanted = {name: _numbers(one, chosen, name) for name, one in named.items()}
     measured = own_divergence(first, found) if metric == "divergence" else read_metric(metric)
-    subject = in_order(Subject(first.bound_engine("interactions").adapter, groups, found, measured, Zero()))
+    subject = in_order(CircuitSubject(first.bound_engine("interactions").adapter, groups, found, measured, Zero()))
     places = [(group.name, k) for group in subject.groups for k in wanted[group.name]]
     rows = [slope_changes(subject, {name: _one(subject, name, k)}) for name, k in places]
     values = torch.stack([torch.cat([row[g.name][:, wanted[g.name]] for g in subject.groups], 1) for row in rows], 1)
@@ -129,7 +129,7 @@ def _numbers(features: Any, chosen: Any, name: str) -> list[int]:
     return numbers
 
 
-def _one(subject: Subject, name: str, feature: int) -> Float[Tensor, "row node"]:
+def _one(subject: CircuitSubject, name: str, feature: int) -> Float[Tensor, "row node"]:
     """One unit of one feature, for every prompt."""
     group = next(group for group in subject.groups if group.name == name)
     return torch.eye(group.n_nodes, dtype=torch.float64)[feature].expand(len(subject.inputs), -1)

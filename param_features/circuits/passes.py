@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from param_features.circuits.baselines import Baseline, Zero
 from param_features.circuits.groups import Group
-from param_features.circuits.metric import Metric, checked
+from param_features.circuits.metric import Metric, checked_values
 from param_features.circuits.places import Place, acting
 from param_features.errors import AdapterError
 from param_features.params import Adapter, held_still
@@ -64,7 +64,7 @@ class Slopes:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class CircuitSubject:
     """A model on prompts, taken apart into groups of nodes.
 
     Attributes:
@@ -112,7 +112,7 @@ class Subject:
         """How much of each node the model has."""
         return torch.cat([group.holds for group in self.groups])
 
-    def on(self, inputs: ModelInputs) -> "Subject":
+    def on(self, inputs: ModelInputs) -> "CircuitSubject":
         """The same nodes and baselines on other inputs."""
         return replace(self, inputs=inputs, baseline=self.baseline.on(real_positions(inputs)))
 
@@ -190,7 +190,7 @@ class Subject:
             of_any_batch: Whether the model is run on other inputs, all rows of which have the first row's amounts.
         """
         places = {place: group.name for place, group in self.places.items() if group.name in amounts}
-        batch: list[Subject] = [self]
+        batch: list[CircuitSubject] = [self]
         with ExitStack() as stack:
             number = stack.enter_context(counted(self.adapter))
 
@@ -225,7 +225,7 @@ class Subject:
         """Run the model on the prompts and measure; with its graph."""
         measure = self.metric.on(self.adapter, self.inputs)
         output = self.adapter.run(*self.inputs.args, **self.inputs.kwargs)
-        return checked(measure(output), len(self.inputs), self.metric.name)
+        return checked_values(measure(output), len(self.inputs), self.metric.name)
 
     def sources(self, inputs: ModelInputs) -> dict[Key, Seen]:
         """What every place sees on other inputs, in the order in which they are passed. Cost: a forward pass."""
@@ -235,7 +235,7 @@ class Subject:
         return seen
 
 
-def _seeing_batches(subject: Subject, batch: list[Subject]) -> RemovableHandle:
+def _seeing_batches(subject: CircuitSubject, batch: list[CircuitSubject]) -> RemovableHandle:
     """Before each call of the model, put the subject on that call's inputs into `batch`."""
 
     def see(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -267,7 +267,7 @@ def real_positions(inputs: ModelInputs) -> Bool[Tensor, "row pos"] | None:
     return torch.ones(inputs.tokens.shape, dtype=torch.bool) if inputs.mask is None else inputs.mask
 
 
-def in_order(subject: Subject) -> Subject:
+def in_order(subject: CircuitSubject) -> CircuitSubject:
     """The same with its groups in the order in which the forward pass comes to them."""
     first = subject.sources(subject.inputs.rows(slice(0, 1)))
     places, order = subject.places, []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from param_features.circuits.choose import by_growth
 from param_features.circuits.groups import Group, WeightGroup
-from param_features.circuits.passes import Subject
+from param_features.circuits.passes import CircuitSubject
 from param_features.circuits.places import SaePlace
 from param_features.circuits.reading import weight_group
 from param_features.errors import InputError
@@ -20,7 +20,12 @@ _N_DRAWS, _NEAREST, _ROWS, _ROUNDS = 1000, 10, 16, 10
 
 @torch.no_grad()
 def score(
-    subject: Subject, kept: Bool[Tensor, " node"], *, n_random: int, generator: torch.Generator, without: Subject
+    subject: CircuitSubject,
+    kept: Bool[Tensor, " node"],
+    *,
+    n_random: int,
+    generator: torch.Generator,
+    without: CircuitSubject,
 ) -> dict[str, float]:
     """Every score by name.
 
@@ -79,7 +84,7 @@ def score(
     return {name: value for name, value in found.items() if isfinite(value)}
 
 
-def _of_directions(without: Subject, model: Float[Tensor, " prompt"], n_nodes: int) -> dict[str, float]:
+def _of_directions(without: CircuitSubject, model: Float[Tensor, " prompt"], n_nodes: int) -> dict[str, float]:
     """A circuit of as many random directions, grown as circuits of features are, in the random directions' own gap."""
     empty = without.values(without.kept(without.is_error)).mean()
     found = {"gap_random": float(model.mean() - empty)}
@@ -89,7 +94,7 @@ def _of_directions(without: Subject, model: Float[Tensor, " prompt"], n_nodes: i
     return found | {"faithfulness_directions": _ratio(own - empty, model.mean() - empty)}
 
 
-def with_random_directions(subject: Subject, generator: torch.Generator) -> Subject:
+def with_random_directions(subject: CircuitSubject, generator: torch.Generator) -> CircuitSubject:
     """The same with random directions of the same rank in the place of every parameter feature; zero baselines."""
     groups: list[Group] = []
     for group in subject.groups:
@@ -101,7 +106,7 @@ def with_random_directions(subject: Subject, generator: torch.Generator) -> Subj
 
 
 def _rivals(
-    subject: Subject, kept: Bool[Tensor, " node"], n: int, generator: torch.Generator
+    subject: CircuitSubject, kept: Bool[Tensor, " node"], n: int, generator: torch.Generator
 ) -> dict[str, list[Bool[Tensor, " node"]]]:
     """Random circuits of as many features: any, and in the same groups as frequent."""
     if n < 1:
@@ -116,14 +121,14 @@ def _rivals(
     return found
 
 
-def _marked(subject: Subject, nodes: Tensor) -> Bool[Tensor, " node"]:
+def _marked(subject: CircuitSubject, nodes: Tensor) -> Bool[Tensor, " node"]:
     marks = subject.is_error.clone()
     marks[nodes] = True
     return marks
 
 
 def _matched(
-    subject: Subject, kept: Bool[Tensor, " node"], frequency: Float[Tensor, " node"], generator: torch.Generator
+    subject: CircuitSubject, kept: Bool[Tensor, " node"], frequency: Float[Tensor, " node"], generator: torch.Generator
 ) -> Tensor:
     """For each of the circuit's features another of its group that is about as frequent; none twice where possible."""
     group_of, free, chosen = subject.group_of, ~kept, []
@@ -140,7 +145,7 @@ def _matched(
     return torch.tensor(chosen, dtype=torch.long)
 
 
-def frequencies(subject: Subject) -> Float[Tensor, " node"]:
+def frequencies(subject: CircuitSubject) -> Float[Tensor, " node"]:
     """Share of samples on which each feature is kept: parameter features on 16 of their own examples, SAEs on the prompts.
 
     Cost: activations of 16 sequences for each set.
@@ -167,7 +172,7 @@ def _own_densities(group: WeightGroup) -> Float[Tensor, " feature"]:
     return densities_of(group.features, group.features.examples.rows(slice(0, _ROWS)))
 
 
-def _minimality(subject: Subject, kept: Tensor, own: Tensor, gap: Float[Tensor, " prompt"]) -> float:
+def _minimality(subject: CircuitSubject, kept: Tensor, own: Tensor, gap: Float[Tensor, " prompt"]) -> float:
     """Share of the circuit's features that it misses."""
     whole, falls = own.mean(), []
     for node in (kept & ~subject.is_error).nonzero().flatten().tolist():

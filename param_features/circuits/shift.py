@@ -12,8 +12,8 @@ from torch import Tensor
 from param_features.circuits.baselines import Resample
 from param_features.circuits.effects import read_background
 from param_features.circuits.groups import WeightGroup
-from param_features.circuits.metric import Metric, checked, read_metric
-from param_features.circuits.passes import Subject
+from param_features.circuits.metric import Metric, checked_values, read_metric
+from param_features.circuits.passes import CircuitSubject
 from param_features.errors import InputError, SettingError, nearest
 from param_features.params import held_still
 from param_features.problem import KL
@@ -60,7 +60,9 @@ class Shift:
         return "\n".join(lines)
 
 
-def measure_shift(subject: Subject, names: Sequence[str], others: Any, side: Any, *, n_random: int, seed: int) -> Shift:
+def measure_shift(
+    subject: CircuitSubject, names: Sequence[str], others: Any, side: Any, *, n_random: int, seed: int
+) -> Shift:
     """See `Circuit.shift`."""
     marked = marked_nodes(subject, names)
     generator = torch.Generator().manual_seed(seed)
@@ -89,7 +91,7 @@ def measure_shift(subject: Subject, names: Sequence[str], others: Any, side: Any
 
 
 @contextmanager
-def without(subject: Subject, names: Sequence[str]) -> Iterator[None]:
+def running_without(subject: CircuitSubject, names: Sequence[str]) -> Iterator[None]:
     """Run a block in which the user's model lacks some nodes, whatever it is run on; see `Circuit.without`."""
     marked = marked_nodes(subject, names)
     if isinstance(subject.baseline, Resample):
@@ -102,7 +104,7 @@ def without(subject: Subject, names: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def marked_nodes(subject: Subject, names: Sequence[str]) -> Bool[Tensor, " node"]:
+def marked_nodes(subject: CircuitSubject, names: Sequence[str]) -> Bool[Tensor, " node"]:
     """Which nodes are meant.
 
     Raises:
@@ -117,7 +119,9 @@ def marked_nodes(subject: Subject, names: Sequence[str]) -> Bool[Tensor, " node"
     return torch.tensor([name in set(names) for name in known])
 
 
-def _random_like(subject: Subject, marked: Bool[Tensor, " node"], generator: torch.Generator) -> Bool[Tensor, " node"]:
+def _random_like(
+    subject: CircuitSubject, marked: Bool[Tensor, " node"], generator: torch.Generator
+) -> Bool[Tensor, " node"]:
     """As many features of the same groups, drawn at random among the others where there are enough."""
     found = torch.zeros_like(marked)
     start = 0
@@ -130,7 +134,7 @@ def _random_like(subject: Subject, marked: Bool[Tensor, " node"], generator: tor
     return found
 
 
-def _on_other_data(subject: Subject, others: Any, side: Metric) -> Subject:
+def _on_other_data(subject: CircuitSubject, others: Any, side: Metric) -> CircuitSubject:
     """The same nodes and baselines on other data."""
     if isinstance(subject.baseline, Resample):
         raise SettingError("Side effects need ablation='mean' or 'zero': resampling is defined on the prompts alone.")
@@ -140,24 +144,24 @@ def _on_other_data(subject: Subject, others: Any, side: Metric) -> Subject:
     return replace(subject.on(inputs), metric=side)
 
 
-def _output(subject: Subject, nodes: Bool[Tensor, " node"]) -> Tensor:
+def _output(subject: CircuitSubject, nodes: Bool[Tensor, " node"]) -> Tensor:
     """The model's output without some nodes."""
     with held_still(subject.adapter.module), torch.no_grad(), subject.with_amounts(subject.removed(nodes)):
         return subject.adapter.run(*subject.inputs.args, **subject.inputs.kwargs)
 
 
-def _beside(subject: Subject, before: Tensor, nodes: Bool[Tensor, " node"]) -> tuple[float, float]:
+def _beside(subject: CircuitSubject, before: Tensor, nodes: Bool[Tensor, " node"]) -> tuple[float, float]:
     """The metric's mean without some nodes, and KL(before ‖ after), from one run."""
     after = _output(subject, nodes)
     return _measured(subject, after), _kl(subject, before, after)
 
 
-def _measured(subject: Subject, output: Tensor) -> float:
+def _measured(subject: CircuitSubject, output: Tensor) -> float:
     values = subject.metric.on(subject.adapter, subject.inputs)(output)
-    return float(checked(values, len(subject.inputs), subject.metric.name).double().mean())
+    return float(checked_values(values, len(subject.inputs), subject.metric.name).double().mean())
 
 
-def _kl(subject: Subject, before: Tensor, after: Tensor) -> float:
+def _kl(subject: CircuitSubject, before: Tensor, after: Tensor) -> float:
     """Mean over real samples; NaN where the features were not fitted to logits."""
     divergence = KL()
     if not any(isinstance(group, WeightGroup) and isinstance(group.features.divergence, KL) for group in subject.groups):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from param_features.circuits.graph import Circuit, Node
+from param_features.circuits.graph import CircuitGraph, Node
 from param_features.measure import visible
 
 _BEFORE, _AFTER = 6, 3
@@ -43,13 +43,13 @@ def _controls(base: str, owners: Mapping[str, str], scores: Mapping[str, float])
     return {name.removeprefix(f"{base}_"): scores[name] for name in scores if owners[name] == base}
 
 
-def ranked(circuit: Circuit) -> list[Node]:
+def ranked(circuit: CircuitGraph) -> list[Node]:
     """Nodes by size of effect, the output left out."""
     nodes = [node for node in circuit.nodes if node.kind != "output"]
     return sorted(nodes, key=lambda node: -abs(node.effect))
 
 
-def summary(circuit: Circuit) -> str:
+def circuit_summary(circuit: CircuitGraph) -> str:
     """What a circuit prints: the metric, counts, scores, groups, and its strongest nodes."""
     counts = Counter(node.kind for node in circuit.nodes)
     kinds = ", ".join(f"{counts[kind]} {word}" for kind, word in KINDS.items() if counts[kind])
@@ -72,7 +72,7 @@ def score_line(score: Score) -> str:
     return f"{visible(score.name):<22}{score.value:>9.3g}" + (f"  beside {beside}" if beside else "")
 
 
-def table(circuit: Circuit, n: int | None = None) -> str:
+def node_table(circuit: CircuitGraph, n: int | None = None) -> str:
     """A row for each node, strongest first: name, kind, effect and its spread over prompts, label, the first example."""
     return "\n".join(_rows(ranked(circuit)[:n]))
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from param_features.circuits.passes import Amounts, ByGroup, Key, Seen, Slopes, Subject, counted
+from param_features.circuits.passes import Amounts, ByGroup, CircuitSubject, Key, Seen, Slopes, counted
 from param_features.circuits.places import Place, acting
 from param_features.params import copied_buffers, held_still, plain_kernels
 
@@ -21,7 +21,7 @@ Flow = tuple[ByGroup, Float[Tensor, " row"]]
 
 
 @torch.no_grad()
-def direct_flow(subject: Subject, clean: Slopes, amounts: Amounts) -> Flow:
+def direct_flow(subject: CircuitSubject, clean: Slopes, amounts: Amounts) -> Flow:
     """Where a step of some nodes goes on its way to the metric: into which nodes first, and straight to the output.
 
     The step moves what a later node reads; through that node it moves the metric by ⟨g, n(ẋ)⟩, where g is the metric's
@@ -54,7 +54,7 @@ def direct_flow(subject: Subject, clean: Slopes, amounts: Amounts) -> Flow:
     return flows, straight.double().cpu()
 
 
-def slope_changes(subject: Subject, amounts: Amounts) -> ByGroup:
+def slope_changes(subject: CircuitSubject, amounts: Amounts) -> ByGroup:
     """The derivative of every node's slope ∂m/∂α along a step of some nodes: Hessian times step, for each prompt.
 
     By three backward passes rather than by forward mode, which the gradients of some activations (SiLU) lack. The last needs
@@ -100,14 +100,14 @@ def tangent_of(tensor: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def _dual(subject: Subject, act: Any) -> Iterator[None]:
+def _dual(subject: CircuitSubject, act: Any) -> Iterator[None]:
     """Run a block in forward mode with an `act` that knows each place's call."""
     with forward_ad.dual_level(), _numbered(subject, act):
         yield
 
 
 @contextmanager
-def _numbered(subject: Subject, act: Any) -> Iterator[None]:
+def _numbered(subject: CircuitSubject, act: Any) -> Iterator[None]:
     """Run a block, by kernels that can be differentiated again, with an `act` that knows each place's call."""
     with plain_kernels(), copied_buffers(subject.adapter.module), counted(subject.adapter) as number:
 

@@ -3,7 +3,7 @@
 import html
 from dataclasses import dataclass
 
-from param_features.circuits.graph import Circuit, Node, NodeExample
+from param_features.circuits.graph import CircuitGraph, Node, NodeExample
 from param_features.circuits.tables import KINDS, ranked, score_line, score_rows, spread
 from param_features.measure import visible
 from param_features.views import Page, Row, check_finite
@@ -78,7 +78,7 @@ class CircuitView(Page):
         return self._body
 
 
-def circuit_view(circuit: Circuit, n: int | None = None, *, n_examples: int = 3) -> CircuitView:
+def circuit_view(circuit: CircuitGraph, n: int | None = None, *, n_examples: int = 3) -> CircuitView:
     """The nodes of largest effect with their examples."""
     nodes = tuple(NodeRows(node, tuple(map(_row, node.examples[:n_examples]))) for node in ranked(circuit)[:n])
     check_finite(value for node in nodes for row in node.rows for value in row.values)

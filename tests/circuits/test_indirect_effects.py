@@ -14,6 +14,7 @@ from param_features.errors import (
     OutputError,
     SettingError,
 )
+from param_features.problem import read_inputs
 from tests.saes import random_sae
 
 PARAMS = ("blocks.0.attn.W_V", "blocks.0.mlp.W_in", "blocks.1.attn.W_K")
@@ -275,7 +276,7 @@ def test_mean_parts_are_alike_by_node_and_by_unit(tiny_hooked, tiny_tokens, n_fe
     features = pf.decompose(tiny_hooked, PARAMS[2], tiny_tokens, **call)
     subject = subject_of(features, tiny_tokens[:3], "mean", background=tiny_tokens[5:9])
     ((place, group),) = subject.places.items()
-    ((_, seen),) = subject.sources(pf.inputs.read_inputs(subject.adapter, tiny_tokens[5:9], None)).items()
+    ((_, seen),) = subject.sources(read_inputs(subject.adapter, tiny_tokens[5:9], None)).items()
     for node in range(group.n_nodes):
         amounts = torch.eye(group.n_nodes, dtype=torch.float64)[node].expand(4, -1)
         part = place.written(seen.source, amounts, seen.output).flatten(0, 1).flatten(1).mean(0)

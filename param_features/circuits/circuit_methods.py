@@ -83,15 +83,15 @@ class Circuit(CircuitGraph):
         return self.subject
 
     def __repr__(self) -> str:
-        """The metric, counts, scores beside their controls, groups, and the strongest nodes."""
+        """Print the metric, counts, scores beside their controls, groups, and the strongest nodes."""
         return circuit_summary(self)
 
     def table(self, n: int | None = None) -> str:
-        """A line for each of the `n` strongest nodes: name, kind, effect and its spread over prompts, label, an example."""
+        """Write a line for each of the `n` strongest nodes: name, kind, effect, its spread over prompts, label, an example."""
         return node_table(self, n)
 
     def view(self, n: int | None = None, *, n_examples: int = 3) -> CircuitView:
-        """What `show` displays, as an object: `str()` is coloured text, a notebook draws it, `.save(path)` writes a page.
+        """Make the object that `show` displays: `str()` is coloured text, a notebook draws it, `.save(path)` writes a page.
 
         Args:
             n: How many nodes, strongest first; all by default.
@@ -128,7 +128,7 @@ class Circuit(CircuitGraph):
         return cls(graph.nodes, graph.edges, graph.prompts, graph.metric, graph.record, graph.scores)
 
     def to_networkx(self) -> "nx.DiGraph":
-        """The circuit as a networkx graph, with every field of its nodes and edges as an attribute.
+        """Turn the circuit into a networkx graph, with every field of its nodes and edges as an attribute.
 
         Raises:
             ExportError: Its parts do not fit together.

@@ -23,7 +23,7 @@ def check(circuit: CircuitGraph) -> None:
 
 
 def problems(circuit: Any) -> Iterator[str]:
-    """Everything that does not fit, each in words; nothing where all does.
+    """List everything that does not fit, each in words; nothing where all does.
 
     Args:
         circuit: A circuit, or whatever has its fields and came from a file: nothing is taken for granted.
@@ -102,10 +102,10 @@ def _ends(edge: Any, depths: dict[str, int]) -> Iterator[str]:
 
 
 def _not_json(value: Any, name: str = "") -> str:
-    """Which entry of a record cannot be written; empty where all can."""
+    """Name the entry of a record that cannot be written as JSON; empty where all can."""
     if isinstance(value, dict):
-        found = (_not_json(entry, f"{name}[{key!r}]") if isinstance(key, str) else repr(key) for key, entry in value.items())
-        return next(filter(None, found), "")
+        wrong = (_not_json(entry, f"{name}[{key!r}]") if isinstance(key, str) else repr(key) for key, entry in value.items())
+        return next(filter(None, wrong), "")
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):

@@ -57,7 +57,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """How much of the source's effect passes through the target.
+    """A connection of two nodes: how much of the source's effect passes through the target.
 
     Attributes:
         source: Name of the node that lies earlier in the forward pass.

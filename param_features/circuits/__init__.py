@@ -20,14 +20,17 @@ from param_features.circuits.query_keys import QueryKey, QueryKeyPair, query_key
 from param_features.circuits.reading import weight_group
 from param_features.circuits.shift import Shift
 from param_features.circuits.tables import ranked, score_rows, spread
+from param_features.params import Attention, Rotary
 
 __all__ = [
+    "Attention",
     "Circuit",
     "CircuitGraph",
+    "CircuitSubject",
     "Edge",
+    "GraphLayout",
     "IndirectEffects",
     "Interactions",
-    "GraphLayout",
     "LogProbability",
     "LogitDifference",
     "Metric",
@@ -36,8 +39,8 @@ __all__ = [
     "NodeExample",
     "QueryKey",
     "QueryKeyPair",
+    "Rotary",
     "Shift",
-    "CircuitSubject",
     "checked_values",
     "circuit",
     "indirect_effects",

@@ -87,7 +87,7 @@ class Circuit(CircuitGraph):
         return circuit_summary(self)
 
     def table(self, n: int | None = None) -> str:
-        """Write a line for each of the `n` strongest nodes: name, kind, effect, its spread over prompts, label, an example."""
+        """Write a line for each of the `n` strongest nodes: name, kind, effect, its spread over prompts, label, example."""
         return node_table(self, n)
 
     def view(self, n: int | None = None, *, n_examples: int = 3) -> CircuitView:

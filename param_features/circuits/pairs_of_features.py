@@ -13,6 +13,7 @@ from param_features.circuits.passes import CircuitSubject, in_order
 from param_features.circuits.reading import read_named, weight_group
 from param_features.circuits.tangents import slope_changes
 from param_features.errors import SettingError
+from param_features.fitted import Fitted
 from param_features.problem import ModelInputs, read_inputs
 
 
@@ -92,19 +93,20 @@ def interactions(
     Source: Sparse Eigendecomposition, the first draft of L3D, which names the map as the next step.
     """
     named = read_named(features)
-    groups = tuple(weight_group(features_of, name, has_error=False) for name, features_of in named.items())
+    groups = tuple(weight_group(fitted, name, has_error=False) for name, fitted in named.items())
     first = next(iter(named.values()))
-    data = read_inputs(first.bound_engine("interactions").adapter, prompts, inputs)
-    numbers = {name: _numbers(features_of, chosen, name) for name, features_of in named.items()}
+    adapter = first.bound_engine("interactions").adapter
+    data = read_inputs(adapter, prompts, inputs)
+    numbers = {name: _numbers(fitted, chosen, name) for name, fitted in named.items()}
     explained = own_divergence(first, data) if metric == "divergence" else read_metric(metric)
-    subject = in_order(CircuitSubject(first.bound_engine("interactions").adapter, groups, data, explained, Zero()))
+    subject = in_order(CircuitSubject(adapter, groups, data, explained, Zero()))
     chosen_nodes = [(group.name, k) for group in subject.groups for k in numbers[group.name]]
     rows = [slope_changes(subject, {name: _unit_step(subject, name, k)}) for name, k in chosen_nodes]
     values = torch.stack([torch.cat([row[g.name][:, numbers[g.name]] for g in subject.groups], 1) for row in rows], 1)
     return Interactions(tuple(f"{name}/{k}" for name, k in chosen_nodes), values, explained.name)
 
 
-def own_divergence(features: Any, inputs: ModelInputs) -> Metric:
+def own_divergence(features: Fitted, inputs: ModelInputs) -> Metric:
     """Make a metric of the features' divergence from their first reference, at each prompt's last real position."""
     engine = features.bound_engine("interactions")
     reference, divergence = features.references[:1], features.divergence
@@ -118,7 +120,8 @@ def own_divergence(features: Any, inputs: ModelInputs) -> Metric:
     return CustomMetric(value)
 
 
-def _numbers(features: Any, chosen: Any, name: str) -> list[int]:
+def _numbers(features: Fitted, chosen: Any, name: str) -> list[int]:
+    """Read which of a set's features are chosen."""
     if chosen is None:
         return list(range(features.n_features))
     numbers = list(chosen[name] if isinstance(chosen, dict) else chosen)

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from param_features.adapters import SparseAutoencoder
-from param_features.gradients import Gradient, at_least_float32, by_row
-from param_features.gradients.rules import required_rule
+from param_features.gradients import Gradient, at_least_float32, by_row, required_rule
 from param_features.intervene import acting_at
 from param_features.params import Tap
 from param_features.sae import first_tensor, with_first

@@ -51,26 +51,26 @@ def score(
     """
     errors, model = subject.is_error, subject.values()
     empty = subject.values(subject.amounts_keeping(errors))
-    alone = subject.values(subject.amounts_keeping(is_kept))
-    others = subject.values(subject.amounts_removing(is_kept & ~errors))
+    with_circuit = subject.values(subject.amounts_keeping(is_kept))
+    without_circuit = subject.values(subject.amounts_removing(is_kept & ~errors))
 
-    def share(values: Tensor, low: Tensor = empty) -> float:
-        return _ratio(values.mean() - low.mean(), model.mean() - low.mean())
+    def share(values: Tensor, lowest: Tensor = empty) -> float:
+        return _ratio(values.mean() - lowest.mean(), model.mean() - lowest.mean())
 
-    nothing = subject.values(subject.amounts_keeping(torch.zeros_like(is_kept)))
+    with_nothing = subject.values(subject.amounts_keeping(torch.zeros_like(is_kept)))
     scores = {
         "n_features": float((is_kept & ~errors).sum()),
         "n_features_all": float((~errors).sum()),
         "metric_model": float(model.mean()),
-        "metric_circuit": float(alone.mean()),
+        "metric_circuit": float(with_circuit.mean()),
         "metric_empty": float(empty.mean()),
         "gap": float(model.mean() - empty.mean()),
-        "faithfulness": share(alone),
-        "completeness": share(others),
-        "faithfulness_no_errors": share(subject.values(subject.amounts_keeping(is_kept & ~errors)), nothing),
-        "minimality": _minimality(subject, is_kept, alone, model - empty),
+        "faithfulness": share(with_circuit),
+        "completeness": share(without_circuit),
+        "faithfulness_no_errors": share(subject.values(subject.amounts_keeping(is_kept & ~errors)), with_nothing),
+        "minimality": _minimality(subject, is_kept, with_circuit, model - empty),
     }
-    low, high = _spread(alone - empty, model - empty, generator)
+    low, high = _spread(with_circuit - empty, model - empty, generator)
     scores |= {"faithfulness_low": low, "faithfulness_high": high}
     scores |= _scores_of_directions(randomised, model, int(scores["n_features"]))
     for name, circuits in _rivals(subject, is_kept, n_random, generator).items():

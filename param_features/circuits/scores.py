@@ -146,7 +146,7 @@ def _matched(
 
 
 def frequencies(subject: CircuitSubject) -> Float[Tensor, " node"]:
-    """Measure the share of samples that keep each feature: on 16 examples of the set's, or for SAEs on the prompts.
+    """Measure the share of samples that keep each feature: 16 examples of its set, or for SAEs the prompts.
 
     Cost: activations of 16 sequences for each set.
     """

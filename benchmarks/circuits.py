@@ -24,7 +24,8 @@ import param_features as pf
 from benchmarks import toys
 from benchmarks.stories import stories_in
 from benchmarks.toys.induction import draw_rows
-from param_features.circuits.effects import ablating, attribution, read_subject
+from param_features.circuits.ablation import Ablation, ablating
+from param_features.circuits.effects import attribution, read_subject
 
 BLOCKS, KINDS = (1, 2, 3), ("attn.W_K", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out")
 HOOK = "blocks.2.hook_resid_post"
@@ -170,12 +171,10 @@ def _letter(letter: int, half: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]
 
 def _faithfulness(circuit: pf.circuits.Circuit, sets: Any, prompts: Tensor, metric: Any, background: Tensor) -> float:
     """The circuit's faithfulness on other prompts."""
-    subject = ablating(
-        read_subject(sets, prompts, None, metric, None), "mean", background=background, counterparts=None, seed=0
-    )
+    subject = ablating(read_subject(sets, prompts, None, metric, None), Ablation("mean", background))
     chosen = {node.name for node in circuit.nodes}
     kept = torch.tensor([name in chosen for name in subject.names])
-    own, empty = (subject.values(subject.kept(nodes)).mean() for nodes in (kept, subject.is_error))
+    own, empty = (subject.values(subject.amounts_keeping(nodes)).mean() for nodes in (kept, subject.is_error))
     return float((own - empty) / (subject.values().mean() - empty))
 
 
@@ -224,7 +223,7 @@ def cost(asked: argparse.Namespace) -> None:
         for _ in range(9):
             times["pass"].append(_seconds(ordinary))
             start = time.process_time()
-            subject = ablating(bare, ablation, background=None, counterparts=None, seed=0)
+            subject = ablating(bare, Ablation(ablation))
             times["baseline"].append(time.process_time() - start)
             times["effects"].append(_seconds(lambda subject=subject: attribution(subject)))
         one = median(times["pass"])

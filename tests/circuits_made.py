@@ -2,7 +2,7 @@
 
 import random
 
-from param_features.circuits.graph import Circuit, Edge, Node, NodeExample
+from param_features.circuits import Circuit, Edge, Node, NodeExample
 
 PROMPT = ("<s>", "Once", " upon", " a", " time", ",", " Lily", " saw", " a", " cat", ".")
 

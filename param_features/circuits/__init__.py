@@ -1,31 +1,36 @@
 """Circuits: graphs of features that explain a metric, what they are worth, and how features act on each other."""
 
+from param_features.circuits.circuit_methods import Circuit
 from param_features.circuits.effects import IndirectEffects, indirect_effects
-from param_features.circuits.export_graph import Layout, layout
+from param_features.circuits.export_graph import GraphLayout, lay_out
 from param_features.circuits.find import circuit
-from param_features.circuits.graph import Circuit, Edge, Node, NodeExample
+from param_features.circuits.graph import CircuitGraph, Edge, Node, NodeExample
 from param_features.circuits.metric import (
     LogitDifference,
     LogProbability,
     Metric,
     NextTokenLoss,
-    checked,
+    checked_values,
     next_token_losses,
     read_metric,
 )
 from param_features.circuits.pairs_of_features import Interactions, interactions
-from param_features.circuits.passes import Subject
+from param_features.circuits.passes import CircuitSubject
 from param_features.circuits.query_keys import QueryKey, QueryKeyPair, query_key
 from param_features.circuits.reading import weight_group
 from param_features.circuits.shift import Shift
 from param_features.circuits.tables import ranked, score_rows, spread
+from param_features.params import Attention, Rotary
 
 __all__ = [
+    "Attention",
     "Circuit",
+    "CircuitGraph",
+    "CircuitSubject",
     "Edge",
+    "GraphLayout",
     "IndirectEffects",
     "Interactions",
-    "Layout",
     "LogProbability",
     "LogitDifference",
     "Metric",
@@ -34,13 +39,13 @@ __all__ = [
     "NodeExample",
     "QueryKey",
     "QueryKeyPair",
+    "Rotary",
     "Shift",
-    "Subject",
-    "checked",
+    "checked_values",
     "circuit",
     "indirect_effects",
     "interactions",
-    "layout",
+    "lay_out",
     "next_token_losses",
     "query_key",
     "ranked",

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.circuits.ablation import with_ablation
+from param_features.circuits.ablation import Ablation, ablating
 from param_features.circuits.groups import WeightGroup
 from param_features.circuits.metric import read_metric
-from param_features.circuits.passes import Subject, in_order
+from param_features.circuits.passes import CircuitSubject, in_order
 from param_features.circuits.reading import read_groups
 from param_features.errors import SettingError, nearest
-from param_features.problem import ModelInputs, read_inputs
+from param_features.problem import read_inputs
 
 METHODS = ("attribution", "integrated", "exact")
 """The estimates by name."""
@@ -46,7 +46,7 @@ class IndirectEffects:
 
     @property
     def mean(self) -> Float[Tensor, " node"]:
-        """Over prompts."""
+        """Each node's mean effect over prompts."""
         return self.values.mean(0)
 
     @property
@@ -60,18 +60,18 @@ class IndirectEffects:
         return float(torch.corrcoef(torch.stack([self.mean[list(self.checked)], self.exact.mean(0)]))[0, 1])
 
     def __getitem__(self, name: str) -> Float[Tensor, " prompt"]:
-        """One node's effect on each prompt."""
+        """Find one node's effect on each prompt."""
         if name not in self.names:
             raise SettingError(f"No node {name!r}. Nearest: {nearest(name, self.names)}.")
         return self.values[:, self.names.index(name)]
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
-        """The nodes with the largest mean effects, either sign, and these."""
+        """The n nodes with the largest mean effects of either sign, each with its effect."""
         order = self.mean.abs().argsort(descending=True)[:n]
         return [(self.names[k], float(self.mean[k])) for k in order.tolist()]
 
     def __repr__(self) -> str:
-        """The largest effects, and how far the estimates can be trusted."""
+        """Print the largest effects, and how far the estimates can be trusted."""
         trust = f"correlation with {len(self.checked)} exact ones {self.correlation:.3f}" if self.checked else "not checked"
         head = f"IndirectEffects on {self.metric} over {len(self.values)} prompts ({self.method}, {self.ablation}; {trust})"
         return "\n".join([head, *(f"  {effect:+10.4f}  {name}" for name, effect in self.top())])
@@ -92,7 +92,7 @@ def indirect_effects(
     counterparts: Any = None,
     seed: int = 0,
 ) -> IndirectEffects:
-    """What every feature contributes to a metric.
+    """Estimate what every feature contributes to a metric.
 
     Cost: `"attribution"` a forward and a backward pass for all nodes; `"integrated"` `n_steps` times as much for each
     group; `"exact"` a forward pass for each node. Checking costs a forward pass for each checked node, and the mean ablation
@@ -101,8 +101,8 @@ def indirect_effects(
     Args:
         features: One set of features, several in a list or mapping, of one model.
         prompts: Tokens [prompt, pos], or strings.
-        metric: `"loss"`, `pf.circuits.LogitDifference(…)`, `pf.circuits.LogProbability(…)`, or a function of the model's output to one number
-            for each prompt.
+        metric: `"loss"`, `pf.circuits.LogitDifference(…)`, `pf.circuits.LogProbability(…)`, or a function of the model's
+            output to one number for each prompt.
         inputs: Instead of prompts, anything that the module takes.
         saes: SAEs of sae-lens whose features are nodes too, by the names of their places or by their metadata.
         method: `"attribution"`: h_k ∂m/∂α_k, to first order; `"integrated"`: its mean along the way to the ablation of the
@@ -130,34 +130,19 @@ def indirect_effects(
     """
     check_method(method, n_steps)
     subject = read_subject(features, prompts, inputs, metric, saes)
-    subject = ablating(subject, ablation, background=background, counterparts=counterparts, seed=seed)
+    subject = ablating(subject, Ablation(ablation, background, counterparts, seed))
     return effects_of(subject, method, ablation=ablation, n_steps=n_steps, n_check=n_check)
 
 
-def read_subject(features: Any, prompts: Any, inputs: Any, metric: Any, saes: Any) -> Subject:
-    """The model on the prompts with its nodes, nothing ablated yet."""
+def read_subject(features: Any, prompts: Any, inputs: Any, metric: Any, saes: Any) -> CircuitSubject:
+    """Read what the user gave as a model on prompts with its nodes; nothing is ablated yet."""
     groups = read_groups(features, saes)
     adapter = next(group.features for group in groups if isinstance(group, WeightGroup)).bound_engine("circuit").adapter
-    found = read_inputs(adapter, prompts, inputs)
-    return in_order(Subject(adapter, groups, found, read_metric(metric)))
+    return in_order(CircuitSubject(adapter, groups, read_inputs(adapter, prompts, inputs), read_metric(metric)))
 
 
-def ablating(subject: Subject, ablation: str, *, background: Any, counterparts: Any, seed: int) -> Subject:
-    """The same with baselines, from what the user gave."""
-    own, others = read_background(subject, background), read_background(subject, counterparts)
-    return with_ablation(subject, ablation, background=own, counterparts=others, seed=seed)
-
-
-def read_background(subject: Subject, given: Any) -> ModelInputs | None:
-    """Other data of the kind that the prompts are; None where none are given."""
-    if given is None or isinstance(given, ModelInputs):
-        return given
-    has_tokens = subject.inputs.tokens is not None
-    return read_inputs(subject.adapter, given if has_tokens else None, None if has_tokens else given)
-
-
-def effects_of(subject: Subject, method: str, *, ablation: str, n_steps: int, n_check: int) -> IndirectEffects:
-    """Every node's effect, and exact ones beside some."""
+def effects_of(subject: CircuitSubject, method: str, *, ablation: str, n_steps: int, n_check: int) -> IndirectEffects:
+    """Estimate every node's effect, and ablate `n_check` nodes one by one to compare."""
     base = subject.values()
     if method == "exact":
         values = exact_effects(subject, range(len(subject.names)), base)
@@ -170,32 +155,35 @@ def effects_of(subject: Subject, method: str, *, ablation: str, n_steps: int, n_
     return IndirectEffects(tuple(subject.names), values, subject.metric.name, method, ablation, checked, exact, base)
 
 
-def attribution(subject: Subject) -> Float[Tensor, "prompt node"]:
-    """h_k ∂m/∂α_k: the effect to first order, for all nodes. Cost: a forward and a backward pass."""
+def attribution(subject: CircuitSubject) -> Float[Tensor, "prompt node"]:
+    """Estimate all nodes' effects to first order, h_k ∂m/∂α_k. Cost: a forward and a backward pass."""
     return subject.joined(subject.slopes().by_node) * subject.holds
 
 
-def integrated(subject: Subject, n_steps: int) -> Float[Tensor, "prompt node"]:
-    """h_k times the slope's mean along the way on which a group's features vanish together; midpoints of `n_steps` parts."""
-    n_rows, found = len(subject.inputs), []
+def integrated(subject: CircuitSubject, n_steps: int) -> Float[Tensor, "prompt node"]:
+    """Estimate effects as h_k times the mean slope on the way on which a group's features vanish together.
+
+    The mean is over the midpoints of `n_steps` parts.
+    """
+    n_rows, effects = len(subject.inputs), []
     for group in subject.groups:
         is_error = torch.arange(group.n_nodes) == group.n_features
-        path = group.kept(is_error).expand(n_rows, -1)
+        path = group.amounts_keeping(is_error).expand(n_rows, -1)
         slopes = [subject.slopes({group.name: path * ((i + 0.5) / n_steps)}).by_node[group.name] for i in range(n_steps)]
-        found.append(torch.stack(slopes).mean(0).double().cpu() * group.holds)
-    return torch.cat(found, 1)
+        effects.append(torch.stack(slopes).mean(0).double().cpu() * group.holds)
+    return torch.cat(effects, 1)
 
 
 def exact_effects(
-    subject: Subject, nodes: Sequence[int] | range, base: Float[Tensor, " prompt"]
+    subject: CircuitSubject, nodes: Sequence[int] | range, base: Float[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt node"]:
-    """Each node's effect by ablating it. Cost: a forward pass for each."""
-    columns = [base - subject.values(subject.alone(node)) for node in nodes]
+    """Measure each node's effect by ablating it. Cost: a forward pass for each."""
+    columns = [base - subject.values(subject.amounts_lacking(node)) for node in nodes]
     return torch.stack(columns, 1) if columns else base.new_zeros(len(base), 0)
 
 
 def check_method(method: str, n_steps: int) -> None:
-    """Refuse an unknown method.
+    """Refuse a method that is not known, and an integral of no steps.
 
     Raises:
         SettingError: Lists the known ones.

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from param_features.circuits.export_check import check, problems
-from param_features.circuits.graph import Circuit, Edge, Node, NodeExample
+from param_features.circuits.graph import CircuitGraph, Edge, Node, NodeExample
 from param_features.files import MOST_BYTES, Format, Origin, read_file, write_whole
 
 _HEAD = ("format", "format_version", "library_version")
 FORMAT = Format("param_features circuit", "a circuit", (1,), "sha256", unsummed=_HEAD)
-_THEN = "Give a file that circuit.save wrote."
+_NEXT_STEP = "Give a file that circuit.save wrote."
 
 
-def save_circuit(circuit: Circuit, path: str | PathLike) -> Path:
+def save_graph(circuit: CircuitGraph, path: str | PathLike) -> Path:
     """Write a circuit under another name first, so that an interrupted write leaves what was there.
 
     Returns:
@@ -27,34 +27,30 @@ def save_circuit(circuit: Circuit, path: str | PathLike) -> Path:
         ExportError: The circuit does not hold together, or its record cannot be written as JSON.
     """
     check(circuit)
-    body = {name: getattr(circuit, name) for name in _SAVED}
+    body = {name: getattr(circuit, name) for name in _names_of(CircuitGraph)}
     body |= {"nodes": [dataclasses.asdict(node) for node in circuit.nodes], "record": dict(circuit.record)}
     body |= {"edges": [dataclasses.asdict(edge) for edge in circuit.edges], "scores": dict(circuit.scores)}
     return write_json(path, FORMAT.stamped(body))
 
 
-_SAVED = tuple(field.name for field in dataclasses.fields(Circuit) if field.name != "subject")
-"""The model itself is not saved."""
-
-
-def load_circuit(path: str | PathLike) -> Circuit:
+def load_graph(path: str | PathLike) -> CircuitGraph:
     """Read a circuit and check every part of it. Tuples in its record come back as lists.
 
     Raises:
         StoreError: There is no such file, or it is no circuit, cut short, edited, of another version, or does not hold
             together; the message names the part.
     """
-    origin = Origin(str(path), _THEN)
-    found = FORMAT.read(read_file(Path(path), origin, most=MOST_BYTES), origin)
-    body = {key: value for key, value in found.items() if key not in _HEAD}
+    origin = Origin(str(path), _NEXT_STEP)
+    content = FORMAT.read(read_file(Path(path), origin, most=MOST_BYTES), origin)
+    body = {key: value for key, value in content.items() if key not in _HEAD}
     try:
-        read = _circuit(body)
+        parts = _circuit(body)
     except (TypeError, ValueError) as error:
         origin.refuse(f"is no circuit: {error}", error)
-    problem = next(problems(read), None)
+    problem = next(problems(parts), None)
     if problem is not None:
         origin.refuse(f"holds a circuit that does not hold together: {problem}")
-    return _built(read)
+    return _built(parts)
 
 
 def write_json(path: str | PathLike, content: Mapping[str, Any]) -> Path:
@@ -66,10 +62,10 @@ def write_json(path: str | PathLike, content: Mapping[str, Any]) -> Path:
 
 
 def _circuit(body: Mapping[str, Any]) -> SimpleNamespace:
-    """The circuit's fields as they were read: lists are tuples, and nothing else is known of them."""
-    parts = _of(Circuit, body, "the circuit")
+    """Collect the circuit's fields as they were read: lists are tuples, and nothing else is known of them."""
+    parts = _fields(CircuitGraph, body, "the circuit")
     nodes = [_node(node, f"node {number}") for number, node in enumerate(_list(parts, "nodes"))]
-    edges = [_of(Edge, edge, f"edge {number}") for number, edge in enumerate(_list(parts, "edges"))]
+    edges = [_fields(Edge, edge, f"edge {number}") for number, edge in enumerate(_list(parts, "edges"))]
     parts["prompts"] = tuple(tuple(_checked(prompt, list, "a prompt")) for prompt in _list(parts, "prompts"))
     for name in ("record", "scores"):
         _checked(parts[name], dict, name)
@@ -78,33 +74,37 @@ def _circuit(body: Mapping[str, Any]) -> SimpleNamespace:
 
 
 def _node(body: Any, name: str) -> SimpleNamespace:
-    parts = _of(Node, body, name)
+    parts = _fields(Node, body, name)
     examples = []
     for number, example in enumerate(_list(parts, "examples")):
-        found = _of(NodeExample, example, f"example {number} of {name}")
-        lists = {key: tuple(_list(found, key)) for key in ("tokens", "strengths")}
-        examples.append(SimpleNamespace(**found | lists))
+        fields = _fields(NodeExample, example, f"example {number} of {name}")
+        lists = {key: tuple(_list(fields, key)) for key in ("tokens", "strengths")}
+        examples.append(SimpleNamespace(**fields | lists))
     parts |= {"effects": tuple(_list(parts, "effects")), "examples": tuple(examples)}
     return SimpleNamespace(**parts)
 
 
-def _built(read: SimpleNamespace) -> Circuit:
-    """The circuit, of parts that have been checked."""
+def _built(parts: SimpleNamespace) -> CircuitGraph:
+    """Build the circuit of parts that have been checked."""
     nodes = []
-    for node in read.nodes:
+    for node in parts.nodes:
         examples = tuple(NodeExample(**vars(example)) for example in node.examples)
         nodes.append(Node(**vars(node) | {"examples": examples}))
-    return Circuit(**vars(read) | {"nodes": tuple(nodes), "edges": tuple(Edge(**vars(edge)) for edge in read.edges)})
+    return CircuitGraph(**vars(parts) | {"nodes": tuple(nodes), "edges": tuple(Edge(**vars(edge)) for edge in parts.edges)})
 
 
-def _of(kind: type, body: Any, name: str) -> dict[str, Any]:
-    """The fields of one part, none missing and none unknown."""
-    wanted = set(_SAVED) if kind is Circuit else {field.name for field in dataclasses.fields(kind)}
-    found = set(_checked(body, dict, name))
-    if found != wanted:
-        missing, unknown = sorted(wanted - found), sorted(found - wanted)
+def _fields(kind: type, body: Any, name: str) -> dict[str, Any]:
+    """Take the fields of one part, and refuse missing and unknown ones."""
+    expected = set(_names_of(kind))
+    names = set(_checked(body, dict, name))
+    if names != expected:
+        missing, unknown = sorted(expected - names), sorted(names - expected)
         raise ValueError(f"{name} lacks {missing or 'nothing'} and has the unknown {unknown or 'nothing'}")
     return dict(body)
+
+
+def _names_of(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def _list(parts: Mapping[str, Any], name: str) -> list:

@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from param_features.circuits.graph import Circuit, Kind
+from param_features.circuits.graph import CircuitGraph, Kind
 from param_features.errors import ExportError, nearest
 from param_features.files import is_count, is_number, shown
 
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-def check(circuit: Circuit) -> None:
+def check(circuit: CircuitGraph) -> None:
     """Refuse a circuit whose parts do not fit together.
 
     Raises:
@@ -23,7 +23,7 @@ def check(circuit: Circuit) -> None:
 
 
 def problems(circuit: Any) -> Iterator[str]:
-    """Everything that does not fit, each in words; nothing where all does.
+    """List everything that does not fit, each in words; nothing where all does.
 
     Args:
         circuit: A circuit, or whatever has its fields and came from a file: nothing is taken for granted.
@@ -102,10 +102,10 @@ def _ends(edge: Any, depths: dict[str, int]) -> Iterator[str]:
 
 
 def _not_json(value: Any, name: str = "") -> str:
-    """Which entry of a record cannot be written; empty where all can."""
+    """Name the entry of a record that cannot be written as JSON; empty where all can."""
     if isinstance(value, dict):
-        found = (_not_json(entry, f"{name}[{key!r}]") if isinstance(key, str) else repr(key) for key, entry in value.items())
-        return next(filter(None, found), "")
+        wrong = (_not_json(entry, f"{name}[{key!r}]") if isinstance(key, str) else repr(key) for key, entry in value.items())
+        return next(filter(None, wrong), "")
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from param_features.circuits.export_check import check
-from param_features.circuits.graph import Circuit, Node
+from param_features.circuits.graph import CircuitGraph, Node
 from param_features.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _SWEEPS = 4
 
 
 def networkx() -> Any:
-    """The library.
+    """Import networkx.
 
     Raises:
         MissingExtraError: networkx is not installed.
@@ -30,26 +30,27 @@ def networkx() -> Any:
         ) from error
 
 
-def to_networkx(circuit: Circuit) -> "nx.DiGraph":
-    """The circuit with every field of its nodes and edges as attributes; each node also has its mean `effect`.
+def to_networkx(circuit: CircuitGraph) -> "nx.DiGraph":
+    """Make a networkx graph with every field of the nodes and edges as attributes; each node also has its mean `effect`.
 
     Raises:
         ExportError: The circuit does not hold together.
     """
     check(circuit)
-    about = {"metric": circuit.metric, "prompts": circuit.prompts}
-    graph = networkx().DiGraph(**about, record=dict(circuit.record), scores=dict(circuit.scores))
-    kept = [field.name for field in fields(Node) if field.name != "name"]
+    graph = networkx().DiGraph(
+        metric=circuit.metric, prompts=circuit.prompts, record=dict(circuit.record), scores=dict(circuit.scores)
+    )
+    attributes = [field.name for field in fields(Node) if field.name != "name"]
     for node in circuit.nodes:
-        graph.add_node(node.name, **{name: getattr(node, name) for name in kept}, effect=node.effect)
+        graph.add_node(node.name, **{name: getattr(node, name) for name in attributes}, effect=node.effect)
     for edge in circuit.edges:
         graph.add_edge(edge.source, edge.target, weight=edge.weight)
     return graph
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where nodes stand.
+class GraphLayout:
+    """Where the nodes of a circuit stand in a picture.
 
     Attributes:
         places: Column and row by name. Columns count from 0; rows are one apart, centred on 0, the highest on top.
@@ -61,15 +62,15 @@ class Layout:
 
     @property
     def n_rows(self) -> int:
-        """Nodes in the fullest column."""
+        """The number of nodes in the fullest column."""
         counts = defaultdict(int)
         for column, _ in self.places.values():
             counts[column] += 1
         return max(counts.values(), default=0)
 
 
-def layout(circuit: Circuit) -> Layout:
-    """Columns by depth; within a column by group, errors last, and near what the nodes are joined with.
+def lay_out(circuit: CircuitGraph) -> GraphLayout:
+    """Place nodes in columns by depth; within a column by group, errors last, and near what the nodes are joined with.
 
     Cost: a few passes over the edges.
 
@@ -82,19 +83,21 @@ def layout(circuit: Circuit) -> Layout:
     depths = sorted({node.depth for node in circuit.nodes})
     columns = [[node for node in circuit.nodes if node.depth == depth] for depth in depths]
     if not columns:
-        return Layout({}, ())
+        return GraphLayout({}, ())
     names = dict(enumerate(_untangled(columns, graph)))
-    found = networkx().multipartite_layout(graph, subset_key=names)
-    first, last = found[names[0][0]], found[names[len(names) - 1][-1]]
-    wide = len(names) > 1
-    span = float(last[0] - first[0] if wide else last[1] - first[1])
-    one = span / max(1, len(names) - 1 if wide else len(names[0]) - 1) or 1.0  # networkx scales it to a box
-    places = {name: (round(float(x - first[0]) / one), -round(2 * float(y) / one) / 2) for name, (x, y) in found.items()}
-    return Layout(places, tuple(tuple(dict.fromkeys(node.group for node in column)) for column in columns))
+    positions = networkx().multipartite_layout(graph, subset_key=names)
+    first, last = positions[names[0][0]], positions[names[len(names) - 1][-1]]
+    has_columns = len(names) > 1
+    span = float(last[0] - first[0] if has_columns else last[1] - first[1])
+    unit = span / max(1, len(names) - 1 if has_columns else len(names[0]) - 1) or 1.0  # networkx scales it to a box
+    places = {
+        name: (round(float(x - first[0]) / unit), -round(2 * float(y) / unit) / 2) for name, (x, y) in positions.items()
+    }
+    return GraphLayout(places, tuple(tuple(dict.fromkeys(node.group for node in column)) for column in columns))
 
 
 def _untangled(columns: list[list[Node]], graph: "nx.DiGraph") -> list[list[str]]:
-    """The names of each column's nodes in order, first by size of effect, then moved towards their neighbours."""
+    """Order the names of each column's nodes, first by size of effect, then moved towards their neighbours."""
     block = {}
     for column in columns:
         groups = list(dict.fromkeys(node.group for node in column))
@@ -114,8 +117,8 @@ def _centred(order: list[str]) -> dict[str, float]:
 
 
 def _barycentre(graph: "nx.DiGraph", name: str, rows: Mapping[str, float]) -> float:
-    """Mean row of its neighbours, each by |weight|; its own row without any."""
-    near = [(other, data["weight"]) for _, other, data in graph.out_edges(name, data=True)]
-    near += [(other, data["weight"]) for other, _, data in graph.in_edges(name, data=True)]
-    total = sum(abs(weight) for _, weight in near)
-    return sum(rows[other] * abs(weight) for other, weight in near) / total if total else rows[name]
+    """Average the rows of a node's neighbours, weighted by |weight|; the node's row where it has none."""
+    neighbours = [(neighbour, data["weight"]) for _, neighbour, data in graph.out_edges(name, data=True)]
+    neighbours += [(neighbour, data["weight"]) for neighbour, _, data in graph.in_edges(name, data=True)]
+    total = sum(abs(weight) for _, weight in neighbours)
+    return sum(rows[neighbour] * abs(weight) for neighbour, weight in neighbours) / total if total else rows[name]

@@ -8,7 +8,7 @@ from typing import Any
 
 from param_features.circuits.export import write_json
 from param_features.circuits.export_check import check
-from param_features.circuits.graph import Circuit, Node
+from param_features.circuits.graph import CircuitGraph, Node
 from param_features.circuits.tables import ranked
 from param_features.errors import ExportError, SettingError
 from param_features.files import library_version
@@ -20,8 +20,8 @@ _MOST_PINNED = 100
 _LAYER = re.compile(r"(?<![^.:/\s])\d+(?![^.:/\s])")
 
 
-def save_neuronpedia(circuit: Circuit, path: str | PathLike, *, slug: str, scan: str, prompt: int = 0) -> Path:
-    """Write the graph; see `Circuit.to_neuronpedia`.
+def save_neuronpedia(circuit: CircuitGraph, path: str | PathLike, *, slug: str, scan: str, prompt: int = 0) -> Path:
+    """Write a circuit as an attribution graph; see `Circuit.to_neuronpedia`.
 
     Raises:
         SettingError: `slug` or `scan` hold what the site refuses, or there is no such prompt.
@@ -30,8 +30,8 @@ def save_neuronpedia(circuit: Circuit, path: str | PathLike, *, slug: str, scan:
     return write_json(path, neuronpedia_graph(circuit, slug=slug, scan=scan, prompt=prompt))
 
 
-def neuronpedia_graph(circuit: Circuit, *, slug: str, scan: str, prompt: int = 0) -> dict[str, Any]:
-    """The graph as plain values.
+def neuronpedia_graph(circuit: CircuitGraph, *, slug: str, scan: str, prompt: int = 0) -> dict[str, Any]:
+    """Make the attribution graph as plain values.
 
     Raises:
         SettingError: `slug` or `scan` hold what the site refuses, or there is no such prompt.
@@ -68,7 +68,7 @@ def neuronpedia_graph(circuit: Circuit, *, slug: str, scan: str, prompt: int = 0
     }
 
 
-def _metadata(circuit: Circuit, tokens: Sequence[str], slug: str, scan: str) -> dict[str, Any]:
+def _metadata(circuit: CircuitGraph, tokens: Sequence[str], slug: str, scan: str) -> dict[str, Any]:
     about = f"{circuit.metric}: {len(circuit.nodes)} nodes; effects are means over {len(circuit.prompts)} prompts"
     return {
         "slug": slug,
@@ -83,7 +83,7 @@ def _metadata(circuit: Circuit, tokens: Sequence[str], slug: str, scan: str) -> 
 
 
 def _node(node: Node, number: int, layer: int, position: int) -> dict[str, Any]:
-    """One entry. Its number is its place in the circuit: two groups of one layer may both have a feature 3."""
+    """Make a node's entry. Its number is its place in the circuit: two groups of one layer may both have a feature 3."""
     is_output = node.kind == "output"
     return {
         "node_id": f"{layer}_{number}_{position}",
@@ -104,35 +104,35 @@ def _node(node: Node, number: int, layer: int, position: int) -> dict[str, Any]:
 
 
 def _text(node: Node, metric: str) -> str:
-    """The site reads an output's token between quotes, and its probability after `(p=`, without which it fails."""
+    """Write a node's text: the site reads an output's token between quotes, and its probability after `(p=`, or fails."""
     if node.kind == "output":
         return f'Output "{metric.replace(chr(34), chr(39)).replace("(p=", "(p =")}" (p=1.000)'
     return f"{node.name}: {node.label}" if node.label else node.name
 
 
-def _outputs(circuit: Circuit) -> list[Node]:
+def _outputs(circuit: CircuitGraph) -> list[Node]:
     return [node for node in circuit.nodes if node.kind == "output"]
 
 
 def _layers(nodes: Sequence[Node]) -> Mapping[str, int]:
-    """Layers by the number in the groups' names, or else depths; the output one above.
+    """Find nodes' layers by the number in the groups' names, or else depths; the output one above.
 
     The site draws as many rows as the model has layers, and takes a largest layer of 0 for none: then all move up by one.
     """
-    found = {node.group: _LAYER.search(node.group) for node in nodes if node.kind != "output"}
-    named = {group: int(match[0]) for group, match in found.items() if match}
+    matches = {node.group: _LAYER.search(node.group) for node in nodes if node.kind != "output"}
+    named = {group: int(match[0]) for group, match in matches.items() if match}
     inner = [node for node in nodes if node.kind != "output"]
-    layers = {node.name: named[node.group] if len(named) == len(found) else node.depth for node in inner}
+    layers = {node.name: named[node.group] if len(named) == len(matches) else node.depth for node in inner}
     shift = 0 if max(layers.values()) else 1
     top = max(layers.values()) + shift + 1
     return {node.name: layers[node.name] + shift if node.name in layers else top for node in nodes}
 
 
-def _influences(circuit: Circuit) -> dict[str, float]:
-    """Which share of all |effects| a node and the stronger ones have: from the strongest, up to 1."""
-    nodes, so_far, found = ranked(circuit), 0.0, {}
+def _influences(circuit: CircuitGraph) -> dict[str, float]:
+    """Measure which share of all |effects| a node and the stronger ones have: from the strongest, up to 1."""
+    nodes, so_far, influences = ranked(circuit), 0.0, {}
     total = sum(abs(node.effect) for node in nodes)
     for node in nodes:
         so_far += abs(node.effect)
-        found[node.name] = min(1.0, so_far / total) if total else 0.0
-    return found
+        influences[node.name] = min(1.0, so_far / total) if total else 0.0
+    return influences

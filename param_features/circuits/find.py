@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from param_features.circuits.ablation import Ablation, ablating
 from param_features.circuits.choose import by_growth, by_threshold
-from param_features.circuits.effects import IndirectEffects, ablating, check_method, effects_of, read_subject
+from param_features.circuits.circuit_methods import Circuit
+from param_features.circuits.effects import IndirectEffects, check_method, effects_of, read_subject
 from param_features.circuits.examples import described
-from param_features.circuits.graph import Circuit, Edge, Node
+from param_features.circuits.graph import Edge, Node
 from param_features.circuits.groups import Group
-from param_features.circuits.passes import Subject
+from param_features.circuits.passes import CircuitSubject
 from param_features.circuits.scores import score, with_random_directions
 from param_features.circuits.tangents import direct_flow
 from param_features.errors import SettingError
@@ -44,7 +46,7 @@ def circuit(
     counterparts: Any = None,
     seed: int = 0,
 ) -> Circuit:
-    """A graph of features that explains a metric on prompts, and what it is worth.
+    """Find a graph of features that explains a metric on prompts, and measure what it is worth.
 
     Nodes are parameter features, SAE features, and for each group one error: what the features leave of the weights or of
     the activations. Parameter features are local directions that need not add up to W; a circuit keeps the weights'
@@ -60,8 +62,8 @@ def circuit(
     Args:
         features: One set of features, several in a list or mapping, of one model.
         prompts: Tokens [prompt, pos], or strings.
-        metric: `"loss"`, `pf.circuits.LogitDifference(…)`, `pf.circuits.LogProbability(…)`, or a function of the model's output to one number
-            for each prompt.
+        metric: `"loss"`, `pf.circuits.LogitDifference(…)`, `pf.circuits.LogProbability(…)`, or a function of the model's
+            output to one number for each prompt.
         inputs: Instead of prompts, anything that the module takes.
         saes: SAEs of sae-lens, by the names of their places or by their metadata.
         n_nodes: How many features to keep: grown from nothing, the most promising first; a tenth of all by default.
@@ -95,18 +97,18 @@ def circuit(
     check_method(method, n_steps)
     _check_settings(n_nodes, threshold, edge_threshold, n_rounds)
     bare = read_subject(features, prompts, inputs, metric, saes)
-    given = {"background": background, "counterparts": counterparts, "seed": seed}
-    subject = ablating(bare, ablation, **given)
+    chosen = Ablation(ablation, background, counterparts, seed)
+    subject = ablating(bare, chosen)
     effects = effects_of(subject, method, ablation=ablation, n_steps=n_steps, n_check=n_check)
     if threshold is not None:
-        kept = by_threshold(effects.mean, subject, threshold)
+        is_kept = by_threshold(effects.mean, subject, threshold)
     else:
         n_default = max(1, round(int((~subject.is_error).sum()) / 10))
-        kept = by_growth(subject, n_nodes or n_default, n_rounds)
+        is_kept = by_growth(subject, n_nodes or n_default, n_rounds)
     generator, scores = torch.Generator().manual_seed(seed), dict[str, float]()
     if n_random > 0:
-        drawn = ablating(with_random_directions(bare, generator), ablation, **given)
-        scores = score(subject, kept, n_random=n_random, generator=generator, without=drawn)
+        drawn = ablating(with_random_directions(bare, generator), chosen)
+        scores = score(subject, is_kept, n_random=n_random, generator=generator, randomised=drawn)
     record = {
         "method": method,
         "ablation": ablation,
@@ -117,8 +119,8 @@ def circuit(
         "unit": subject.metric.unit,
         "seed": seed,
     }
-    edges = _edges(subject, kept, edge_threshold)
-    nodes = _Nodes(subject, effects, n_examples).all(kept)
+    edges = _edges(subject, is_kept, edge_threshold)
+    nodes = _NodeMaker(subject, effects, n_examples).all(is_kept)
     strings = tuple(tuple(subject.adapter.to_strings(row)) for row in subject.inputs.token_rows)
     return Circuit(nodes, edges, strings, subject.metric.name, record, scores, subject)
 
@@ -137,25 +139,27 @@ def _check_settings(n_nodes: int | None, threshold: float | None, edge_threshold
 
 
 @dataclass(frozen=True)
-class _Nodes:
-    """Makes nodes."""
+class _NodeMaker:
+    """Makes a circuit's nodes from the subject's: their effects, labels and examples."""
 
-    subject: Subject
+    subject: CircuitSubject
     effects: IndirectEffects
     n_examples: int
 
-    def all(self, kept: Bool[Tensor, " node"]) -> tuple[Node, ...]:
-        found: list[Node] = []
-        parts = kept.split([group.n_nodes for group in self.subject.groups])
+    def all(self, is_kept: Bool[Tensor, " node"]) -> tuple[Node, ...]:
+        nodes: list[Node] = []
+        parts = is_kept.split([group.n_nodes for group in self.subject.groups])
         for depth, (group, part) in enumerate(zip(self.subject.groups, parts, strict=True)):
             numbers = [k for k in part.nonzero().flatten().tolist() if k < group.n_features]
-            told = described(self.subject, group, numbers, self.n_examples)
-            found += [self._feature(group, depth, k, *one) for k, one in zip(numbers, told, strict=True)]
+            descriptions = described(self.subject, group, numbers, self.n_examples)
+            nodes += [
+                self._feature(group, depth, k, *description) for k, description in zip(numbers, descriptions, strict=True)
+            ]
             if group.has_error:
                 name = group.names[-1]
-                found.append(Node(name, group.name, "error", depth, self._effects(name)))
+                nodes.append(Node(name, group.name, "error", depth, self._effects(name)))
         values = tuple(self.effects.of_prompts.tolist())
-        return (*found, Node(OUTPUT, OUTPUT, "output", len(self.subject.groups), values, label=self.subject.metric.name))
+        return (*nodes, Node(OUTPUT, OUTPUT, "output", len(self.subject.groups), values, label=self.subject.metric.name))
 
     def _feature(self, group: Group, depth: int, k: int, label: str, examples: Sequence) -> Node:
         name = group.names[k]
@@ -165,32 +169,32 @@ class _Nodes:
         return tuple(self.effects[name].tolist())
 
 
-def _edges(subject: Subject, kept: Bool[Tensor, " node"], least: float) -> tuple[Edge, ...]:
-    """Edges between kept nodes of different groups, and to the output, from a share of the largest on."""
-    weights = edge_weights(subject, kept)
-    nodes = kept.nonzero().flatten().tolist()
+def _edges(subject: CircuitSubject, is_kept: Bool[Tensor, " node"], least_share: float) -> tuple[Edge, ...]:
+    """Make the edges between kept nodes of different groups, and to the output, from a share of the largest on."""
+    weights = edge_weights(subject, is_kept)
+    nodes = is_kept.nonzero().flatten().tolist()
     names = [*(subject.names[node] for node in nodes), OUTPUT]
-    floor = float(weights.abs().max()) * least
-    found = []
+    floor = float(weights.abs().max()) * least_share
+    edges = []
     for row, source in enumerate(names[:-1]):
         for column, target in enumerate(names):
             weight = float(weights[row, column])
             if weight != 0 and abs(weight) >= floor:
-                found.append(Edge(source, target, weight))
-    return tuple(sorted(found, key=lambda edge: -abs(edge.weight)))
+                edges.append(Edge(source, target, weight))
+    return tuple(sorted(edges, key=lambda edge: -abs(edge.weight)))
 
 
-def edge_weights(subject: Subject, kept: Bool[Tensor, " node"]) -> Float[Tensor, "kept kept_and_output"]:
-    """Mean over prompts of what flows from each kept node into each, and into the output; none within a group.
+def edge_weights(subject: CircuitSubject, is_kept: Bool[Tensor, " node"]) -> Float[Tensor, "kept kept_and_output"]:
+    """Measure the mean over prompts of what flows from each kept node into each, and into the output; none within a group.
 
     Cost: a forward and a backward pass, and a forward-mode pass for each kept node.
     """
-    clean, holds, group_of = subject.slopes(), subject.holds, subject.group_of
-    nodes, rows = kept.nonzero().flatten(), []
+    clean, amounts_held, group_of = subject.slopes(), subject.holds, subject.group_of
+    nodes, rows = is_kept.nonzero().flatten(), []
     for node in nodes.tolist():
-        step = {name: -part for name, part in subject.alone(node).items()}
+        step = {name: -part for name, part in subject.amounts_lacking(node).items()}
         flows, straight = direct_flow(subject, clean, step)
-        into = subject.joined(flows).mean(0) * holds
+        into = subject.joined(flows).mean(0) * amounts_held
         into = torch.where(group_of == group_of[node], 0.0, into)
         rows.append(torch.cat([into[nodes], straight.mean().reshape(1)]))
     return torch.stack(rows)

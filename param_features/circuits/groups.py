@@ -36,14 +36,14 @@ class Group(ABC):
 
     @property
     def n_nodes(self) -> int:
-        """Features, and the error."""
+        """The number of features, and of the error."""
         return self.n_features + self.has_error
 
     @property
     def names(self) -> list[str]:
-        """Of the nodes, in order."""
-        own = [f"{self.name}/{k}" for k in range(self.n_features)]
-        return [*own, f"{self.name}/error"] if self.has_error else own
+        """The names of the nodes, in order."""
+        features = [f"{self.name}/{k}" for k in range(self.n_features)]
+        return [*features, f"{self.name}/error"] if self.has_error else features
 
     @property
     @abstractmethod
@@ -51,11 +51,11 @@ class Group(ABC):
         """How much of each node the model has: what its ablation alone takes away."""
 
     @abstractmethod
-    def kept(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+    def amounts_keeping(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """The amounts by which only the marked nodes remain."""
 
     @abstractmethod
-    def removed(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+    def amounts_removing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """The amounts by which the marked nodes are gone."""
 
     @abstractmethod
@@ -90,64 +90,64 @@ class WeightGroup(Group):
         opposite sign. A direction that lies between others, and says nothing that they do not, holds next to nothing. The
         factor 1 + λ takes back what the ridge takes from directions without overlap.
         """
-        return self._held
+        return self._amounts_held
 
-    def kept(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+    def amounts_keeping(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """See `Group`."""
-        own, rest = self._split(nodes)
-        return self._with_rest(self._projected(own) - self._of_all, rest - 1.0)
+        features, error = self._split(nodes)
+        return self._with_error(self._projected(features) - self._projection_on_all, error - 1.0)
 
-    def removed(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+    def amounts_removing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """See `Group`."""
-        own, rest = self._split(nodes)
-        return self._with_rest(-self._projected(own), -rest)
+        features, error = self._split(nodes)
+        return self._with_error(-self._projected(features), -error)
 
     def missing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """The overlap of each direction with the part of the weights that is gone."""
-        own, rest = self._split(nodes)
-        gone = self._of_all - self._projected(own)
-        return self._with_rest(torch.where(own, 0.0, self.gram @ gone), 1.0 - rest)
+        features, error = self._split(nodes)
+        gone = self._projection_on_all - self._projected(features)
+        return self._with_error(torch.where(features, 0.0, self.gram @ gone), 1.0 - error)
 
     @cached_property
-    def _held(self) -> Float[Tensor, " node"]:
+    def _amounts_held(self) -> Float[Tensor, " node"]:
         eye = torch.eye(self.n_features, dtype=self.gram.dtype)
-        return self._with_rest((1 + _RIDGE) * torch.linalg.solve(self.gram + _RIDGE * eye, self.overlaps), 1.0)
+        return self._with_error((1 + _RIDGE) * torch.linalg.solve(self.gram + _RIDGE * eye, self.overlaps), 1.0)
 
     @cached_property
-    def _of_all(self) -> Float[Tensor, " feature"]:
+    def _projection_on_all(self) -> Float[Tensor, " feature"]:
         return self._projected(torch.ones(self.n_features, dtype=torch.bool))
 
     def _projected(self, nodes: Bool[Tensor, " feature"]) -> Float[Tensor, " feature"]:
-        """Coefficients of W's projection onto the span of the marked features."""
-        found, chosen = torch.zeros_like(self.overlaps), nodes.nonzero().flatten()
+        """Compute the coefficients of W's projection onto the span of the marked features."""
+        coefficients, chosen = torch.zeros_like(self.overlaps), nodes.nonzero().flatten()
         if len(chosen):
             inverse = torch.linalg.pinv(self.gram[chosen][:, chosen], hermitian=True, rtol=1e-6)
-            found[chosen] = inverse @ self.overlaps[chosen]
-        return found
+            coefficients[chosen] = inverse @ self.overlaps[chosen]
+        return coefficients
 
     def _split(self, nodes: Bool[Tensor, " node"]) -> tuple[Bool[Tensor, " feature"], float]:
         return nodes[: self.n_features], float(nodes[-1]) if self.has_error else 1.0
 
-    def _with_rest(self, own: Float[Tensor, " feature"], rest: float) -> Float[Tensor, " node"]:
-        return torch.cat([own, own.new_tensor([rest])]) if self.has_error else own
+    def _with_error(self, features: Float[Tensor, " feature"], error: float) -> Float[Tensor, " node"]:
+        return torch.cat([features, features.new_tensor([error])]) if self.has_error else features
 
 
 @dataclass(frozen=True, eq=False)
 class SaeGroup(Group):
-    """An SAE's features at their activations, and its error."""
+    """The nodes of an SAE: its features at their activations, and its error."""
 
     kind: ClassVar[Kind] = "sae"
 
     @property
     def holds(self) -> Float[Tensor, " node"]:
-        """All of each."""
+        """The model has all of each node."""
         return torch.ones(self.n_nodes, dtype=torch.float64)
 
-    def kept(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+    def amounts_keeping(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """See `Group`."""
         return nodes.double() - 1
 
-    def removed(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+    def amounts_removing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
         """See `Group`."""
         return -nodes.double()
 

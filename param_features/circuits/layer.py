@@ -8,7 +8,7 @@ from param_features.params import Attention
 
 
 def shared_layer(features_q: Fitted, features_k: Fitted, layer: int | str | None) -> tuple[str, Attention]:
-    """The layer whose query matrix the first set holds and whose key matrix the second, with its name.
+    """Find the layer whose query matrix the first set holds and whose key matrix the second, with its name.
 
     Raises:
         AdapterError: It is not known how the model makes its scores.
@@ -16,23 +16,27 @@ def shared_layer(features_q: Fitted, features_k: Fitted, layer: int | str | None
         SettingError: There are several, and `layer` names none of them.
         FeatureMismatchError: The sets are of different models.
     """
-    known = _known(features_q, features_k)
-    shared = {name: one for name, one in known.items() if one.query in features_q.params and one.key in features_k.params}
+    attentions = _known_attentions(features_q, features_k)
+    shared = {
+        name: attention
+        for name, attention in attentions.items()
+        if attention.query in features_q.params and attention.key in features_k.params
+    }
     if not shared:
         names = ", ".join(map(repr, dict.fromkeys([*features_q.params, *features_k.params])))
-        some = next(iter(known.values()))
+        example = next(iter(attentions.values()))
         raise UnknownParameterError(
             f"The features are of {names}. One layer's query matrix must be in the first set and its key matrix in the "
-            f"second: {some.query!r} and {some.key!r}, for example. Decompose these, in one call or two."
+            f"second: {example.query!r} and {example.key!r}, for example. Decompose these, in one call or two."
         )
-    chosen = {name: one for name, one in shared.items() if layer is None or layer in (name, _number(name))}
+    chosen = {name: attention for name, attention in shared.items() if layer is None or layer in (name, _number(name))}
     if len(chosen) != 1:
         raise SettingError(f"layer={layer!r}. The features share {', '.join(map(repr, shared))}: give one's name or number.")
     return next(iter(chosen.items()))
 
 
-def _known(features_q: Fitted, features_k: Fitted) -> dict[str, Attention]:
-    """Layers of the model whose scores are known, by name."""
+def _known_attentions(features_q: Fitted, features_k: Fitted) -> dict[str, Attention]:
+    """List the model's layers of which it is known how they make scores, by name."""
     engines = [features.engine for features in (features_q, features_k) if features.engine is not None]
     if not engines:
         raise AdapterError(
@@ -42,18 +46,18 @@ def _known(features_q: Fitted, features_k: Fitted) -> dict[str, Attention]:
     modules = {id(engine.adapter.module) for engine in engines}
     if len(modules) > 1:
         raise FeatureMismatchError("The two sets are of different models. Give features of one model's W_Q and W_K.")
-    found = engines[0].adapter.attentions()
-    if not found:
+    attentions = engines[0].adapter.attentions()
+    if not attentions:
         raise AdapterError(
             f"How {engines[0].adapter.description} makes its attention scores is not known: its layers are of no known "
             "kind, or norm queries and keys first. Where only a rotation lies between, say how: attention="
             "pf.circuits.Attention(query=…, key=…, n_heads=…, scale=…, n_key_heads=…, "
             "rotary=pf.circuits.Rotary.of_base(rotary_dim))."
         )
-    return found
+    return attentions
 
 
 def _number(name: str) -> int | None:
-    """The 2 of `blocks.2.attn`."""
-    found = re.search(r"\d+", name)
-    return int(found[0]) if found else None
+    """Read the layer's number from its name: the 2 of `blocks.2.attn`."""
+    match = re.search(r"\d+", name)
+    return int(match[0]) if match else None

@@ -27,16 +27,16 @@ class Metric(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is, in a few words."""
+        """What the metric is, in a few words."""
 
     @abstractmethod
     def on(self, adapter: Adapter, inputs: ModelInputs) -> Values:
-        """The metric as a function of these prompts' output."""
+        """Make the metric a function of these prompts' output."""
 
 
 @dataclass(frozen=True)
 class LogitDifference(Metric):
-    """Logit of the right token less that of the wrong one, at each prompt's last real position.
+    """The logit of the right token less that of the wrong one, at each prompt's last real position.
 
     Attributes:
         right: A token as text or id, or one for each prompt.
@@ -49,8 +49,8 @@ class LogitDifference(Metric):
 
     @property
     def name(self) -> str:
-        """Says the tokens."""
-        return f"logit difference {_said(self.right)} − {_said(self.wrong)}"
+        """The name says the tokens."""
+        return f"logit difference {_token_text(self.right)} − {_token_text(self.wrong)}"
 
     def on(self, adapter: Adapter, inputs: ModelInputs) -> Values:
         """See `Metric`."""
@@ -65,7 +65,7 @@ class LogitDifference(Metric):
 
 @dataclass(frozen=True)
 class LogProbability(Metric):
-    """Log-probability of a token at each prompt's last real position.
+    """The log-probability of a token at each prompt's last real position.
 
     Attributes:
         token: As text or id, or one for each prompt.
@@ -76,8 +76,8 @@ class LogProbability(Metric):
 
     @property
     def name(self) -> str:
-        """Says the token."""
-        return f"log-probability of {_said(self.token)}"
+        """The name says the token."""
+        return f"log-probability of {_token_text(self.token)}"
 
     def on(self, adapter: Adapter, inputs: ModelInputs) -> Values:
         """See `Metric`."""
@@ -87,7 +87,7 @@ class LogProbability(Metric):
 
 @dataclass(frozen=True)
 class NextTokenLoss(Metric):
-    """Mean cross-entropy of the tokens that really follow, over each prompt's real positions: less is better."""
+    """The mean cross-entropy of the tokens that really follow, over each prompt's real positions: less is better."""
 
     unit = "nats"
 
@@ -101,19 +101,19 @@ class NextTokenLoss(Metric):
         tokens = inputs.tokens
         if tokens is None or tokens.shape[1] < 2:
             raise InputError("The next-token loss needs prompts of two tokens or more. Give another metric.")
-        counts = torch.ones_like(tokens, dtype=torch.bool) if inputs.mask is None else inputs.mask
-        counts = counts[:, 1:] & counts[:, :-1]
+        is_counted = torch.ones_like(tokens, dtype=torch.bool) if inputs.mask is None else inputs.mask
+        is_counted = is_counted[:, 1:] & is_counted[:, :-1]
 
         def values(output: Tensor) -> Tensor:
             losses = next_token_losses(output, tokens)
-            weight = counts.to(losses)
+            weight = is_counted.to(losses)
             return (losses * weight).sum(1) / weight.sum(1).clamp(min=1)
 
         return values
 
 
 def next_token_losses(logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row next"]:
-    """Cross-entropy of every token but each row's first, in nats."""
+    """Compute the cross-entropy of every token but each row's first, in nats."""
     return -logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None].to(logits.device))[..., 0]
 
 
@@ -126,7 +126,7 @@ class CustomMetric(Metric):
 
     @property
     def name(self) -> str:
-        """Of the function."""
+        """The name of the function."""
         return getattr(self.function, "__name__", "metric").replace("<lambda>", "metric")
 
     def on(self, adapter: Adapter, inputs: ModelInputs) -> Values:
@@ -134,26 +134,26 @@ class CustomMetric(Metric):
         return self.function
 
 
-def read_metric(given: Any) -> Metric:
-    """What the user means by a metric: one of this file's, `"loss"`, or a function.
+def read_metric(metric: Any) -> Metric:
+    """Read what the user means by a metric: one of this file's, `"loss"`, or a function.
 
     Raises:
         SettingError: It is none of these.
     """
-    if isinstance(given, Metric):
-        return given
-    if given == "loss":
+    if isinstance(metric, Metric):
+        return metric
+    if metric == "loss":
         return NextTokenLoss()
-    if not callable(given):
+    if not callable(metric):
         raise SettingError(
-            f"metric={given!r} is unknown. Accepted: 'loss', pf.circuits.LogitDifference(right, wrong), pf.circuits.LogProbability(token), or "
-            "a function of the model's output to one number for each prompt."
+            f"metric={metric!r} is unknown. Accepted: 'loss', pf.circuits.LogitDifference(right, wrong), "
+            "pf.circuits.LogProbability(token), or a function of the model's output to one number for each prompt."
         )
-    return CustomMetric(given)
+    return CustomMetric(metric)
 
 
-def checked(values: Tensor, n_rows: int, name: str) -> Float[Tensor, " row"]:
-    """The values, if they are one finite number for each prompt.
+def checked_values(values: Tensor, n_rows: int, name: str) -> Float[Tensor, " row"]:
+    """Return a metric's values, once checked to be one finite number for each prompt.
 
     Raises:
         OutputError: They have another shape.
@@ -168,7 +168,7 @@ def checked(values: Tensor, n_rows: int, name: str) -> Float[Tensor, " row"]:
 
 
 def last_logits(output: Tensor, inputs: ModelInputs) -> Float[Tensor, "row vocab"]:
-    """Each prompt's logits at its last real position."""
+    """Take each prompt's logits at its last real position."""
     if output.dim() != 3:
         raise InputError(
             f"This metric reads logits [prompt, position, vocabulary], and the output has shape {tuple(output.shape)}. Give "
@@ -179,7 +179,7 @@ def last_logits(output: Tensor, inputs: ModelInputs) -> Float[Tensor, "row vocab
 
 
 def token_ids(adapter: Adapter, tokens: Token | Sequence[Token] | Tensor, n_rows: int) -> Int[Tensor, " row"]:
-    """One token's id for each prompt.
+    """Read one token's id for each prompt.
 
     Raises:
         InputError: A text is not one token, or there are not as many as prompts.
@@ -198,21 +198,21 @@ def _token_id(adapter: Adapter, token: Token) -> int:
             raise InputError(f"Token {token} is not in the vocabulary of {adapter.d_vocab}.")
         return token
     ids = adapter.to_ids(token)  # some tokenizers put a token in front that begins every text
-    same = [number for number in ids if adapter.to_strings([number]) == [token]]
-    if len(same) != 1:
+    matching = [number for number in ids if adapter.to_strings([number]) == [token]]
+    if len(matching) != 1:
         raise InputError(
             f"{token!r} is no single token here: it is read as {adapter.to_strings(ids)}. Give a text that is one token "
             "(mind the space before a word), or its id."
         )
-    return same[0]
+    return matching[0]
 
 
 def _picked(logits: Float[Tensor, "row vocab"], ids: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
     return logits.gather(1, ids.to(logits.device).unsqueeze(1))[:, 0]
 
 
-def _said(tokens: Any) -> str:
-    """One token, or the different ones of all prompts, three at most."""
+def _token_text(tokens: Any) -> str:
+    """Write one token, or the different ones of all prompts, three at most."""
     if isinstance(tokens, str | int):
         return repr(tokens)
     distinct = list(dict.fromkeys(tokens.tolist() if isinstance(tokens, Tensor) else tokens))

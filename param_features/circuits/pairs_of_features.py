@@ -9,10 +9,11 @@ from torch import Tensor
 
 from param_features.circuits.baselines import Zero
 from param_features.circuits.metric import CustomMetric, Metric, read_metric
-from param_features.circuits.passes import Subject, in_order
+from param_features.circuits.passes import CircuitSubject, in_order
 from param_features.circuits.reading import read_named, weight_group
 from param_features.circuits.tangents import slope_changes
 from param_features.errors import SettingError
+from param_features.fitted import Fitted
 from param_features.problem import ModelInputs, read_inputs
 
 
@@ -32,16 +33,16 @@ class Interactions:
 
     @property
     def mean(self) -> Float[Tensor, "feature other"]:
-        """Over prompts."""
+        """The mean interaction of every pair over prompts."""
         return self.values.mean(0)
 
     @property
     def size(self) -> Float[Tensor, "feature other"]:
-        """Mean absolute value over prompts: what the signed mean hides where prompts disagree."""
+        """The mean absolute interaction over prompts: what the signed mean hides where prompts disagree."""
         return self.values.abs().mean(0)
 
     def top(self, n: int = 10, *, across: bool = False) -> list[tuple[str, str, float]]:
-        """The pairs of different features with the largest mean absolute interaction, and its signed mean.
+        """Find the pairs of different features with the largest mean absolute interaction, and its signed mean.
 
         Args:
             n: How many.
@@ -57,15 +58,15 @@ class Interactions:
         return [(self.names[i], self.names[j], float(self.mean[i, j])) for i, j in pairs]
 
     def __repr__(self) -> str:
-        """The strongest pairs."""
+        """Print the strongest pairs."""
         head = f"Interactions of {len(self.names)} features on {self.metric} over {len(self.values)} prompts, strongest:"
-        return "\n".join([head, *(f"  {value:+10.4g}  {one} × {other}" for one, other, value in self.top())])
+        return "\n".join([head, *(f"  {value:+10.4g}  {feature} × {other}" for feature, other, value in self.top())])
 
 
 def interactions(
     features: Any, prompts: Any = None, metric: Any = "divergence", *, inputs: Any = None, chosen: Any = None
 ) -> Interactions:
-    """The feature interaction map: v_iᵀ ∇²m v_j at the model's weights, for every pair of features, for each prompt.
+    """Measure the feature interaction map: v_iᵀ ∇²m v_j at the model's weights, for every pair of features, for each prompt.
 
     Cost: for each feature one forward and two backward passes, for all prompts and all its pairs at once. The
     Hessian is never built. Memory: a graph of the model on all prompts.
@@ -73,8 +74,8 @@ def interactions(
     Args:
         features: One set of features, several in a list or mapping, of the same or different layers of one model.
         prompts: Tokens [prompt, pos], or strings.
-        metric: m, as in `pf.circuits.indirect_effects`; by default the divergence that the first set was fitted with, from its first
-            reference, at each prompt's last real position.
+        metric: m, as in `pf.circuits.indirect_effects`; by default the divergence that the first set was fitted with, from
+            its first reference, at each prompt's last real position.
         inputs: Instead of prompts, anything that the module takes.
         chosen: Numbers of the features, for all sets alike or by set; all by default.
 
@@ -92,20 +93,21 @@ def interactions(
     Source: Sparse Eigendecomposition, the first draft of L3D, which names the map as the next step.
     """
     named = read_named(features)
-    groups = tuple(weight_group(one, name, has_error=False) for name, one in named.items())
+    groups = tuple(weight_group(fitted, name, has_error=False) for name, fitted in named.items())
     first = next(iter(named.values()))
-    found = read_inputs(first.bound_engine("interactions").adapter, prompts, inputs)
-    wanted = {name: _numbers(one, chosen, name) for name, one in named.items()}
-    measured = own_divergence(first, found) if metric == "divergence" else read_metric(metric)
-    subject = in_order(Subject(first.bound_engine("interactions").adapter, groups, found, measured, Zero()))
-    places = [(group.name, k) for group in subject.groups for k in wanted[group.name]]
-    rows = [slope_changes(subject, {name: _one(subject, name, k)}) for name, k in places]
-    values = torch.stack([torch.cat([row[g.name][:, wanted[g.name]] for g in subject.groups], 1) for row in rows], 1)
-    return Interactions(tuple(f"{name}/{k}" for name, k in places), values, measured.name)
+    adapter = first.bound_engine("interactions").adapter
+    data = read_inputs(adapter, prompts, inputs)
+    numbers = {name: _numbers(fitted, chosen, name) for name, fitted in named.items()}
+    explained = own_divergence(first, data) if metric == "divergence" else read_metric(metric)
+    subject = in_order(CircuitSubject(adapter, groups, data, explained, Zero()))
+    chosen_nodes = [(group.name, k) for group in subject.groups for k in numbers[group.name]]
+    rows = [slope_changes(subject, {name: _unit_step(subject, name, k)}) for name, k in chosen_nodes]
+    values = torch.stack([torch.cat([row[g.name][:, numbers[g.name]] for g in subject.groups], 1) for row in rows], 1)
+    return Interactions(tuple(f"{name}/{k}" for name, k in chosen_nodes), values, explained.name)
 
 
-def own_divergence(features: Any, inputs: ModelInputs) -> Metric:
-    """The features' own divergence from their first reference, at each prompt's last real position."""
+def own_divergence(features: Fitted, inputs: ModelInputs) -> Metric:
+    """Make a metric of the features' divergence from their first reference, at each prompt's last real position."""
     engine = features.bound_engine("interactions")
     reference, divergence = features.references[:1], features.divergence
 
@@ -118,7 +120,8 @@ def own_divergence(features: Any, inputs: ModelInputs) -> Metric:
     return CustomMetric(value)
 
 
-def _numbers(features: Any, chosen: Any, name: str) -> list[int]:
+def _numbers(features: Fitted, chosen: Any, name: str) -> list[int]:
+    """Read which of a set's features are chosen."""
     if chosen is None:
         return list(range(features.n_features))
     numbers = list(chosen[name] if isinstance(chosen, dict) else chosen)
@@ -129,7 +132,7 @@ def _numbers(features: Any, chosen: Any, name: str) -> list[int]:
     return numbers
 
 
-def _one(subject: Subject, name: str, feature: int) -> Float[Tensor, "row node"]:
-    """One unit of one feature, for every prompt."""
+def _unit_step(subject: CircuitSubject, name: str, feature: int) -> Float[Tensor, "row node"]:
+    """Make the step of one unit along one feature, for every prompt."""
     group = next(group for group in subject.groups if group.name == name)
     return torch.eye(group.n_nodes, dtype=torch.float64)[feature].expand(len(subject.inputs), -1)

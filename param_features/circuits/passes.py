@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from param_features.circuits.baselines import Baseline, Zero
 from param_features.circuits.groups import Group
-from param_features.circuits.metric import Metric, checked
+from param_features.circuits.metric import Metric, checked_values
 from param_features.circuits.places import Place, acting
 from param_features.errors import AdapterError
 from param_features.params import Adapter, held_still
@@ -29,13 +29,13 @@ ByGroup = dict[str, Tensor]
 Amounts = Mapping[str, Tensor]
 """α by group, [row node]; groups that are left out stay as they are."""
 
-Key = tuple[Place, int]
+CallKey = tuple[Place, int]
 """A place, and which of its calls."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a place saw in one call.
+class PlaceCall:
+    """One call of a place: what it read and what it gave.
 
     Attributes:
         source: What its nodes' parts are computed from.
@@ -48,23 +48,23 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Slopes:
-    """The metric and its derivatives.
+    """The metric on each prompt, and its derivatives by the nodes' amounts and by what the places gave.
 
     Attributes:
         values: Of each prompt.
         by_node: ∂m/∂α of every group, [row node].
         cotangents: ∂m by what each place gave.
-        seen: What each place saw.
+        calls: What each call of a place read and gave.
     """
 
     values: Float[Tensor, " row"]
     by_node: ByGroup
-    cotangents: dict[Key, Tensor]
-    seen: dict[Key, Seen]
+    cotangents: dict[CallKey, Tensor]
+    calls: dict[CallKey, PlaceCall]
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class CircuitSubject:
     """A model on prompts, taken apart into groups of nodes.
 
     Attributes:
@@ -93,7 +93,7 @@ class Subject:
 
     @property
     def is_real(self) -> Bool[Tensor, "row pos"] | None:
-        """False at padding; None in a model without tokens."""
+        """Which positions are real: False at padding; None in a model without tokens."""
         return real_positions(self.inputs)
 
     @property
@@ -112,19 +112,19 @@ class Subject:
         """How much of each node the model has."""
         return torch.cat([group.holds for group in self.groups])
 
-    def on(self, inputs: ModelInputs) -> "Subject":
-        """The same nodes and baselines on other inputs."""
+    def on(self, inputs: ModelInputs) -> "CircuitSubject":
+        """Move the subject to other inputs, with the same nodes and baselines."""
         return replace(self, inputs=inputs, baseline=self.baseline.on(real_positions(inputs)))
 
-    def kept(self, nodes: Bool[Tensor, " node"]) -> ByGroup:
+    def amounts_keeping(self, nodes: Bool[Tensor, " node"]) -> ByGroup:
         """The amounts by which only the marked nodes remain."""
-        return self._for_rows({group.name: group.kept(part) for group, part in self._by_group(nodes)})
+        return self._for_rows({group.name: group.amounts_keeping(part) for group, part in self._by_group(nodes)})
 
-    def removed(self, nodes: Bool[Tensor, " node"]) -> ByGroup:
+    def amounts_removing(self, nodes: Bool[Tensor, " node"]) -> ByGroup:
         """The amounts by which the marked nodes are gone."""
-        return self._for_rows({group.name: group.removed(part) for group, part in self._by_group(nodes)})
+        return self._for_rows({group.name: group.amounts_removing(part) for group, part in self._by_group(nodes)})
 
-    def alone(self, node: int) -> dict[str, Tensor]:
+    def amounts_lacking(self, node: int) -> dict[str, Tensor]:
         """The amounts by which one node lacks what it holds."""
         marks = torch.zeros(len(self.names), dtype=torch.float64)
         marks[node] = -self.holds[node]
@@ -138,48 +138,48 @@ class Subject:
         return list(zip(self.groups, nodes.split([group.n_nodes for group in self.groups]), strict=True))
 
     def _for_rows(self, amounts: Mapping[str, Tensor]) -> ByGroup:
-        """The same for every prompt; groups that stay as they are left out."""
+        """Repeat amounts for every prompt; groups that stay as they are are left out."""
         return {name: part.expand(len(self.inputs), -1) for name, part in amounts.items() if bool(part.any())}
 
     def values(self, amounts: Amounts | None = None) -> Float[Tensor, " row"]:
-        """The metric of every prompt with these amounts, in float64 on the CPU. Cost: a forward pass."""
+        """Measure the metric of every prompt with these amounts, in float64 on the CPU. Cost: a forward pass."""
         with held_still(self.adapter.module), torch.no_grad(), self.with_amounts(amounts or {}):
             return self.measured().double().cpu()
 
     def slopes(self, amounts: Amounts | None = None) -> Slopes:
-        """The metric's derivative by every node's amount, at some amounts. Cost: a forward and a backward pass."""
-        seen: dict[Key, Seen] = {}
-        probes: dict[Key, Tensor] = {}
-        with held_still(self.adapter.module), self._probing(amounts or {}, seen, probes):
+        """Compute the metric's derivative by every node's amount, at some amounts. Cost: a forward and a backward pass."""
+        calls: dict[CallKey, PlaceCall] = {}
+        probes: dict[CallKey, Tensor] = {}
+        with held_still(self.adapter.module), self._probing(amounts or {}, calls, probes):
             values = self.measured()
             if not probes:
                 raise AdapterError("None of the nodes' places is passed in this model's forward pass.")
-            found = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True, materialize_grads=True)
-        cotangents = dict(zip(probes, found, strict=True))
+            gradients = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True, materialize_grads=True)
+        cotangents = dict(zip(probes, gradients, strict=True))
         with torch.no_grad():
-            by_node = self.read(seen, cotangents)
-        return Slopes(values.detach(), by_node, cotangents, seen)
+            by_node = self.read(calls, cotangents)
+        return Slopes(values.detach(), by_node, cotangents, calls)
 
-    def read(self, seen: Mapping[Key, Seen], cotangents: Mapping[Key, Tensor]) -> ByGroup:
-        """⟨cotangent, n_k − b_k⟩ over all places of each group."""
-        n_rows, places, found = len(self.inputs), self.places, {}
+    def read(self, calls: Mapping[CallKey, PlaceCall], cotangents: Mapping[CallKey, Tensor]) -> ByGroup:
+        """Sum ⟨cotangent, n_k − b_k⟩ over all places of each group."""
+        n_rows, places, by_group = len(self.inputs), self.places, {}
         for key, cotangent in cotangents.items():
-            place, call = key
-            part = place.inner(seen[key].source, cotangent, n_rows) - self.baseline.inner(place, call, cotangent, n_rows)
+            place, number = key
+            part = place.inner(calls[key].source, cotangent, n_rows) - self.baseline.inner(place, number, cotangent, n_rows)
             name = places[place].name
-            found[name] = part if name not in found else found[name] + part
-        return {group.name: found[group.name] for group in self.groups if group.name in found}
+            by_group[name] = part if name not in by_group else by_group[name] + part
+        return {group.name: by_group[group.name] for group in self.groups if group.name in by_group}
 
     def joined(self, by_group: Mapping[str, Tensor]) -> Float[Tensor, "row node"]:
-        """The same in the order of `names`, in float64 on the CPU."""
+        """Join what is given by group in the order of `names`, in float64 on the CPU."""
         return torch.cat([by_group[group.name].double().cpu() for group in self.groups], 1)
 
-    def part(self, key: Key, seen: Seen, amounts: Float[Tensor, "row node"]) -> Tensor:
-        """Σ_k α_k (n_k − b_k) at a place, with its graph to the source."""
-        place, call = key
-        wide = torch.promote_types(seen.output.dtype, torch.float32)
-        amounts = amounts.to(seen.output.device, wide)
-        return place.written(seen.source, amounts, seen.output) - self.baseline.written(place, call, amounts, seen.output)
+    def part(self, key: CallKey, call: PlaceCall, amounts: Float[Tensor, "row node"]) -> Tensor:
+        """Sum Σ_k α_k (n_k − b_k) at a place, with its graph to the source."""
+        place, number = key
+        wide = torch.promote_types(call.output.dtype, torch.float32)
+        amounts = amounts.to(call.output.device, wide)
+        return place.written(call.source, amounts, call.output) - self.baseline.written(place, number, amounts, call.output)
 
     @contextmanager
     def with_amounts(self, amounts: Amounts, *, of_any_batch: bool = False) -> Iterator[None]:
@@ -190,15 +190,15 @@ class Subject:
             of_any_batch: Whether the model is run on other inputs, all rows of which have the first row's amounts.
         """
         places = {place: group.name for place, group in self.places.items() if group.name in amounts}
-        batch: list[Subject] = [self]
+        batch: list[CircuitSubject] = [self]
         with ExitStack() as stack:
             number = stack.enter_context(counted(self.adapter))
 
             def act(place: Place, source: Any, output: Tensor) -> Tensor:
-                seen, now = Seen(place.held(source), output.detach()), batch[-1]
-                own = amounts[places[place]]
-                own = own[:1].expand(len(now.inputs), -1) if of_any_batch else own
-                return output + now.part((place, number(place)), seen, own).detach().to(output.dtype)
+                call, current = PlaceCall(place.detached(source), output.detach()), batch[-1]
+                of_group = amounts[places[place]]
+                of_group = of_group[:1].expand(len(current.inputs), -1) if of_any_batch else of_group
+                return output + current.part((place, number(place)), call, of_group).detach().to(output.dtype)
 
             if of_any_batch:
                 stack.callback(_seeing_batches(self, batch).remove)
@@ -206,15 +206,15 @@ class Subject:
             yield
 
     @contextmanager
-    def _probing(self, amounts: Amounts, seen: dict[Key, Seen], probes: dict[Key, Tensor]) -> Iterator[None]:
+    def _probing(self, amounts: Amounts, calls: dict[CallKey, PlaceCall], probes: dict[CallKey, Tensor]) -> Iterator[None]:
         places = self.places
         with counted(self.adapter) as number:
 
             def act(place: Place, source: Any, output: Tensor) -> Tensor:
                 key, name = (place, number(place)), places[place].name
-                seen[key] = Seen(place.held(source), output.detach())
+                calls[key] = PlaceCall(place.detached(source), output.detach())
                 if name in amounts:
-                    output = output + self.part(key, Seen(source, output), amounts[name]).to(output.dtype)
+                    output = output + self.part(key, PlaceCall(source, output), amounts[name]).to(output.dtype)
                 probes[key] = torch.zeros_like(output, requires_grad=True)
                 return output + probes[key]
 
@@ -222,20 +222,20 @@ class Subject:
                 yield
 
     def measured(self) -> Float[Tensor, " row"]:
-        """Run the model on the prompts and measure; with its graph."""
+        """Run the model on the prompts and measure the metric, with its graph."""
         measure = self.metric.on(self.adapter, self.inputs)
         output = self.adapter.run(*self.inputs.args, **self.inputs.kwargs)
-        return checked(measure(output), len(self.inputs), self.metric.name)
+        return checked_values(measure(output), len(self.inputs), self.metric.name)
 
-    def sources(self, inputs: ModelInputs) -> dict[Key, Seen]:
-        """What every place sees on other inputs, in the order in which they are passed. Cost: a forward pass."""
-        seen: dict[Key, Seen] = {}
-        with held_still(self.adapter.module), torch.no_grad(), self._probing({}, seen, {}):
+    def sources(self, inputs: ModelInputs) -> dict[CallKey, PlaceCall]:
+        """Record what every place reads and gives on other inputs, in the order of the calls. Cost: a forward pass."""
+        calls: dict[CallKey, PlaceCall] = {}
+        with held_still(self.adapter.module), torch.no_grad(), self._probing({}, calls, {}):
             self.adapter.run(*inputs.args, **inputs.kwargs)
-        return seen
+        return calls
 
 
-def _seeing_batches(subject: Subject, batch: list[Subject]) -> RemovableHandle:
+def _seeing_batches(subject: CircuitSubject, batch: list[CircuitSubject]) -> RemovableHandle:
     """Before each call of the model, put the subject on that call's inputs into `batch`."""
 
     def see(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -261,14 +261,14 @@ def counted(adapter: Adapter) -> Iterator[Callable[[Place], int]]:
 
 
 def real_positions(inputs: ModelInputs) -> Bool[Tensor, "row pos"] | None:
-    """False at padding; None in a model without tokens."""
+    """Which positions are real: False at padding; None in a model without tokens."""
     if inputs.tokens is None:
         return None
     return torch.ones(inputs.tokens.shape, dtype=torch.bool) if inputs.mask is None else inputs.mask
 
 
-def in_order(subject: Subject) -> Subject:
-    """The same with its groups in the order in which the forward pass comes to them."""
+def in_order(subject: CircuitSubject) -> CircuitSubject:
+    """Sort a subject's groups in the order in which the forward pass comes to them."""
     first = subject.sources(subject.inputs.rows(slice(0, 1)))
     places, order = subject.places, []
     for place, _ in first:

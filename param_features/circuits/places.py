@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from param_features.adapters import SparseAutoencoder
-from param_features.gradients import Gradient, at_least_float32, by_row
-from param_features.gradients.rules import required_rule
+from param_features.gradients import Gradient, at_least_float32, by_row, required_rule
 from param_features.intervene import acting_at
 from param_features.params import Tap
 from param_features.sae import first_tensor, with_first
@@ -40,8 +39,8 @@ class Place(ABC):
         """⟨δ, n_k⟩ summed over each row's positions, for every node; linear in δ."""
 
     @abstractmethod
-    def held(self, source: Any) -> Any:
-        """The source without its graph."""
+    def detached(self, source: Any) -> Any:
+        """The source, cut off from its graph."""
 
     def written(self, source: Any, amounts: Float[Tensor, "row node"], like: Tensor) -> Tensor:
         """Σ_k α_k n_k as a tensor like the output, with its graph to the source: the transpose of `inner`."""
@@ -68,7 +67,7 @@ class WeightPlace(Place):
         return acting_at(self.tap, lambda source, output: act(self, source, output))
 
     def inner(self, source: Tensor, delta: Tensor, n_rows: int) -> Float[Tensor, "row node"]:
-        """By the layer's rule."""
+        """Compute the inner products by the layer's rule."""
         source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
         gradient: Gradient = required_rule(self.tap.rule, self.tap.attribute)(
             self.tap.layer, source, by_row(at_least_float32(delta), n_rows)
@@ -77,7 +76,7 @@ class WeightPlace(Place):
         wide = torch.promote_types(delta.dtype, torch.float32)
         return torch.cat([gradient.inner(*(factor.to(delta.device, wide) for factor in part)) for part in self.parts], 1)
 
-    def held(self, source: Tensor) -> Tensor:
+    def detached(self, source: Tensor) -> Tensor:
         """See `Place`."""
         return source.detach()
 
@@ -110,14 +109,14 @@ class SaePlace(Place):
         return codes, acts - rebuilt
 
     def inner(self, source: tuple[Tensor, Tensor], delta: Tensor, n_rows: int) -> Float[Tensor, "row node"]:
-        """Codes times δ along the decoder's rows."""
+        """Compute the inner products as codes times δ along the decoder's rows."""
         codes, error = source
         flat = delta.reshape(len(delta), -1, self.sae.d_in)
         along = flat @ self.sae.decoder.to(delta).mT
         features = (codes.reshape(along.shape) * along).sum(1)
         return torch.cat([features, (error.reshape(flat.shape) * flat).sum((1, 2)).unsqueeze(1)], 1)
 
-    def held(self, source: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def detached(self, source: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """See `Place`."""
         return source[0].detach(), source[1].detach()
 
@@ -133,14 +132,14 @@ def acting(places: Iterable[Place], act: Act) -> Iterator[None]:
 
 
 def is_positional(rows: Tensor, is_real: Tensor | None) -> bool:
-    """Whether a place's tensor has an axis for the tokens' positions after that of the rows, and another after it."""
+    """Tell whether a place's tensor has an axis for the tokens' positions after that of the rows, and another after it."""
     return is_real is not None and rows.dim() > 2 and rows.shape[:2] == is_real.shape
 
 
 def mean_parts(
     place: Place, sources: Sequence[tuple[Any, Tensor]], n_nodes: int, n_rows: int, is_real: Tensor | None
 ) -> Float[Tensor, "node unit"]:
-    """Each node's mean part: over real positions where the place has them, else over rows.
+    """Measure each node's mean part: over real positions where the place has them, else over rows.
 
     Cost: a product for each node, or for each unit of the output where these are fewer.
 
@@ -154,8 +153,8 @@ def mean_parts(
     rows = by_row(sources[0][1], n_rows)
     n_units = rows[0, 0].numel() if is_positional(rows, is_real) else rows[0].numel()
     parts = [
-        _by_node(place, *one, n_nodes, n_rows, is_real) if n_nodes <= n_units else _by_unit(place, *one, n_rows, is_real)
-        for one in sources
+        _by_node(place, *call, n_nodes, n_rows, is_real) if n_nodes <= n_units else _by_unit(place, *call, n_rows, is_real)
+        for call in sources
     ]
     return torch.stack(parts).mean(0)
 
@@ -163,30 +162,30 @@ def mean_parts(
 def _by_node(
     place: Place, source: Any, like: Tensor, n_nodes: int, n_rows: int, is_real: Tensor | None
 ) -> Float[Tensor, "node unit"]:
-    """Every node written out by itself."""
-    found = []
+    """Measure the means by writing every node out by itself."""
+    means = []
     for node in torch.eye(n_nodes, dtype=torch.promote_types(like.dtype, torch.float32)).to(like.device):
         rows = by_row(place.written(source, node.expand(n_rows, -1), like).detach(), n_rows)
         real = rows[is_real.to(rows.device)] if is_real is not None and is_positional(rows, is_real) else rows
-        found.append(real.flatten(1).mean(0))
-    return torch.stack(found)
+        means.append(real.flatten(1).mean(0))
+    return torch.stack(means)
 
 
 def _by_unit(place: Place, source: Any, like: Tensor, n_rows: int, is_real: Tensor | None) -> Float[Tensor, "node unit"]:
-    """Every unit of the output, read at all real positions at once."""
+    """Measure the means by reading every unit of the output at all real positions at once."""
     rows, weight = by_row(like, n_rows), torch.full((n_rows,), 1 / n_rows)
     if is_real is not None and is_positional(rows, is_real):
         weight = is_real.cpu() / is_real.sum().cpu()
-    shape, found = rows.shape[weight.dim() :], []
+    shape, means = rows.shape[weight.dim() :], []
     weight = weight.to(rows.device, torch.promote_types(like.dtype, torch.float32)).reshape(*weight.shape, *[1] * len(shape))
     for unit in torch.eye(shape.numel(), dtype=weight.dtype).to(rows.device):
         delta = weight * unit.reshape(shape)
-        found.append(place.inner(source, delta.reshape(like.shape), n_rows).detach().sum(0))
-    return torch.stack(found, 1)
+        means.append(place.inner(source, delta.reshape(like.shape), n_rows).detach().sum(0))
+    return torch.stack(means, 1)
 
 
 def mean_inner(delta: Tensor, means: Float[Tensor, "node unit"], n_rows: int, is_real: Tensor | None) -> Tensor:
-    """⟨δ, mean_k⟩ summed over each row's positions, [row node]."""
+    """Compute ⟨δ, mean_k⟩, summed over each row's positions, [row node]."""
     rows = by_row(delta, n_rows)
     summed = rows.flatten(2).sum(1) if is_positional(rows, is_real) else rows.flatten(1)
     return summed.to(means.dtype) @ means.mT
@@ -195,7 +194,7 @@ def mean_inner(delta: Tensor, means: Float[Tensor, "node unit"], n_rows: int, is
 def mean_written(
     amounts: Float[Tensor, "row node"], means: Float[Tensor, "node unit"], like: Tensor, is_real: Tensor | None
 ) -> Tensor:
-    """Σ_k α_k mean_k at every position of a tensor like the output."""
+    """Write Σ_k α_k mean_k at every position of a tensor like the output."""
     summed, rows = amounts.to(means.dtype) @ means, by_row(like, len(amounts))
     if not is_positional(rows, is_real):
         return summed.reshape(like.shape)

@@ -81,7 +81,7 @@ class QueryKey:
     control: "QueryKey | None" = None
 
     def top(self, n: int = 10, *, head: int | None = None, distance: int | None = None) -> list[QueryKeyPair]:
-        """The pairs that add most, by `norm`, each once: at the head and distance where it is strongest.
+        """Find the pairs that add most, by `norm`, each once: at the head and distance where it is strongest.
 
         Args:
             n: How many.
@@ -95,16 +95,16 @@ class QueryKey:
         places = list(range(len(self.distances))) if distance is None else [self.distance_place(distance)]
         strongest, where = self.norm[:, :, heads][..., places].flatten(2).max(2)
         best = strongest.flatten().topk(min(n, strongest.numel())).indices.tolist()
-        found = []
+        pairs = []
         for query, key in (divmod(index, strongest.shape[1]) for index in best):
             at_head, at_place = divmod(int(where[query, key]), len(places))
             cell = (query, key, heads[at_head], places[at_place])
             values = float(self.score[cell]), float(self.norm[cell])
-            found.append(QueryKeyPair(query, key, heads[at_head], self.distances[places[at_place]], *values))
-        return found
+            pairs.append(QueryKeyPair(query, key, heads[at_head], self.distances[places[at_place]], *values))
+        return pairs
 
     def head_place(self, head: int) -> int:
-        """The head itself.
+        """Check a head's number and return it.
 
         Raises:
             SettingError: There is no such query head.
@@ -114,7 +114,7 @@ class QueryKey:
         return head
 
     def distance_place(self, distance: int) -> int:
-        """Where a distance stands on the last axis; any distance is the only one where nothing rotates.
+        """Find where a distance stands on the last axis; any distance is the only one where nothing rotates.
 
         Raises:
             SettingError: The distance was not asked for.
@@ -127,7 +127,7 @@ class QueryKey:
         return self.distances.index(distance)
 
     def __repr__(self) -> str:
-        """Sizes beside the control's, and the strongest pairs."""
+        """Print sizes beside the control's, and the strongest pairs."""
         n_queries, n_keys, n_heads, _ = self.score.shape
         n_key_heads = self.key_heads.shape[1]
         heads = f"{n_heads} heads" + (f" on {n_key_heads} key heads" if n_key_heads != n_heads else "")
@@ -156,7 +156,7 @@ def query_key(
     attention: Attention | None = None,
     seed: int = 0,
 ) -> QueryKey:
-    """What query features and key features of one attention layer add to its scores together, from the weights alone.
+    """Compute what query and key features of one attention layer add to its scores together, from the weights alone.
 
     Sizes mean something beside the control's. They may lie below it: in each head, gradients of W_K point where queries lie,
     and those of W_Q where keys differ.
@@ -183,7 +183,7 @@ def query_key(
         FeatureMismatchError: The sets are of different models.
     """
     features_k = features_q if features_k is None else features_k
-    distances = _checked(distances)
+    distances = _checked_distances(distances)
     name, attention = (attention.query, attention) if attention is not None else shared_layer(features_q, features_k, layer)
     _refuse_missing(features_q, attention.query)
     _refuse_missing(features_k, attention.key)
@@ -229,7 +229,7 @@ def _at_distance(
     keys: Float[Tensor, "key_feature key_head d_head key_rank"],
     distance: int,
 ) -> tuple[Float[Tensor, "query_feature key_feature head"], Float[Tensor, "query_feature key_feature head"]]:
-    """Scores of leading components, and the norms over all of them."""
+    """Compute the scores of leading components, and the norms over all components."""
     keys = keys.repeat_interleave(attention.n_sharing, 1)
     if attention.rotary is not None:
         turn = attention.rotary.matrix(distance, keys.shape[2]).to(keys)
@@ -252,13 +252,15 @@ def _refuse_missing(features: Fitted, name: str) -> None:
         raise UnknownParameterError(f"{name!r} was not decomposed. Parameters here: {', '.join(features.params)}.")
 
 
-def _checked(distances: Sequence[int]) -> tuple[int, ...]:
-    found = tuple(distances)
-    if not found or not all(isinstance(distance, int) and not isinstance(distance, bool) for distance in found):
+def _checked_distances(distances: Sequence[int]) -> tuple[int, ...]:
+    whole_numbers = tuple(distances)
+    if not whole_numbers or not all(
+        isinstance(distance, int) and not isinstance(distance, bool) for distance in whole_numbers
+    ):
         raise SettingError(
-            f"distances={found!r}. Give whole numbers, such as (0, 1, 2, 4): query position less key position."
+            f"distances={whole_numbers!r}. Give whole numbers, such as (0, 1, 2, 4): query position less key position."
         )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(whole_numbers))
 
 
 def _sizes(name: str, norm: Tensor) -> str:

@@ -17,7 +17,7 @@ from param_features.sae import find_place
 
 
 def weight_group(features: Fitted, name: str, *, has_error: bool = True) -> WeightGroup:
-    """The features of a bound set as nodes.
+    """Take the features of a bound set as nodes.
 
     Args:
         features: Bound to a model.
@@ -35,10 +35,10 @@ def weight_group(features: Fitted, name: str, *, has_error: bool = True) -> Weig
         instead="Choose parameters of layers with a rule: linear maps, convolutions, embeddings, norms.",
     )
     directions = features.v_out
-    rest = outside_span(directions, engine.subset) if has_error else {}
+    error = outside_span(directions, engine.subset) if has_error else {}
     places = []
     for view in engine.subset.views:
-        parts = (directions.factors[view.name], *([_whole(view.to_matrix(rest[view.name]))] if has_error else []))
+        parts = (directions.factors[view.name], *([_whole(view.to_matrix(error[view.name]))] if has_error else []))
         places += [WeightPlace(tap, parts) for tap in engine.routes.taps[view.name]]
     gram = directions.gram().double().cpu()
     overlaps = weight_overlaps(directions, engine.subset).cpu()
@@ -46,23 +46,23 @@ def weight_group(features: Fitted, name: str, *, has_error: bool = True) -> Weig
 
 
 def sae_group(sae: Any, hook_name: str | None, features: Fitted) -> SaeGroup:
-    """An SAE's features where the model passes what it reads, and its error.
+    """Take an SAE's features and its error as nodes, where the model passes what it reads.
 
     Raises:
         AdapterError: It is no SAE.
         SettingError: Neither its metadata nor the user says where it reads.
         UnknownHookError: The model has no such place.
     """
-    found = read_sae(sae)
-    place = hook_name or found.hook_name
+    reader = read_sae(sae)
+    place = hook_name or reader.hook_name
     if place is None:
-        raise SettingError(f"Where the {found.description} reads is not known. Give saes={{hook_name: sae}}.")
+        raise SettingError(f"Where the {reader.description} reads is not known. Give saes={{hook_name: sae}}.")
     module = find_place(features.bound_engine("circuit").adapter, place)
-    return SaeGroup(place, found.n_features, (SaePlace(module, place, found),), True)
+    return SaeGroup(place, reader.n_features, (SaePlace(module, place, reader),), True)
 
 
 def read_groups(features: Any, saes: Any) -> tuple[Group, ...]:
-    """What the user means by features and SAEs, as groups of one model.
+    """Read what the user means by features and SAEs, as groups of nodes of one model.
 
     Args:
         features: One set of features, several in a list, or by names of the user's choice.
@@ -75,7 +75,7 @@ def read_groups(features: Any, saes: Any) -> tuple[Group, ...]:
     named = read_named(features)
     first = next(iter(named.values()))
     pairs = saes.items() if isinstance(saes, Mapping) else [(None, sae) for sae in _listed(saes)]
-    groups: list[Group] = [weight_group(one, name) for name, one in named.items()]
+    groups: list[Group] = [weight_group(of_name, name) for name, of_name in named.items()]
     groups += [sae_group(sae, hook_name, first) for hook_name, sae in pairs]
     names = [group.name for group in groups]
     if len(set(names)) < len(names):
@@ -84,28 +84,28 @@ def read_groups(features: Any, saes: Any) -> tuple[Group, ...]:
 
 
 def read_named(features: Any) -> dict[str, Fitted]:
-    """Sets of features of one model by name: the user's, or their parameters'.
+    """Read sets of features of one model by name: the user's, or their parameters'.
 
     Raises:
         FeatureMismatchError: The sets belong to different models, or two hold the same parameter.
         SettingError: No features are given.
     """
     named = _named(features)
-    if not named or not all(isinstance(one, Fitted) for one in named.values()):
+    if not named or not all(isinstance(of_name, Fitted) for of_name in named.values()):
         raise SettingError("features= holds no feature sets. Give what pf.decompose returns, a list of these, or a mapping.")
-    modules = {name: one.bound_engine("circuit").adapter.module for name, one in named.items()}
-    first, taken = next(iter(named)), dict[tuple[int, str], str]()
-    for name, one in named.items():
+    modules = {name: of_name.bound_engine("circuit").adapter.module for name, of_name in named.items()}
+    first, owners = next(iter(named)), dict[tuple[int, str], str]()
+    for name, of_name in named.items():
         if modules[name] is not modules[first]:
             raise FeatureMismatchError(
                 f"{name!r} belongs to another model object than {first!r}. Bind all of them to one: "
                 "pf.load(dir, model=model)."
             )
-        for view in one.bound_engine("circuit").subset.views:
+        for view in of_name.bound_engine("circuit").subset.views:
             key = (id(view.stored), str(view.layout.part))
-            if taken.setdefault(key, name) != name:
+            if owners.setdefault(key, name) != name:
                 raise FeatureMismatchError(
-                    f"{name!r} and {taken[key]!r} both hold {view.name!r}, whose parts would be counted twice. "
+                    f"{name!r} and {owners[key]!r} both hold {view.name!r}, whose parts would be counted twice. "
                     "Give one set for each parameter."
                 )
     return named
@@ -114,27 +114,27 @@ def read_named(features: Any) -> dict[str, Fitted]:
 def _named(features: Any) -> dict[str, Any]:
     if isinstance(features, Mapping):
         return dict(features)
-    found: dict[str, Any] = {}
-    for one in _listed(features):
-        name = ", ".join(one.params) if isinstance(one, Fitted) else str(one)
-        if name in found:
+    named: dict[str, Any] = {}
+    for listed in _listed(features):
+        name = ", ".join(listed.params) if isinstance(listed, Fitted) else str(listed)
+        if name in named:
             raise FeatureMismatchError(f"Two sets of features hold {name!r}. Give one set for each parameter.")
-        found[name] = one
-    return found
+        named[name] = listed
+    return named
 
 
-def _listed(given: Any) -> list[Any]:
-    if given is None:
+def _listed(values: Any) -> list[Any]:
+    if values is None:
         return []
-    is_many = isinstance(given, Sequence) and not isinstance(given, str) and not _is_release(given)
-    return list(given) if is_many else [given]
+    is_many = isinstance(values, Sequence) and not isinstance(values, str) and not _is_release(values)
+    return list(values) if is_many else [values]
 
 
-def _is_release(given: Sequence) -> bool:
-    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, str) for part in given)
+def _is_release(values: Sequence) -> bool:
+    return isinstance(values, tuple) and len(values) == 2 and all(isinstance(part, str) for part in values)
 
 
 def _whole(matrix: Float[Tensor, "d_out d_in"]) -> Factors:
-    """A matrix as one node of full rank."""
+    """Write a matrix as one node of full rank."""
     eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
     return matrix.unsqueeze(0), eye.unsqueeze(0)

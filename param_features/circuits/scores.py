@@ -9,7 +9,7 @@ from torch import Tensor
 
 from param_features.circuits.choose import by_growth
 from param_features.circuits.groups import Group, WeightGroup
-from param_features.circuits.passes import Subject
+from param_features.circuits.passes import CircuitSubject
 from param_features.circuits.places import SaePlace
 from param_features.circuits.reading import weight_group
 from param_features.errors import InputError
@@ -20,9 +20,14 @@ _N_DRAWS, _NEAREST, _ROWS, _ROUNDS = 1000, 10, 16, 10
 
 @torch.no_grad()
 def score(
-    subject: Subject, kept: Bool[Tensor, " node"], *, n_random: int, generator: torch.Generator, without: Subject
+    subject: CircuitSubject,
+    is_kept: Bool[Tensor, " node"],
+    *,
+    n_random: int,
+    generator: torch.Generator,
+    randomised: CircuitSubject,
 ) -> dict[str, float]:
-    """Every score by name.
+    """Measure every score of a circuit; they are returned by name.
 
     `faithfulness` is (m(C) − m(∅)) / (m(M) − m(∅)): C the circuit, M the model, ∅ the model without any feature; errors stay
     in all three. `completeness` is the same for the model without the circuit's features: near 0 where nothing else does the
@@ -37,60 +42,60 @@ def score(
 
     Args:
         subject: Whose nodes.
-        kept: The circuit's nodes, errors among them.
+        is_kept: The circuit's nodes, errors among them.
         n_random: Random circuits of each kind.
         generator: Of every draw.
-        without: The subject with random directions in the features' stead.
+        randomised: The subject with random directions in the features' stead.
 
     Source: Marks et al. (2403.19647), section 4; Wang et al. (2211.00593) for minimality, here against the whole circuit.
     """
     errors, model = subject.is_error, subject.values()
-    empty = subject.values(subject.kept(errors))
-    own = subject.values(subject.kept(kept))
-    rest = subject.values(subject.removed(kept & ~errors))
+    empty = subject.values(subject.amounts_keeping(errors))
+    with_circuit = subject.values(subject.amounts_keeping(is_kept))
+    without_circuit = subject.values(subject.amounts_removing(is_kept & ~errors))
 
-    def share(values: Tensor, low: Tensor = empty) -> float:
-        return _ratio(values.mean() - low.mean(), model.mean() - low.mean())
+    def share(values: Tensor, lowest: Tensor = empty) -> float:
+        return _ratio(values.mean() - lowest.mean(), model.mean() - lowest.mean())
 
-    blank = subject.values(subject.kept(torch.zeros_like(kept)))
-    found = {
-        "n_features": float((kept & ~errors).sum()),
+    with_nothing = subject.values(subject.amounts_keeping(torch.zeros_like(is_kept)))
+    scores = {
+        "n_features": float((is_kept & ~errors).sum()),
         "n_features_all": float((~errors).sum()),
         "metric_model": float(model.mean()),
-        "metric_circuit": float(own.mean()),
+        "metric_circuit": float(with_circuit.mean()),
         "metric_empty": float(empty.mean()),
         "gap": float(model.mean() - empty.mean()),
-        "faithfulness": share(own),
-        "completeness": share(rest),
-        "faithfulness_no_errors": share(subject.values(subject.kept(kept & ~errors)), blank),
-        "minimality": _minimality(subject, kept, own, model - empty),
+        "faithfulness": share(with_circuit),
+        "completeness": share(without_circuit),
+        "faithfulness_no_errors": share(subject.values(subject.amounts_keeping(is_kept & ~errors)), with_nothing),
+        "minimality": _minimality(subject, is_kept, with_circuit, model - empty),
     }
-    low, high = _spread(own - empty, model - empty, generator)
-    found |= {"faithfulness_low": low, "faithfulness_high": high}
-    found |= _of_directions(without, model, int(found["n_features"]))
-    for name, circuits in _rivals(subject, kept, n_random, generator).items():
-        faithful = [share(subject.values(subject.kept(one))) for one in circuits]
-        complete = [share(subject.values(subject.removed(one & ~errors))) for one in circuits]
-        found |= {
+    low, high = _spread(with_circuit - empty, model - empty, generator)
+    scores |= {"faithfulness_low": low, "faithfulness_high": high}
+    scores |= _scores_of_directions(randomised, model, int(scores["n_features"]))
+    for name, circuits in _rivals(subject, is_kept, n_random, generator).items():
+        faithful = [share(subject.values(subject.amounts_keeping(nodes))) for nodes in circuits]
+        complete = [share(subject.values(subject.amounts_removing(nodes & ~errors))) for nodes in circuits]
+        scores |= {
             f"faithfulness_{name}": sum(faithful) / len(faithful),
             f"faithfulness_{name}_best": max(faithful),
             f"completeness_{name}": sum(complete) / len(complete),
         }
-    return {name: value for name, value in found.items() if isfinite(value)}
+    return {name: value for name, value in scores.items() if isfinite(value)}
 
 
-def _of_directions(without: Subject, model: Float[Tensor, " prompt"], n_nodes: int) -> dict[str, float]:
-    """A circuit of as many random directions, grown as circuits of features are, in the random directions' own gap."""
-    empty = without.values(without.kept(without.is_error)).mean()
-    found = {"gap_random": float(model.mean() - empty)}
+def _scores_of_directions(randomised: CircuitSubject, model: Float[Tensor, " prompt"], n_nodes: int) -> dict[str, float]:
+    """Score a circuit of as many random directions, grown as circuits of features are, in the random directions' gap."""
+    empty = randomised.values(randomised.amounts_keeping(randomised.is_error)).mean()
+    scores = {"gap_random": float(model.mean() - empty)}
     if n_nodes < 1:
-        return found
-    own = without.values(without.kept(by_growth(without, n_nodes, _ROUNDS))).mean()
-    return found | {"faithfulness_directions": _ratio(own - empty, model.mean() - empty)}
+        return scores
+    grown = randomised.values(randomised.amounts_keeping(by_growth(randomised, n_nodes, _ROUNDS))).mean()
+    return scores | {"faithfulness_directions": _ratio(grown - empty, model.mean() - empty)}
 
 
-def with_random_directions(subject: Subject, generator: torch.Generator) -> Subject:
-    """The same with random directions of the same rank in the place of every parameter feature; zero baselines."""
+def with_random_directions(subject: CircuitSubject, generator: torch.Generator) -> CircuitSubject:
+    """Put random directions of the same rank in the place of every parameter feature; baselines are zero."""
     groups: list[Group] = []
     for group in subject.groups:
         if isinstance(group, WeightGroup):
@@ -101,33 +106,33 @@ def with_random_directions(subject: Subject, generator: torch.Generator) -> Subj
 
 
 def _rivals(
-    subject: Subject, kept: Bool[Tensor, " node"], n: int, generator: torch.Generator
+    subject: CircuitSubject, is_kept: Bool[Tensor, " node"], n: int, generator: torch.Generator
 ) -> dict[str, list[Bool[Tensor, " node"]]]:
-    """Random circuits of as many features: any, and in the same groups as frequent."""
+    """Draw random circuits of as many features: of any, and of as frequent ones in the same groups."""
     if n < 1:
         return {}
-    features, n_kept = (~subject.is_error).nonzero().flatten(), int((kept & ~subject.is_error).sum())
-    found: dict[str, list[Tensor]] = {"random": [], "matched": []}
+    features, n_kept = (~subject.is_error).nonzero().flatten(), int((is_kept & ~subject.is_error).sum())
+    rivals: dict[str, list[Tensor]] = {"random": [], "matched": []}
     frequency = frequencies(subject)
     for _ in range(n):
         drawn = features[torch.randperm(len(features), generator=generator)[:n_kept]]
-        found["random"].append(_marked(subject, drawn))
-        found["matched"].append(_marked(subject, _matched(subject, kept, frequency, generator)))
-    return found
+        rivals["random"].append(_marked(subject, drawn))
+        rivals["matched"].append(_marked(subject, _matched(subject, is_kept, frequency, generator)))
+    return rivals
 
 
-def _marked(subject: Subject, nodes: Tensor) -> Bool[Tensor, " node"]:
+def _marked(subject: CircuitSubject, nodes: Tensor) -> Bool[Tensor, " node"]:
     marks = subject.is_error.clone()
     marks[nodes] = True
     return marks
 
 
 def _matched(
-    subject: Subject, kept: Bool[Tensor, " node"], frequency: Float[Tensor, " node"], generator: torch.Generator
+    subject: CircuitSubject, is_kept: Bool[Tensor, " node"], frequency: Float[Tensor, " node"], generator: torch.Generator
 ) -> Tensor:
-    """For each of the circuit's features another of its group that is about as frequent; none twice where possible."""
-    group_of, free, chosen = subject.group_of, ~kept, []
-    for node in (kept & ~subject.is_error).nonzero().flatten().tolist():
+    """Draw for each of the circuit's features another of its group that is about as frequent; none twice where possible."""
+    group_of, free, chosen = subject.group_of, ~is_kept, []
+    for node in (is_kept & ~subject.is_error).nonzero().flatten().tolist():
         candidates = (free & (group_of == group_of[node])).nonzero().flatten()
         if not len(candidates):  # the circuit holds most of the group
             chosen.append(node)
@@ -140,25 +145,25 @@ def _matched(
     return torch.tensor(chosen, dtype=torch.long)
 
 
-def frequencies(subject: Subject) -> Float[Tensor, " node"]:
-    """Share of samples on which each feature is kept: parameter features on 16 of their own examples, SAEs on the prompts.
+def frequencies(subject: CircuitSubject) -> Float[Tensor, " node"]:
+    """Measure the share of samples that keep each feature: 16 examples of its set, or for SAEs the prompts.
 
     Cost: activations of 16 sequences for each set.
     """
-    found, seen = [], subject.sources(subject.inputs)
+    by_group, calls = [], subject.sources(subject.inputs)
     for group in subject.groups:
         if isinstance(group, WeightGroup):
-            own = _own_densities(group)
+            of_features = _densities(group)
         else:
             codes = [
-                one.source[0] for (place, _), one in seen.items() if isinstance(place, SaePlace) and place in group.places
+                call.source[0] for (place, _), call in calls.items() if isinstance(place, SaePlace) and place in group.places
             ]
-            own = torch.cat([part.reshape(-1, group.n_features) for part in codes]).ne(0).double().mean(0).cpu()
-        found.append(torch.cat([own.double(), torch.ones(int(group.has_error), dtype=torch.float64)]))
-    return torch.cat(found)
+            of_features = torch.cat([part.reshape(-1, group.n_features) for part in codes]).ne(0).double().mean(0).cpu()
+        by_group.append(torch.cat([of_features.double(), torch.ones(int(group.has_error), dtype=torch.float64)]))
+    return torch.cat(by_group)
 
 
-def _own_densities(group: WeightGroup) -> Float[Tensor, " feature"]:
+def _densities(group: WeightGroup) -> Float[Tensor, " feature"]:
     if group.features.examples is None:
         raise InputError(
             f"The features of {group.name!r} were saved without examples, so circuits of equal frequency cannot be drawn. "
@@ -167,18 +172,18 @@ def _own_densities(group: WeightGroup) -> Float[Tensor, " feature"]:
     return densities_of(group.features, group.features.examples.rows(slice(0, _ROWS)))
 
 
-def _minimality(subject: Subject, kept: Tensor, own: Tensor, gap: Float[Tensor, " prompt"]) -> float:
-    """Share of the circuit's features that it misses."""
-    whole, falls = own.mean(), []
-    for node in (kept & ~subject.is_error).nonzero().flatten().tolist():
-        less = kept.clone()
+def _minimality(subject: CircuitSubject, is_kept: Tensor, with_circuit: Tensor, gap: Float[Tensor, " prompt"]) -> float:
+    """Measure the share of the circuit's features that it misses when they are taken away."""
+    whole, falls = with_circuit.mean(), []
+    for node in (is_kept & ~subject.is_error).nonzero().flatten().tolist():
+        less = is_kept.clone()
         less[node] = False
-        falls.append(_ratio(whole - subject.values(subject.kept(less)).mean(), gap.mean()))
+        falls.append(_ratio(whole - subject.values(subject.amounts_keeping(less)).mean(), gap.mean()))
     return sum(fall >= 0.01 for fall in falls) / len(falls) if falls else 0.0
 
 
 def _spread(gained: Tensor, gap: Tensor, generator: torch.Generator) -> tuple[float, float]:
-    """5th and 95th percentile of the ratio of means, over prompts drawn with replacement."""
+    """Compute the 5th and 95th percentile of the ratio of means, over prompts drawn with replacement."""
     draws = torch.randint(len(gap), (_N_DRAWS, len(gap)), generator=generator)
     ratios = torch.tensor([_ratio(gained[draw].mean(), gap[draw].mean()) for draw in draws])
     low, high = ratios.quantile(torch.tensor([0.05, 0.95])).tolist()
@@ -186,5 +191,5 @@ def _spread(gained: Tensor, gap: Tensor, generator: torch.Generator) -> tuple[fl
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
-    """NaN where there is nothing to explain."""
+    """Divide a part by the whole; NaN where there is nothing to explain."""
     return float(part / whole) if abs(float(whole)) > 1e-12 else float("nan")

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from param_features.circuits.ablation import read_other_data
 from param_features.circuits.baselines import Resample
-from param_features.circuits.effects import read_background
 from param_features.circuits.groups import WeightGroup
-from param_features.circuits.metric import Metric, checked, read_metric
-from param_features.circuits.passes import Subject
+from param_features.circuits.metric import Metric, checked_values, read_metric
+from param_features.circuits.passes import CircuitSubject
 from param_features.errors import InputError, SettingError, nearest
 from param_features.params import held_still
 from param_features.problem import KL
@@ -50,7 +50,7 @@ class Shift:
     kl_random: float = float("nan")
 
     def __repr__(self) -> str:
-        """The changes, with those of random features in brackets."""
+        """Print the changes, with those of random features in brackets."""
         lines = [f"Without {len(self.nodes)} nodes (random features in brackets):"]
         lines.append(f"  {self.metric}: {self.before:.4g} → {self.after:.4g} ({self.after_random:.4g})")
         if self.side:
@@ -60,36 +60,38 @@ class Shift:
         return "\n".join(lines)
 
 
-def measure_shift(subject: Subject, names: Sequence[str], others: Any, side: Any, *, n_random: int, seed: int) -> Shift:
-    """See `Circuit.shift`."""
+def measure_shift(
+    subject: CircuitSubject, names: Sequence[str], others: Any, side: Any, *, n_random: int, seed: int
+) -> Shift:
+    """Ablate nodes, and measure the metric and the side effects; see `Circuit.shift`."""
     marked = marked_nodes(subject, names)
     generator = torch.Generator().manual_seed(seed)
     rivals = [_random_like(subject, marked, generator) for _ in range(n_random)]
 
     def after(nodes: Bool[Tensor, " node"]) -> float:
-        return float(subject.values(subject.removed(nodes)).mean())
+        return float(subject.values(subject.amounts_removing(nodes)).mean())
 
     before = float(subject.values().mean())
-    found = Shift(tuple(names), subject.metric.name, before, after(marked), _mean([after(rival) for rival in rivals]))
+    shift = Shift(tuple(names), subject.metric.name, before, after(marked), _mean([after(rival) for rival in rivals]))
     if others is None:
-        return found
+        return shift
     elsewhere = _on_other_data(subject, others, read_metric(side))
-    plain = _output(elsewhere, torch.zeros_like(marked))
-    own = _beside(elsewhere, plain, marked)
-    random = [_beside(elsewhere, plain, rival) for rival in rivals]
+    whole = _output(elsewhere, torch.zeros_like(marked))
+    of_nodes = _metric_and_kl(elsewhere, whole, marked)
+    of_rivals = [_metric_and_kl(elsewhere, whole, rival) for rival in rivals]
     return replace(
-        found,
+        shift,
         side=elsewhere.metric.name,
-        side_before=_measured(elsewhere, plain),
-        side_after=own[0],
-        side_after_random=_mean([one[0] for one in random]),
-        kl=own[1],
-        kl_random=_mean([one[1] for one in random]),
+        side_before=_measured(elsewhere, whole),
+        side_after=of_nodes[0],
+        side_after_random=_mean([pair[0] for pair in of_rivals]),
+        kl=of_nodes[1],
+        kl_random=_mean([pair[1] for pair in of_rivals]),
     )
 
 
 @contextmanager
-def without(subject: Subject, names: Sequence[str]) -> Iterator[None]:
+def running_without(subject: CircuitSubject, names: Sequence[str]) -> Iterator[None]:
     """Run a block in which the user's model lacks some nodes, whatever it is run on; see `Circuit.without`."""
     marked = marked_nodes(subject, names)
     if isinstance(subject.baseline, Resample):
@@ -97,13 +99,13 @@ def without(subject: Subject, names: Sequence[str]) -> Iterator[None]:
             "This circuit was found by resample ablation, and outside its prompts there is nothing to resample from. Find "
             "it with ablation='mean' or 'zero'."
         )
-    amounts = {name: part[:1] for name, part in subject.removed(marked).items()}
+    amounts = {name: part[:1] for name, part in subject.amounts_removing(marked).items()}
     with subject.with_amounts(amounts, of_any_batch=True):
         yield
 
 
-def marked_nodes(subject: Subject, names: Sequence[str]) -> Bool[Tensor, " node"]:
-    """Which nodes are meant.
+def marked_nodes(subject: CircuitSubject, names: Sequence[str]) -> Bool[Tensor, " node"]:
+    """Mark the nodes that are named.
 
     Raises:
         SettingError: None are, or there is no such node.
@@ -112,53 +114,55 @@ def marked_nodes(subject: Subject, names: Sequence[str]) -> Bool[Tensor, " node"
     known = subject.names
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        said = f"No node {unknown[0]!r}. Nearest: {nearest(unknown[0], known)}." if unknown else "No node is given."
-        raise SettingError(f"{said} Nodes are named as in circuit.nodes.")
+        problem = f"No node {unknown[0]!r}. Nearest: {nearest(unknown[0], known)}." if unknown else "No node is given."
+        raise SettingError(f"{problem} Nodes are named as in circuit.nodes.")
     return torch.tensor([name in set(names) for name in known])
 
 
-def _random_like(subject: Subject, marked: Bool[Tensor, " node"], generator: torch.Generator) -> Bool[Tensor, " node"]:
-    """As many features of the same groups, drawn at random among the others where there are enough."""
-    found = torch.zeros_like(marked)
+def _random_like(
+    subject: CircuitSubject, marked: Bool[Tensor, " node"], generator: torch.Generator
+) -> Bool[Tensor, " node"]:
+    """Draw as many features of the same groups, at random among the others where there are enough."""
+    drawn = torch.zeros_like(marked)
     start = 0
     for group in subject.groups:
-        own = marked[start : start + group.n_features]
-        free = (~own).nonzero().flatten()
-        pool = free if len(free) >= int(own.sum()) else torch.arange(group.n_features)
-        found[start + pool[torch.randperm(len(pool), generator=generator)[: int(own.sum())]]] = True
+        in_group = marked[start : start + group.n_features]
+        free = (~in_group).nonzero().flatten()
+        pool = free if len(free) >= int(in_group.sum()) else torch.arange(group.n_features)
+        drawn[start + pool[torch.randperm(len(pool), generator=generator)[: int(in_group.sum())]]] = True
         start += group.n_nodes
-    return found
+    return drawn
 
 
-def _on_other_data(subject: Subject, others: Any, side: Metric) -> Subject:
-    """The same nodes and baselines on other data."""
+def _on_other_data(subject: CircuitSubject, others: Any, side: Metric) -> CircuitSubject:
+    """Put the subject on other data, with the same nodes and baselines."""
     if isinstance(subject.baseline, Resample):
         raise SettingError("Side effects need ablation='mean' or 'zero': resampling is defined on the prompts alone.")
-    inputs = read_background(subject, others)
+    inputs = read_other_data(subject, others)
     if inputs is None:
         raise InputError("No other data are given.")
     return replace(subject.on(inputs), metric=side)
 
 
-def _output(subject: Subject, nodes: Bool[Tensor, " node"]) -> Tensor:
-    """The model's output without some nodes."""
-    with held_still(subject.adapter.module), torch.no_grad(), subject.with_amounts(subject.removed(nodes)):
+def _output(subject: CircuitSubject, nodes: Bool[Tensor, " node"]) -> Tensor:
+    """Run the model without some nodes."""
+    with held_still(subject.adapter.module), torch.no_grad(), subject.with_amounts(subject.amounts_removing(nodes)):
         return subject.adapter.run(*subject.inputs.args, **subject.inputs.kwargs)
 
 
-def _beside(subject: Subject, before: Tensor, nodes: Bool[Tensor, " node"]) -> tuple[float, float]:
-    """The metric's mean without some nodes, and KL(before ‖ after), from one run."""
+def _metric_and_kl(subject: CircuitSubject, before: Tensor, nodes: Bool[Tensor, " node"]) -> tuple[float, float]:
+    """Measure the metric's mean without some nodes, and KL(before ‖ after), from one run."""
     after = _output(subject, nodes)
     return _measured(subject, after), _kl(subject, before, after)
 
 
-def _measured(subject: Subject, output: Tensor) -> float:
+def _measured(subject: CircuitSubject, output: Tensor) -> float:
     values = subject.metric.on(subject.adapter, subject.inputs)(output)
-    return float(checked(values, len(subject.inputs), subject.metric.name).double().mean())
+    return float(checked_values(values, len(subject.inputs), subject.metric.name).double().mean())
 
 
-def _kl(subject: Subject, before: Tensor, after: Tensor) -> float:
-    """Mean over real samples; NaN where the features were not fitted to logits."""
+def _kl(subject: CircuitSubject, before: Tensor, after: Tensor) -> float:
+    """Average KL(before ‖ after) over real samples; NaN where the features were not fitted to logits."""
     divergence = KL()
     if not any(isinstance(group, WeightGroup) and isinstance(group.features.divergence, KL) for group in subject.groups):
         return float("nan")

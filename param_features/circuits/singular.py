@@ -22,12 +22,12 @@ class Components:
 
     @property
     def by_head(self) -> Float[Tensor, "feature head"]:
-        """Squared norm in each head: the share of the whole direction's, which is of unit norm."""
+        """The squared norm in each head: the share of the whole direction's, which is of unit norm."""
         return self.writes.square().sum((2, 3))
 
     @property
     def leading(self) -> Float[Tensor, " feature"]:
-        """Share of the squared norm that is the first component's."""
+        """The share of the squared norm that is the first component's."""
         each = self.writes.square().sum((1, 2))
         return each[:, 0] / each.sum(1).clamp(min=torch.finfo(each.dtype).tiny)
 
@@ -35,7 +35,7 @@ class Components:
 def singular_components(
     left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_model rank"]
 ) -> tuple[Float[Tensor, "feature d_model component"], Float[Tensor, "feature d_out component"]]:
-    """b_r, and σ_r a_r, of left rightᵀ. Cost: a QR and a small SVD per feature."""
+    """Compute b_r, and σ_r a_r, of left rightᵀ. Cost: a QR and a small SVD per feature."""
     basis, small = torch.linalg.qr(right)
     a, sigma, b = torch.linalg.svd(left @ small.mT, full_matrices=False)
     readings, writes = basis @ b.mT, a * sigma.unsqueeze(1)
@@ -45,12 +45,12 @@ def singular_components(
 
 
 def turned_at_random(components: Components, generator: torch.Generator) -> Components:
-    """The same features with every head's part turned by a random rotation of its own.
+    """Turn every head's part of the features by a random rotation of its own.
 
     Norms, singular values, readings and shares of heads stay. (Turning the readings as well would change no score.)
     """
-    kept = torch.linalg.qr(components.writes).R
-    drawn = torch.randn(*kept.shape[:2], components.writes.shape[2], kept.shape[2], generator=generator)
-    frame, upper = torch.linalg.qr(drawn.to(kept))
+    triangular = torch.linalg.qr(components.writes).R
+    drawn = torch.randn(*triangular.shape[:2], components.writes.shape[2], triangular.shape[2], generator=generator)
+    frame, upper = torch.linalg.qr(drawn.to(triangular))
     frame = frame * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # or the first column would point downwards
-    return Components(einsum(frame, kept, "f head d s, f head s r -> f head d r"), components.readings)
+    return Components(einsum(frame, triangular, "f head d s, f head s r -> f head d r"), components.readings)

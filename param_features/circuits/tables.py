@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from param_features.circuits.graph import Circuit, Node
+from param_features.circuits.graph import CircuitGraph, Node
 from param_features.measure import visible
 
 _BEFORE, _AFTER = 6, 3
@@ -32,7 +32,7 @@ _CONTROLS = ("random", "random_best", "matched", "matched_best", "directions")
 
 
 def score_rows(scores: Mapping[str, float]) -> tuple[Score, ...]:
-    """Scores with their controls: another's name, `_`, and the name of a control."""
+    """Group scores with their controls, which are named by another's name, `_`, and the name of a control."""
     owners = {
         name: next((base for base in scores for control in _CONTROLS if name == f"{base}_{control}"), "") for name in scores
     }
@@ -43,14 +43,14 @@ def _controls(base: str, owners: Mapping[str, str], scores: Mapping[str, float])
     return {name.removeprefix(f"{base}_"): scores[name] for name in scores if owners[name] == base}
 
 
-def ranked(circuit: Circuit) -> list[Node]:
-    """Nodes by size of effect, the output left out."""
+def ranked(circuit: CircuitGraph) -> list[Node]:
+    """Sort the nodes by size of effect, the output left out."""
     nodes = [node for node in circuit.nodes if node.kind != "output"]
     return sorted(nodes, key=lambda node: -abs(node.effect))
 
 
-def summary(circuit: Circuit) -> str:
-    """What a circuit prints: the metric, counts, scores, groups, and its strongest nodes."""
+def circuit_summary(circuit: CircuitGraph) -> str:
+    """Write what a circuit prints: the metric, counts, scores, groups, and its strongest nodes."""
     counts = Counter(node.kind for node in circuit.nodes)
     kinds = ", ".join(f"{counts[kind]} {word}" for kind, word in KINDS.items() if counts[kind])
     lines = [
@@ -67,13 +67,13 @@ def summary(circuit: Circuit) -> str:
 
 
 def score_line(score: Score) -> str:
-    """A score beside its controls, in one line."""
-    beside = ", ".join(f"{visible(name)} {value:.3g}" for name, value in score.controls.items())
-    return f"{visible(score.name):<22}{score.value:>9.3g}" + (f"  beside {beside}" if beside else "")
+    """Write a score beside its controls, in one line."""
+    controls = ", ".join(f"{visible(name)} {value:.3g}" for name, value in score.controls.items())
+    return f"{visible(score.name):<22}{score.value:>9.3g}" + (f"  beside {controls}" if controls else "")
 
 
-def table(circuit: Circuit, n: int | None = None) -> str:
-    """A row for each node, strongest first: name, kind, effect and its spread over prompts, label, the first example."""
+def node_table(circuit: CircuitGraph, n: int | None = None) -> str:
+    """Write a row for each node, strongest first: name, kind, effect, its spread over prompts, label, first example."""
     return "\n".join(_rows(ranked(circuit)[:n]))
 
 
@@ -95,7 +95,7 @@ def _padded(cell: str, width: int, is_right: bool) -> str:
 
 
 def spread(node: Node) -> float:
-    """Standard deviation of a node's effect over prompts, in the metric's units."""
+    """Compute the standard deviation of a node's effect over prompts, in the metric's units."""
     if not node.effects:
         return 0.0
     return math.hypot(*(effect - node.effect for effect in node.effects)) / math.sqrt(len(node.effects))

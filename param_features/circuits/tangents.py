@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from param_features.circuits.passes import Amounts, ByGroup, Key, Seen, Slopes, Subject, counted
+from param_features.circuits.passes import Amounts, ByGroup, CallKey, CircuitSubject, PlaceCall, Slopes, counted
 from param_features.circuits.places import Place, acting
 from param_features.params import copied_buffers, held_still, plain_kernels
 
@@ -21,8 +21,8 @@ Flow = tuple[ByGroup, Float[Tensor, " row"]]
 
 
 @torch.no_grad()
-def direct_flow(subject: Subject, clean: Slopes, amounts: Amounts) -> Flow:
-    """Where a step of some nodes goes on its way to the metric: into which nodes first, and straight to the output.
+def direct_flow(subject: CircuitSubject, clean: Slopes, amounts: Amounts) -> Flow:
+    """Measure where a step of some nodes goes on its way to the metric: into which nodes first, and straight to the output.
 
     The step moves what a later node reads; through that node it moves the metric by ⟨g, n(ẋ)⟩, where g is the metric's
     derivative by the place's output. Ways that lead through any other place of the subject are cut there, so that every part
@@ -37,7 +37,7 @@ def direct_flow(subject: Subject, clean: Slopes, amounts: Amounts) -> Flow:
     n_rows, places = len(subject.inputs), subject.places
     flows = {group.name: torch.zeros(n_rows, group.n_nodes, dtype=torch.float64) for group in subject.groups}
 
-    def act(key: Key, source: Any, output: Tensor) -> Tensor:
+    def act(key: CallKey, source: Any, output: Tensor) -> Tensor:
         place, name = key[0], places[key[0]].name
         moved = tangent_of(place.inner(source, clean.cotangents[key], n_rows))
         if moved is not None:
@@ -45,7 +45,7 @@ def direct_flow(subject: Subject, clean: Slopes, amounts: Amounts) -> Flow:
         bare = forward_ad.unpack_dual(output).primal
         if name not in amounts:
             return bare
-        change = subject.part(key, clean.seen[key], amounts[name]).detach()
+        change = subject.part(key, clean.calls[key], amounts[name]).detach()
         return forward_ad.make_dual(bare, change.to(bare.dtype))
 
     with held_still(subject.adapter.module), torch.no_grad(), _dual(subject, act):
@@ -54,24 +54,24 @@ def direct_flow(subject: Subject, clean: Slopes, amounts: Amounts) -> Flow:
     return flows, straight.double().cpu()
 
 
-def slope_changes(subject: Subject, amounts: Amounts) -> ByGroup:
-    """The derivative of every node's slope ∂m/∂α along a step of some nodes: Hessian times step, for each prompt.
+def slope_changes(subject: CircuitSubject, amounts: Amounts) -> ByGroup:
+    """Compute how every node's slope ∂m/∂α changes along a step of some nodes: Hessian times step, for each prompt.
 
     By three backward passes rather than by forward mode, which the gradients of some activations (SiLU) lack. The last needs
     no model: slopes u·∂m/∂α are linear in u, and so is their derivative along the step, whose slopes by u are what is asked.
 
     Cost: a forward pass, and two backward passes of which the first keeps its graph.
     """
-    seen: dict[Key, Seen] = {}
-    probes: dict[Key, Tensor] = {}
+    calls: dict[CallKey, PlaceCall] = {}
+    probes: dict[CallKey, Tensor] = {}
     places = subject.places
     step = torch.zeros((), dtype=torch.float64, requires_grad=True)
 
-    def act(key: Key, source: Any, output: Tensor) -> Tensor:
+    def act(key: CallKey, source: Any, output: Tensor) -> Tensor:
         name = places[key[0]].name
-        seen[key] = Seen(source, output)
+        calls[key] = PlaceCall(source, output)
         if name in amounts:
-            part = subject.part(key, seen[key], amounts[name])
+            part = subject.part(key, calls[key], amounts[name])
             output = output + (step.to(part) * part).to(output.dtype)
         probes[key] = torch.zeros_like(output, requires_grad=True)
         return output + probes[key]
@@ -79,35 +79,35 @@ def slope_changes(subject: Subject, amounts: Amounts) -> ByGroup:
     with held_still(subject.adapter.module), _numbered(subject, act):
         values = subject.measured()
         cotangents = _gradients(values.sum(), list(probes.values()))
-        read = subject.read(seen, dict(zip(probes, cotangents, strict=True)))
-        weights = [torch.zeros_like(part, requires_grad=True) for part in read.values()]
-        weighed = sum((weight * part).sum().double().cpu() for weight, part in zip(weights, read.values(), strict=True))
+        slopes = subject.read(calls, dict(zip(probes, cotangents, strict=True)))
+        weights = [torch.zeros_like(part, requires_grad=True) for part in slopes.values()]
+        weighed = sum((weight * part).sum().double().cpu() for weight, part in zip(weights, slopes.values(), strict=True))
         (along,) = _gradients(weighed, [step])
         changes = _gradients(along, weights)
-    return {name: change.detach().double().cpu() for name, change in zip(read, changes, strict=True)}
+    return {name: change.detach().double().cpu() for name, change in zip(slopes, changes, strict=True)}
 
 
 def _gradients(value: Any, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """With their graph; zeros where the value does not depend on a tensor."""
+    """Compute gradients with their graph; zeros where the value does not depend on a tensor."""
     if not value.requires_grad:
         return tuple(torch.zeros_like(tensor) for tensor in of)
     return torch.autograd.grad(value, of, create_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def tangent_of(tensor: Tensor) -> Tensor | None:
-    """The tangent that a tensor carries; None without one."""
+    """Take the tangent that a tensor carries; None without one."""
     return forward_ad.unpack_dual(tensor).tangent
 
 
 @contextmanager
-def _dual(subject: Subject, act: Any) -> Iterator[None]:
+def _dual(subject: CircuitSubject, act: Any) -> Iterator[None]:
     """Run a block in forward mode with an `act` that knows each place's call."""
     with forward_ad.dual_level(), _numbered(subject, act):
         yield
 
 
 @contextmanager
-def _numbered(subject: Subject, act: Any) -> Iterator[None]:
+def _numbered(subject: CircuitSubject, act: Any) -> Iterator[None]:
     """Run a block, by kernels that can be differentiated again, with an `act` that knows each place's call."""
     with plain_kernels(), copied_buffers(subject.adapter.module), counted(subject.adapter) as number:
 

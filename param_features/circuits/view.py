@@ -3,7 +3,7 @@
 import html
 from dataclasses import dataclass
 
-from param_features.circuits.graph import Circuit, Node, NodeExample
+from param_features.circuits.graph import CircuitGraph, Node, NodeExample
 from param_features.circuits.tables import KINDS, ranked, score_line, score_rows, spread
 from param_features.measure import visible
 from param_features.views import Page, Row, check_finite
@@ -15,7 +15,7 @@ _CELL = 'style="vertical-align:top;text-align:left;padding:3px 8px;border-top:1p
 
 @dataclass(frozen=True)
 class NodeRows:
-    """One node's line of the table.
+    """One node's line of the table, with the texts on which its feature is strong.
 
     Attributes:
         node: Whose.
@@ -27,16 +27,16 @@ class NodeRows:
 
     @property
     def bound(self) -> float:
-        """|strength| that gets the full colour."""
+        """The |strength| that gets the full colour."""
         return max((row.bound for row in self.rows), default=1.0)
 
     def text(self) -> str:
-        """Coloured text for a terminal."""
+        """Write coloured text for a terminal."""
         head = f"{visible(self.node.name)}  {self.node.effect:+.4g}  {visible(self.node.label)}".rstrip()
         return "\n".join([head, *(f"    {row.text(self.bound)}" for row in self.rows)])
 
     def static(self) -> str:
-        """A table's row as safe HTML."""
+        """Write the table's row as safe HTML."""
         node = self.node
         cells = (
             html.escape(visible(node.name)),
@@ -50,7 +50,7 @@ class NodeRows:
 
 @dataclass(frozen=True, repr=False)
 class CircuitView(Page):
-    """A circuit's summary and table.
+    """A circuit's summary, and the table of its nodes, as a page.
 
     Attributes:
         about: Lines above the table.
@@ -61,12 +61,12 @@ class CircuitView(Page):
     nodes: tuple[NodeRows, ...]
 
     def __str__(self) -> str:
-        """Coloured text for a terminal."""
+        """Write coloured text for a terminal."""
         return "\n".join([self.title, *self.about, *(node.text() for node in self.nodes)])
 
     @property
     def blocks(self) -> str:
-        """Safe HTML that needs no script."""
+        """The page's parts as safe HTML that needs no script."""
         head = "".join(
             f"<th {_CELL}>{name}</th>" for name in ("node", "kind", "effect ± spread", "label", "where it is strong")
         )
@@ -74,12 +74,12 @@ class CircuitView(Page):
         return f"<div>{about}</div><table {_TABLE}><tr>{head}</tr>{''.join(node.static() for node in self.nodes)}</table>"
 
     def _repr_html_(self) -> str:
-        """The table; it brings no script, since it needs none."""
+        """Write the table for a notebook; it brings no script, since it needs none."""
         return self._body
 
 
-def circuit_view(circuit: Circuit, n: int | None = None, *, n_examples: int = 3) -> CircuitView:
-    """The nodes of largest effect with their examples."""
+def circuit_view(circuit: CircuitGraph, n: int | None = None, *, n_examples: int = 3) -> CircuitView:
+    """Make the view of a circuit: the nodes of largest effect with their examples."""
     nodes = tuple(NodeRows(node, tuple(map(_row, node.examples[:n_examples]))) for node in ranked(circuit)[:n])
     check_finite(value for node in nodes for row in node.rows for value in row.values)
     counts = f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, {len(circuit.prompts)} prompts"

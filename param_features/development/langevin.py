@@ -14,7 +14,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from param_features.circuits import Metric, checked
+from param_features.circuits import Metric, checked_values
 from param_features.errors import MissingExtraError
 from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
@@ -72,7 +72,7 @@ class Moving(nn.Module):
     def mean_loss(self, batch_size: int) -> float:
         """Over all rows."""
         _, inputs, metric = self.held
-        parts = [checked(self(rows), len(rows), metric.name) for rows in torch.arange(len(inputs)).split(batch_size)]
+        parts = [checked_values(self(rows), len(rows), metric.name) for rows in torch.arange(len(inputs)).split(batch_size)]
         return float(torch.cat(parts).double().mean())
 
     def _weights(self, subset: ParamSubset) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.changes import Matrices, chosen_matrices, projected, read_state
-from param_features.circuits import Metric, checked, read_metric
+from param_features.circuits import Metric, checked_values, read_metric
 from param_features.errors import SettingError
 from param_features.fit.formats import LowRank
 from param_features.fitted import Fitted
@@ -150,4 +150,4 @@ def _mean_loss(engine: GradientEngine, inputs: ModelInputs, metric: Metric, delt
 
 def _losses(engine: GradientEngine, inputs: ModelInputs, metric: Metric) -> Float[Tensor, " row"]:
     output = engine.adapter.run(*inputs.args, **inputs.kwargs)
-    return checked(metric.on(engine.adapter, inputs)(output), len(inputs), metric.name).double().cpu()
+    return checked_values(metric.on(engine.adapter, inputs)(output), len(inputs), metric.name).double().cpu()

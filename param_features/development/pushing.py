@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.circuits import Subject, read_metric, weight_group
+from param_features.circuits import CircuitSubject, read_metric, weight_group
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
 
@@ -78,7 +78,7 @@ def pushes(features: Fitted, tokens: Any = None, *, inputs: Any = None, loss: An
     group = weight_group(features, "features", has_error=False)
     adapter, metric = features.bound_engine("pushes").adapter, read_metric(loss)
     found = features.inputs_or_examples(tokens, inputs)
-    parts = [_of_batch(Subject(adapter, (group,), found.rows(rows), metric)) for rows in _batches(len(found))]
+    parts = [_of_batch(CircuitSubject(adapter, (group,), found.rows(rows), metric)) for rows in _batches(len(found))]
     values, losses = (torch.cat(each) for each in zip(*parts, strict=True))
     strings = tuple(tuple(adapter.to_strings(row)) for row in found.token_rows)
     return Pushes(-values, losses, strings)
@@ -88,6 +88,6 @@ def _batches(n: int) -> list[slice]:
     return [slice(start, start + _BATCH) for start in range(0, n, _BATCH)]
 
 
-def _of_batch(subject: Subject) -> tuple[Tensor, Tensor]:
+def _of_batch(subject: CircuitSubject) -> tuple[Tensor, Tensor]:
     slopes = subject.slopes()
     return subject.joined(slopes.by_node), slopes.values.double().cpu()

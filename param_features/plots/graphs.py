@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from param_features.circuits import Circuit, Edge, Layout, Node, layout, spread
+from param_features.circuits import Circuit, Edge, GraphLayout, Node, lay_out, spread
 from param_features.measure import visible
 from param_features.plots.figures import GREYS, plotly
 
@@ -39,7 +39,7 @@ def circuit(circuit: Circuit, *, n_edges: int | None = None, n_examples: int = 3
         ExportError: The circuit's parts do not fit together.
         MissingExtraError: plotly or networkx is not installed.
     """
-    go, found = plotly(), layout(circuit)
+    go, found = plotly(), lay_out(circuit)
     figure = go.Figure()
     edges = sorted(circuit.edges, key=lambda edge: abs(edge.weight))
     for trace in _edges(edges[len(edges) - n_edges :] if n_edges is not None and n_edges < len(edges) else edges, found):
@@ -59,7 +59,7 @@ def _largest_effect(circuit: Circuit) -> float:
     return max((abs(node.effect) for node in circuit.nodes if node.kind != "output"), default=0.0) or 1.0
 
 
-def _edges(edges: list[Edge], found: Layout) -> Iterator["go.Scatter"]:
+def _edges(edges: list[Edge], found: GraphLayout) -> Iterator["go.Scatter"]:
     """A trace for each width and sign, thin ones first; then the points in their middles that take the mouse."""
     go, most = plotly(), max((abs(edge.weight) for edge in edges), default=0.0) or 1.0
     sorts = Counter((math.ceil(_WIDTHS * abs(edge.weight) / most), edge.weight < 0) for edge in edges)
@@ -92,7 +92,7 @@ def _joined(lines: list[list[tuple[float, float]]]) -> tuple[list[float | None],
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _nodes(kind: str, nodes: list[Node], found: Layout, most: float, n_examples: int) -> "go.Scatter":
+def _nodes(kind: str, nodes: list[Node], found: GraphLayout, most: float, n_examples: int) -> "go.Scatter":
     sizes = [_SMALLEST + (_LARGEST - _SMALLEST) * math.sqrt(abs(node.effect) / most) for node in nodes]
     colours = [NEGATIVE if node.effect < 0 else POSITIVE for node in nodes]
     marker: dict[str, Any] = {"symbol": SHAPES[kind], "size": sizes, "color": colours, "opacity": 1}
@@ -133,7 +133,7 @@ def _hover(node: Node, n_examples: int) -> str:
     return "<br>".join(lines)
 
 
-def _name_nodes(figure: "go.Figure", circuit: Circuit, found: Layout) -> None:
+def _name_nodes(figure: "go.Figure", circuit: Circuit, found: GraphLayout) -> None:
     """What a node is called, below it; in two lines, number and label, each cut to its column."""
     for node in circuit.nodes:
         x, y = found.places[node.name]
@@ -158,7 +158,7 @@ def _safe(text: str) -> str:
     return html.escape(visible(text), quote=False)
 
 
-def _framed(figure: "go.Figure", circuit: Circuit, found: Layout) -> "go.Figure":
+def _framed(figure: "go.Figure", circuit: Circuit, found: GraphLayout) -> "go.Figure":
     n_columns, n_rows = len(found.columns), found.n_rows
     title = f"{visible(circuit.metric)}: {len(circuit.nodes)} nodes, {len(circuit.edges)} edges"
     names = ["<br>".join(_broken(group) for group in groups) for groups in found.columns]

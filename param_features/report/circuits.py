@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from param_features.circuits import Circuit, Node, NodeExample, layout, ranked, score_rows, spread
+from param_features.circuits import Circuit, Node, NodeExample, lay_out, ranked, score_rows, spread
 from param_features.report.samples import Vocabulary, digits, window
 
 _SHOWN_EXAMPLES, _SHOWN_PROMPTS = 5, 20
@@ -22,7 +22,7 @@ def circuit_section(circuit: Circuit, vocabulary: Vocabulary, params: Mapping[st
     Raises:
         ExportError: The circuit's parts do not fit together.
     """
-    places = layout(circuit)
+    places = lay_out(circuit)
     numbers = {node.name: number for number, node in enumerate(circuit.nodes)}
     return {
         "metric": circuit.metric,

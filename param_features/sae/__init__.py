@@ -1,7 +1,8 @@
 """SAEs of sae-lens: trained in one call, measured, and compared with parameter features."""
 
 from param_features.sae.comparing import compare, compare_on
-from param_features.sae.comparison import Comparison, Matching, Pair
+from param_features.sae.comparison import Comparison
+from param_features.sae.matching import Matching, Pair
 from param_features.sae.metrics import SaeMetrics, sae_metrics
 from param_features.sae.site import find_place, first_tensor, with_first
 from param_features.sae.train import train_sae

@@ -12,7 +12,8 @@ from param_features.errors import SettingError
 from param_features.fitted import Fitted
 from param_features.measure import correlation_table, counterparts, feature_chunks, purity
 from param_features.problem import ModelInputs
-from param_features.sae.comparison import Comparison, Matching
+from param_features.sae.comparison import Comparison
+from param_features.sae.matching import Matching
 from param_features.sae.metrics import named_place
 from param_features.sae.sides import Side, parameter_sides, random_sae_side, sae_side, shuffled
 from param_features.sae.site import activations_at
@@ -33,7 +34,7 @@ def compare(
     level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Which SAE features go with which parameter features on the same samples, and which have no counterpart.
+    """Find which SAE features go with which parameter features on the same samples, and which have no counterpart.
 
     Parameter features are signed and move with the size of a sample's gradient; SAE features do neither. So the strength of
     a parameter feature at a sample is its share of the sample's activations, |c_k| / (‖c‖ + its mean), by which
@@ -86,7 +87,7 @@ def compare_on(
     level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """`compare` on inputs that are read already.
+    """Compare as `compare` does, on inputs that are read already.
 
     Raises:
         SettingError: `n_top` or `level` is out of range.
@@ -94,15 +95,15 @@ def compare_on(
     if n_top < 1 or not 0 < level < 1:
         raise SettingError(f"n_top={n_top} and level={level}. n_top must be at least 1, and level lie between 0 and 1.")
     engine = features.bound_engine("compare")
-    found = read_sae(sae)
-    place = named_place(found, hook_name)
+    reader = read_sae(sae)
+    place = named_place(reader, hook_name)
     acts = activations_at(engine.adapter, data, place, per_position=engine.per_position)
-    theirs = sae_side(found, acts)
+    theirs = sae_side(reader, acts)
     generator = torch.Generator().manual_seed(seed)
     n_sets = max(_LEAST_SETS, -(-_N_CALIBRATING // features.n_features))
     ours, control, calibration = parameter_sides(features, data, generator, n_calibrating=n_sets)
     l0 = theirs.codes._nnz() / len(acts)
-    random_sae = random_sae_side(acts.flatten(1), found.n_features, l0, generator)
+    random_sae = random_sae_side(acts.flatten(1), reader.n_features, l0, generator)
     labels = _labels(data) if engine.per_position else {}
     tables = counterparts(ours.strengths, theirs.strengths, n_top=n_top)
     of_features, of_sae = _matchings(tables.correlation, theirs, ours, control, calibration, level, generator)
@@ -115,7 +116,7 @@ def compare_on(
     }
     return Comparison(
         features=features,
-        sae=found,
+        sae=reader,
         hook_name=place,
         inputs=data,
         n_samples=len(acts),
@@ -140,23 +141,23 @@ def _matchings(
     level: float,
     generator: torch.Generator,
 ) -> tuple[Matching, Matching]:
-    """Both directions' best correlations with their thresholds and controls."""
+    """Match the sets in both directions: best correlations, thresholds and controls."""
     calibrating = [correlation_table(strengths, theirs.strengths) for strengths in calibration]
     random = correlation_table(control.strengths, theirs.strengths)
-    moved = correlation_table(ours.strengths, shuffled(theirs, generator).strengths)
-    counted = _active(ours), _active(theirs)
-    found = []
+    reordered = correlation_table(ours.strengths, shuffled(theirs, generator).strengths)
+    active = _active(ours), _active(theirs)
+    matchings = []
     for axis in (0, 1):
-        best, by_chance, by_shuffling = (table.amax(1 - axis) for table in (correlation, random, moved))
-        own = counted[axis]
-        drawn = torch.cat([table.amax(1 - axis)[own if axis else slice(None)] for table in calibrating])
-        threshold = max(_quantile(drawn, level), _quantile(by_shuffling[own], level))
-        found.append(Matching(best, threshold, by_chance, by_shuffling, own))
-    return found[0], found[1]
+        best, by_chance, by_shuffling = (table.amax(1 - axis) for table in (correlation, random, reordered))
+        is_active = active[axis]
+        drawn = torch.cat([table.amax(1 - axis)[is_active if axis else slice(None)] for table in calibrating])
+        threshold = max(_quantile(drawn, level), _quantile(by_shuffling[is_active], level))
+        matchings.append(Matching(best, threshold, by_chance, by_shuffling, is_active))
+    return matchings[0], matchings[1]
 
 
 def _active(side: Side) -> Tensor:
-    """Which features have a strength above zero on some sample."""
+    """Mark the features that have a strength above zero on some sample."""
     return torch.cat([(chunk > 0).any(0) for chunk in feature_chunks(side.strengths)])
 
 
@@ -165,13 +166,13 @@ def _quantile(values: Tensor, level: float) -> float:
 
 
 def _strongest(strengths: Float[Tensor, "sample feature"]) -> Int[Tensor, "rank feature"]:
-    """Each feature's strongest samples."""
+    """Find the samples on which each feature is strongest, strongest first."""
     n = min(_N_SHOWN, strengths.shape[0])
     return torch.cat([chunk.topk(n, dim=0).indices for chunk in feature_chunks(strengths)], 1)
 
 
 def _labels(inputs: ModelInputs) -> dict[str, Int[Tensor, " sample"]]:
-    """Each real position's token, and the token after it; -1 where there is none."""
+    """Label every real position with its token, and with the token after it; -1 where there is none."""
     rows = inputs.token_rows
     tokens = torch.tensor([token for row in rows for token in row])
     following = torch.tensor([token for row in rows for token in (*row[1:], -1)])
@@ -181,7 +182,7 @@ def _labels(inputs: ModelInputs) -> dict[str, Int[Tensor, " sample"]]:
 def _chance(
     labels: dict[str, Tensor], n_samples: int, n_top: int, generator: torch.Generator, n_draws: int = 200
 ) -> dict[str, float]:
-    """The mean purity of as many samples drawn at random."""
+    """Measure the mean purity of as many samples drawn at random."""
     drawn = torch.rand(n_samples, n_draws, generator=generator)
     is_drawn = drawn <= drawn.kthvalue(min(n_top, n_samples), dim=0).values
     return {f"purity_{name}": float(purity(is_drawn, label).nanmean()) for name, label in labels.items()}

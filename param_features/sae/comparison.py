@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.adapters import SparseAutoencoder
@@ -15,6 +15,7 @@ from param_features.errors import FeatureCountError, SettingError
 from param_features.fitted import Fitted
 from param_features.measure import Counterparts
 from param_features.problem import ModelInputs
+from param_features.sae.matching import Matching, Pair
 from param_features.sae.pairs_shown import SampleRow, pair_view
 from param_features.views import View
 
@@ -25,71 +26,6 @@ _MEANINGS = {
     "purity_token": "top samples with their commonest token",
     "purity_next": "top samples with their commonest next token",
 }
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A parameter feature and an SAE feature.
-
-    Attributes:
-        feature: The parameter feature.
-        sae_feature: The SAE feature.
-        correlation: Of their strengths over all samples, -1 to 1.
-        auroc: How well the SAE feature tells the parameter feature's top samples from all others, 0.5 by chance; NaN where
-            there are none.
-        sae_auroc: How well the parameter feature tells the SAE feature's top samples.
-        overlap: Jaccard overlap of their top samples, 0 to 1.
-        url: The SAE feature's page on Neuronpedia, None where the SAE's metadata names none.
-    """
-
-    feature: int
-    sae_feature: int
-    correlation: float
-    auroc: float
-    sae_auroc: float
-    overlap: float
-    url: str | None
-
-
-@dataclass(frozen=True, eq=False)
-class Matching:
-    """One set's best correlations with the other set, and what they are worth.
-
-    Attributes:
-        best: Each feature's largest correlation with a feature of the other set.
-        threshold: From which a feature has a counterpart: the chosen quantile of what random directions reach in its
-            stead, or of shuffled samples where that is higher.
-        random: The same as `best` with a further set of random directions, for control.
-        shuffled: The same as `best` with the SAE's activations moved to other samples.
-        counted: Features that are active on some sample; the others have no correlation.
-    """
-
-    best: Float[Tensor, " feature"]
-    threshold: float
-    random: Float[Tensor, " feature"]
-    shuffled: Float[Tensor, " feature"]
-    counted: Bool[Tensor, " feature"]
-
-    @property
-    def shared(self) -> list[int]:
-        """Features with a counterpart, the best first."""
-        order = self.best.argsort(descending=True, stable=True)
-        return order[(self.counted & (self.best > self.threshold))[order]].tolist()
-
-    @property
-    def alone(self) -> list[int]:
-        """Active features without a counterpart, the least correlated first."""
-        order = self.best.argsort(stable=True)
-        return order[(self.counted & (self.best <= self.threshold))[order]].tolist()
-
-    def n_above(self, control: str) -> int:
-        """How many of a control's directions, `"random"` or `"shuffled"`, pass for having a counterpart."""
-        return int((self.counted & (getattr(self, control) > self.threshold)).sum())
-
-    def median(self, of: str = "best") -> float:
-        """The median correlation of `"best"`, `"random"` or `"shuffled"`, over active features."""
-        values = getattr(self, of)[self.counted]
-        return float(values.median()) if len(values) else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +87,7 @@ class Comparison:
             SettingError: `by` is unknown.
         """
         _check(feature, self.features.n_features, "parameter")
-        return [self._pair(feature, other) for other in _best(self._table(by)[feature], n)]
+        return [self._pair(feature, sae_feature) for sae_feature in _best(self._table(by)[feature], n)]
 
     def sae_pairs(self, sae_feature: int, n: int = 5, *, by: str = "correlation") -> list[Pair]:
         """The parameter features that go best with an SAE feature, best first; arguments as in `pairs`.
@@ -169,7 +105,7 @@ class Comparison:
 
     def sae_table(self) -> list[Pair]:
         """Every SAE feature that is active with its best parameter feature by correlation, in order of features."""
-        return [self.sae_pairs(other, 1)[0] for other in self.of_sae.counted.nonzero()[:, 0].tolist()]
+        return [self.sae_pairs(sae_feature, 1)[0] for sae_feature in self.of_sae.counted.nonzero()[:, 0].tolist()]
 
     def view(self, feature: int, n: int = 5) -> View:
         """A parameter feature's top examples, each marked by it and, below, by its best SAE feature.
@@ -190,12 +126,12 @@ class Comparison:
         return self._view(pair, self._rows(self.sae_top[:, sae_feature].tolist(), n), feature_first=False)
 
     def __repr__(self) -> str:
-        """Counterparts and both sets' numbers, controls beside them."""
+        """Print how many features have counterparts, and both sets' numbers beside their controls."""
         lines = [f"{line.title:<20}{line.ours:>32}{line.theirs:>32}  {line.meaning}".rstrip() for line in self.lines()]
         return "\n".join([self.title, *lines])
 
     def _repr_html_(self) -> str:
-        """The same as tables, the best pairs below with links where there are any."""
+        """What `repr` prints as a table, the best pairs below with links where there are any."""
         rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self.lines())
         pairs = sorted(self.table(), key=lambda pair: -pair.correlation)[:10]
         titles = ("feature", "SAE feature", "correlation", "area under ROC", "the reverse", "overlap")
@@ -207,15 +143,15 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """What is compared."""
+        """One line that names what is compared."""
         names = ", ".join(self.features.params)
         return (
             f"Comparison: {self.features.n_features} features of {names} and {self.sae.n_features} of a "
             f"{self.sae.architecture} SAE at {self.hook_name}, {self.n_samples} samples"
         )
 
-    def lines(self) -> list["Line"]:
-        """The table's lines, its head first."""
+    def lines(self) -> list["ComparisonLine"]:
+        """Make the lines of the table, its head first."""
         sides, tables = (self.of_features, self.of_sae), self.tables
         areas, overlaps = (
             (tables.auroc.amax(1), tables.reverse_auroc.amax(0)),
@@ -223,7 +159,7 @@ class Comparison:
         )
         top = f"the top {self.n_top} samples, median"
         lines = [
-            Line("", "parameter features (random)", "SAE features (random)", ""),
+            ComparisonLine("", "parameter features (random)", "SAE features (random)", ""),
             _line("with a counterpart", sides, _counted, "in the other set: above the threshold"),
             _line("best correlation", sides, _correlated, "median over features"),
             _line("threshold", sides, _threshold, f"above {self.level:.0%} of random directions"),
@@ -232,63 +168,70 @@ class Comparison:
         ]
         for name, meaning in _MEANINGS.items():
             if name in self.metrics["features"]:
-                lines.append(_line(name, ("features", "sae"), partial(self._beside, name), self._any(name, meaning)))
+                lines.append(
+                    _line(name, ("features", "sae"), partial(self._with_control, name), self._with_chance(name, meaning))
+                )
         return lines
 
-    def _beside(self, name: str, side: str) -> str:
-        own, control = self.metrics[side][name], self.metrics[f"random_{side}"][name]
+    def _with_control(self, name: str, side: str) -> str:
+        measured, control = self.metrics[side][name], self.metrics[f"random_{side}"][name]
         digits = 0 if name == "dead" else 3
-        return f"{own:.{digits}f} ({control:.{digits}f})"
+        return f"{measured:.{digits}f} ({control:.{digits}f})"
 
-    def _any(self, name: str, meaning: str) -> str:
+    def _with_chance(self, name: str, meaning: str) -> str:
         chance = self.metrics["any_samples"].get(name)
         return meaning if chance is None else f"{meaning}; any {self.n_top} samples: {chance:.3f}"
 
-    def _tables(self) -> dict[str, Tensor]:
-        """Every pair's numbers, by their names in `Pair`."""
-        tables = self.tables
-        areas = {"auroc": tables.auroc, "sae_auroc": tables.reverse_auroc}
-        return {"correlation": tables.correlation, **areas, "overlap": tables.overlap}
-
     def _table(self, by: str) -> Tensor:
-        tables = self._tables()
+        """Every pair's number of one kind, by its name in `Pair`."""
+        tables = {
+            "correlation": self.tables.correlation,
+            "auroc": self.tables.auroc,
+            "sae_auroc": self.tables.reverse_auroc,
+            "overlap": self.tables.overlap,
+        }
         if by not in tables:
             raise SettingError(f"by={by!r} is unknown. Accepted: {', '.join(map(repr, tables))}.")
         return tables[by]
 
-    def _pair(self, feature: int, other: int) -> Pair:
-        numbers = {name: float(table[feature, other]) for name, table in self._tables().items()}
-        return Pair(feature=feature, sae_feature=other, url=self.sae.url(other), **numbers)
+    def _pair(self, feature: int, sae_feature: int) -> Pair:
+        tables = self.tables
+        return Pair(
+            feature=feature,
+            sae_feature=sae_feature,
+            correlation=float(tables.correlation[feature, sae_feature]),
+            auroc=float(tables.auroc[feature, sae_feature]),
+            sae_auroc=float(tables.reverse_auroc[feature, sae_feature]),
+            overlap=float(tables.overlap[feature, sae_feature]),
+            url=self.sae.url(sae_feature),
+        )
 
     def sae_places(self, sae_feature: int, n: int) -> list[SampleRow]:
         """The rows and positions at which an SAE feature is strongest, one of each row, strongest first."""
         return self._rows(self.sae_top[:, sae_feature].tolist(), n)
 
     def _rows(self, samples: Sequence[int], n: int) -> list[SampleRow]:
-        """The first n samples of different rows."""
+        """Find where the first n samples of different rows lie."""
         places = self._places()
-        found: dict[int, SampleRow] = {}
+        by_row: dict[int, SampleRow] = {}
         for sample in samples:
             row, position = places[sample].tolist()
-            found.setdefault(row, SampleRow(row, position))
-        return list(found.values())[:n]
+            by_row.setdefault(row, SampleRow(row, position))
+        return list(by_row.values())[:n]
 
     def _places(self) -> Int[Tensor, "sample two"]:
-        """Row, and position among the row's real ones, of every sample."""
+        """Find every sample's row, and its position among the row's real ones."""
         if not self.features.bound_engine("compare").per_position:
             return torch.stack([torch.arange(len(self.inputs)), torch.zeros(len(self.inputs), dtype=torch.long)], 1)
         rows = self.inputs.token_rows
         return torch.tensor([(row, position) for row, tokens in enumerate(rows) for position in range(len(tokens))])
 
     def _view(self, pair: Pair, rows: list[SampleRow], *, feature_first: bool) -> View:
-        return pair_view(
-            self.features, self.sae, self.hook_name, self.inputs, pair.feature, pair.sae_feature, rows,
-            feature_first=feature_first, correlation=pair.correlation,
-        )  # fmt: skip
+        return pair_view(self.features, self.sae, self.hook_name, self.inputs, pair, rows, feature_first=feature_first)
 
 
-class Line(NamedTuple):
-    """A line of the printed table."""
+class ComparisonLine(NamedTuple):
+    """One line of the printed table: its title, both sides' cells, and what they mean."""
 
     title: str
     ours: str
@@ -296,8 +239,8 @@ class Line(NamedTuple):
     meaning: str
 
 
-def _line(title: str, sides: tuple[Any, Any], write: Callable[[Any], str], meaning: str) -> Line:
-    return Line(title, write(sides[0]), write(sides[1]), meaning)
+def _line(title: str, sides: tuple[Any, Any], write: Callable[[Any], str], meaning: str) -> ComparisonLine:
+    return ComparisonLine(title, write(sides[0]), write(sides[1]), meaning)
 
 
 def _best(values: Float[Tensor, " other"], n: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""`pf.sae.sae_metrics`: an SAE's sparsity, its reconstruction, and what the model loses when it runs on the reconstruction."""
+"""`pf.sae.sae_metrics`: an SAE's sparsity, its reconstruction, and what the model loses when it runs on that."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True, eq=False)
 class SaeMetrics(Mapping[str, float]):
-    """Numbers by name, and every feature's density.
+    """What `sae_metrics` measured: numbers by name, and every feature's density.
 
     Attributes:
         numbers: The values.
@@ -46,19 +46,19 @@ class SaeMetrics(Mapping[str, float]):
     densities: Float[Tensor, " feature"]
 
     def __getitem__(self, name: str) -> float:
-        """The number of that name."""
+        """Look up one number by its name."""
         return self.numbers[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Names in order."""
+        """Iterate over the names in order."""
         return iter(self.numbers)
 
     def __len__(self) -> int:
-        """How many numbers."""
+        """Count the numbers."""
         return len(self.numbers)
 
     def histogram(self, n_bins: int = _BINS) -> tuple[list[int], list[float]]:
-        """Counts of features by log10 density, and the bins' edges; dead features are in none."""
+        """Count features by log10 density, and give the bins' edges; dead features are in none."""
         alive = self.densities[self.densities > 0].log10()
         if not len(alive):
             return [0] * n_bins, [float(edge) for edge in range(-n_bins, 1)]
@@ -66,7 +66,7 @@ class SaeMetrics(Mapping[str, float]):
         return counts.long().tolist(), edges.tolist()
 
     def __repr__(self) -> str:
-        """The table."""
+        """Print the numbers as a table with their meanings."""
         return "\n".join(f"{name:<20} {self._number(name):>9}  {_MEANINGS[name]}".rstrip() for name in self)
 
     def _number(self, name: str) -> str:
@@ -109,21 +109,21 @@ def sae_metrics(
 
     Source: Bricken et al. (2023), *Towards Monosemanticity*: density histogram, reconstructed loss.
     """
-    found = read_sae(sae)
-    place = named_place(found, hook_name)
+    reader = read_sae(sae)
+    place = named_place(reader, hook_name)
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     data = read_inputs(adapter, tokens, inputs)
     acts = activations_at(adapter, data, place)
     mean = acts.mean(0)
-    n_active, square_error = torch.zeros(found.n_features, dtype=torch.float64), 0.0
-    for chunk in found.encode(acts):
+    n_active, square_error = torch.zeros(reader.n_features, dtype=torch.float64), 0.0
+    for chunk in reader.encode(acts):
         n_active += (chunk != 0).sum(0)
-    square_error = float((found.reconstruct(acts) - acts).double().square().sum())
+    square_error = float((reader.reconstruct(acts) - acts).double().square().sum())
     variance = float((acts - mean).double().square().sum())
     densities = n_active / len(acts)
     mse = square_error / variance if variance else float("nan")
     values = {
-        "n_features": found.n_features,
+        "n_features": reader.n_features,
         "n_samples": len(acts),
         "l0": float(densities.sum()),
         "density": float(densities.median()),
@@ -132,12 +132,12 @@ def sae_metrics(
         "explained_variance": 1 - mse,
     }
     if data.tokens is not None and adapter.predicts_tokens:
-        values |= _losses(adapter, data, place, found, mean)
+        values |= _losses(adapter, data, place, reader, mean)
     return SaeMetrics(values, densities)
 
 
 def named_place(sae: SparseAutoencoder, hook_name: str | None) -> str:
-    """Where the SAE reads.
+    """Find where the SAE reads: what the user says, or else its metadata.
 
     Raises:
         InputError: Neither the user nor the SAE's metadata say.
@@ -149,19 +149,19 @@ def named_place(sae: SparseAutoencoder, hook_name: str | None) -> str:
 
 
 def _losses(adapter: Adapter, data: ModelInputs, place: str, sae: SparseAutoencoder, mean: Tensor) -> dict[str, float]:
-    """Cross-entropies with the activations at every real position replaced."""
-    others: dict[str, Callable[[Tensor], Tensor] | None] = {
+    """Measure cross-entropies with the activations at every real position replaced in several ways."""
+    replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
         "loss": None,
         "loss_reconstructed": sae.reconstruct,
         "loss_zero": torch.zeros_like,
         "loss_mean": lambda acts: mean.to(acts).expand_as(acts),
     }
-    found = {name: _loss(adapter, data, place, function) for name, function in others.items()}
-    own, rebuilt = found["loss"], found["loss_reconstructed"]
+    losses = {name: _loss(adapter, data, place, function) for name, function in replacements.items()}
+    unchanged, rebuilt = losses["loss"], losses["loss_reconstructed"]
     for control, name in (("loss_zero", "loss_recovered"), ("loss_mean", "loss_recovered_mean")):
-        cost = found[control] - own
-        found[name] = (found[control] - rebuilt) / cost if cost else float("nan")
-    return found
+        cost = losses[control] - unchanged
+        losses[name] = (losses[control] - rebuilt) / cost if cost else float("nan")
+    return losses
 
 
 def _loss(adapter: Adapter, data: ModelInputs, place: str, function: Callable[[Tensor], Tensor] | None) -> float:
@@ -182,7 +182,7 @@ def _loss(adapter: Adapter, data: ModelInputs, place: str, function: Callable[[T
 
 
 def _at_samples(rows: ModelInputs, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The function applied to samples [sample, …], put back where they were; padding keeps what it had."""
+    """Make a function of samples [sample, …] one of activations at all positions; padding keeps what it had."""
 
     def replace(acts: Tensor) -> Tensor:
         if not has_positions(acts, rows):

@@ -9,6 +9,7 @@ from torch import Tensor
 from param_features.adapters import SparseAutoencoder
 from param_features.fitted import Fitted
 from param_features.problem import ModelInputs
+from param_features.sae.matching import Pair
 from param_features.sae.site import activations_at
 from param_features.views import Row, View
 
@@ -27,21 +28,19 @@ def pair_view(
     sae: SparseAutoencoder,
     hook_name: str,
     inputs: ModelInputs,
-    feature: int,
-    sae_feature: int,
+    pair: Pair,
     samples: Sequence[SampleRow],
     *,
     feature_first: bool,
-    correlation: float,
 ) -> View:
-    """Each sample's text twice, one line per feature; colours are shares of the feature's largest |activation| shown.
+    """Show each sample's text twice, one line per feature; colours are shares of the feature's largest |activation| shown.
 
     Cost: both features' activations on the samples' rows.
     """
     chosen = inputs.rows(torch.tensor([sample.row for sample in samples], dtype=torch.long))
-    ours, theirs = _activations(features, sae, hook_name, chosen, feature, sae_feature)
+    ours, theirs = _activations(features, sae, hook_name, chosen, pair)
     strings = _strings(features, chosen)
-    lines = [("feature", feature, ours, "+.4f"), ("SAE feature", sae_feature, theirs, ".4f")]
+    lines = [("feature", pair.feature, ours, "+.4f"), ("SAE feature", pair.sae_feature, theirs, ".4f")]
     lines = lines if feature_first else lines[::-1]
     rows = []
     for place, (row, position) in enumerate(samples):
@@ -51,22 +50,22 @@ def pair_view(
             title = f"{name} {number}: {float(acts[place][marked]):{style}}"
             rows.append(_row(title, texts or (f"input {row}",), acts[place] / bound, marked))
     titles = [f"{name} {number}" for name, number, *_ in lines]
-    return View(f"{titles[0]} and {titles[1]}: correlation {correlation:.2f}; each on its own scale", tuple(rows))
+    return View(f"{titles[0]} and {titles[1]}: correlation {pair.correlation:.2f}; each on its own scale", tuple(rows))
 
 
 def _activations(
-    features: Fitted, sae: SparseAutoencoder, hook_name: str, rows: ModelInputs, feature: int, sae_feature: int
+    features: Fitted, sae: SparseAutoencoder, hook_name: str, rows: ModelInputs, pair: Pair
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each row, its real positions first; one number where a sample is an input."""
+    """Both features' activations on each row's real positions; one number where a sample is an input."""
     engine = features.bound_engine("view")
     acts = activations_at(engine.adapter, rows, hook_name, per_position=engine.per_position)
-    codes = torch.cat([chunk[:, sae_feature] for chunk in sae.encode(acts)])
-    found = features.activations_on(rows)[..., feature]
+    codes = torch.cat([chunk[:, pair.sae_feature] for chunk in sae.encode(acts)])
+    strengths = features.activations_on(rows)[..., pair.feature]
     if not engine.per_position:
-        return [value.reshape(1) for value in found], [value.reshape(1) for value in codes]
-    is_real = torch.ones(found.shape, dtype=torch.bool) if rows.mask is None else rows.mask.cpu()
+        return [value.reshape(1) for value in strengths], [value.reshape(1) for value in codes]
+    is_real = torch.ones(strengths.shape, dtype=torch.bool) if rows.mask is None else rows.mask.cpu()
     lengths = is_real.sum(1).tolist()
-    return list(found[is_real].split(lengths)), list(codes.split(lengths))
+    return list(strengths[is_real].split(lengths)), list(codes.split(lengths))
 
 
 def _strings(features: Fitted, rows: ModelInputs) -> list[tuple[str, ...]]:

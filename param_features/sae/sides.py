@@ -20,7 +20,7 @@ _THRESHOLD_NUMBERS = 2**25
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """A set of features on the compared samples.
+    """One of the two compared sets: how strong its features are on the samples.
 
     Attributes:
         strengths: How much each feature says at each sample, at least 0; dense, or sparse in the COO layout.
@@ -31,7 +31,7 @@ class Side:
     codes: Float[Tensor, "sample feature"]
 
     def numbers(self, labels: Mapping[str, Int[Tensor, " sample"]], n_top: int) -> dict[str, float]:
-        """`n_features`, `l0`, `density` (median), `dead`, and for each kind of label the mean purity of the top samples.
+        """Measure `n_features`, `l0`, `density` (median), `dead`, and for each kind of label the top samples' mean purity.
 
         A feature counts in the purity by the number of its top samples, n_top at most: one that is active on a single
         sample is pure for nothing.
@@ -39,7 +39,7 @@ class Side:
         density = torch.cat([(chunk != 0).double().mean(0) for chunk in feature_chunks(self.codes)])
         tops = [top_samples(chunk, n_top) for chunk in feature_chunks(self.strengths)]
         weight = torch.cat([top.sum(0) for top in tops]).clamp(max=n_top).double()
-        found = {
+        numbers = {
             "n_features": float(len(density)),
             "l0": float(density.sum()),
             "density": float(density.median()),
@@ -48,20 +48,20 @@ class Side:
         for name, label in labels.items():
             pure = torch.cat([purity(top, label) for top in tops]).double()
             counted = ~pure.isnan()
-            found[f"purity_{name}"] = float((pure * weight)[counted].sum() / weight[counted].sum())
-        return found
+            numbers[f"purity_{name}"] = float((pure * weight)[counted].sum() / weight[counted].sum())
+        return numbers
 
 
 class ParameterSides(NamedTuple):
     """Parameter features, and random directions read from the same gradients.
 
     Attributes:
-        own: The features.
+        features: The features.
         control: As many random directions of the same ranks.
         calibration: Strengths of further such sets.
     """
 
-    own: Side
+    features: Side
     control: Side
     calibration: list[Float[Tensor, "sample feature"]]
 
@@ -69,7 +69,7 @@ class ParameterSides(NamedTuple):
 def parameter_sides(
     features: Fitted, inputs: ModelInputs, generator: torch.Generator, *, n_calibrating: int
 ) -> ParameterSides:
-    """The features and sets of random directions, read together.
+    """Read the features and sets of random directions from the same gradients.
 
     Strengths are shares: |activation| over the norm of the sample's activations (see `measure.examples.shares`). Random
     directions have unit norm; the control's codes are made as the features' are, and keep as many per sample.
@@ -80,34 +80,34 @@ def parameter_sides(
     drawn = [random_unit(features.v_out, generator) for _ in range(1 + n_calibrating)]
     readings: dict[str, Reading] = {str(place): rows.inner for place, rows in enumerate(drawn)}
     readings |= {"acts": features.v_in.inner, "overlaps": dictionary.code_directions.inner}
-    found = read_gradients(engine, features.question, inputs, readings)
-    is_real = torch.ones(found["acts"].shape[:2], dtype=torch.bool)
+    padded = read_gradients(engine, features.question, inputs, readings)
+    is_real = torch.ones(padded["acts"].shape[:2], dtype=torch.bool)
     if engine.per_position and inputs.mask is not None:
         is_real = inputs.mask.cpu()
-    read = {name: values[is_real] for name, values in found.items()}
-    codes = dictionary.codes(read["overlaps"])
+    by_reading = {name: values[is_real] for name, values in padded.items()}
+    codes = dictionary.codes(by_reading["overlaps"])
     l0 = max(float((codes != 0).sum(1).double().mean()), 1e-6)
-    random_codes, _ = dictionary.encoder.kept(read["0"], drawn[0].gram().cpu(), l0)
+    random_codes, _ = dictionary.encoder.kept(by_reading["0"], drawn[0].gram().cpu(), l0)
     return ParameterSides(
-        own=Side(shares(read["acts"]), codes),
-        control=Side(shares(read["0"]), random_codes),
-        calibration=[shares(read[str(place)]) for place in range(1, len(drawn))],
+        features=Side(shares(by_reading["acts"]), codes),
+        control=Side(shares(by_reading["0"]), random_codes),
+        calibration=[shares(by_reading[str(place)]) for place in range(1, len(drawn))],
     )
 
 
 def sae_side(sae: SparseAutoencoder, acts: Float[Tensor, "sample ..."]) -> Side:
-    """The SAE's features, sparse: memory for what is not zero. A strength is the activation itself."""
+    """Read the SAE's features as sparse tensors, which hold what is not zero; a strength is the activation itself."""
     codes = torch.cat([chunk.to_sparse() for chunk in sae.encode(acts)]).coalesce()
     return Side(codes, codes)
 
 
 def random_sae_side(acts: Float[Tensor, "sample d_in"], n_features: int, l0: float, generator: torch.Generator) -> Side:
-    """As many random directions of the activations less their mean, the largest positive overlaps kept, l0 a sample."""
+    """Draw random directions, and keep their largest positive overlaps with the centred activations, l0 a sample."""
     rows = torch.nn.functional.normalize(torch.randn(n_features, acts.shape[1], generator=generator), dim=1)
     centred = (acts - acts.mean(0)).float()
     size = max(1, _THRESHOLD_NUMBERS // n_features)
-    some = centred[torch.randperm(len(centred), generator=generator)[:size]] @ rows.T
-    threshold = threshold_for(some.clamp(min=0), min(max(l0, 1e-6), n_features))
+    calibrating = centred[torch.randperm(len(centred), generator=generator)[:size]] @ rows.T
+    threshold = threshold_for(calibrating.clamp(min=0), min(max(l0, 1e-6), n_features))
     parts = []
     for chunk in centred.split(size):
         overlaps = chunk @ rows.T
@@ -117,13 +117,13 @@ def random_sae_side(acts: Float[Tensor, "sample d_in"], n_features: int, l0: flo
 
 
 def shuffled(side: Side, generator: torch.Generator) -> Side:
-    """The same features on the samples in another order: every association is gone, every distribution stays."""
+    """Put the samples in another order: every association is gone, every distribution stays."""
     order = torch.randperm(side.strengths.shape[0], generator=generator)
     return Side(side.strengths.index_select(0, order), side.codes.index_select(0, order))
 
 
 def random_unit(like: LowRank, generator: torch.Generator) -> LowRank:
-    """Random directions of the same shapes, ranks and number, of unit norm."""
+    """Draw random directions of the same shapes, ranks and number, of unit norm."""
     drawn = like.map(lambda tensor: torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor))
     norm = drawn.norm().clamp(min=1e-30)
     return LowRank({name: (left / norm[:, None, None], right) for name, (left, right) in drawn.factors.items()})

@@ -18,7 +18,7 @@ _POSITIONS_PER_BATCH = 4096
 def activations_at(
     adapter: Adapter, inputs: ModelInputs, hook_name: str, *, per_position: bool | None = None
 ) -> Float[Tensor, "sample ..."]:
-    """What passes a hook point or leaves a submodule, for every sample; on the CPU.
+    """Read what passes a hook point or leaves a submodule, for every sample; on the CPU.
 
     A sample is a real position of a sequence, rows first; or an input. Padding is left out.
 
@@ -40,10 +40,10 @@ def activations_at(
     size = max(1, _POSITIONS_PER_BATCH // inputs.n_pos)
     starts = range(0, len(inputs), size)
     parts = [_samples(adapter, inputs.rows(slice(start, start + size)), hook_name, per_position) for start in starts]
-    found = torch.cat(parts)
-    if not bool(torch.isfinite(found).all()):
+    activations = torch.cat(parts)
+    if not bool(torch.isfinite(activations).all()):
         raise NonFiniteError(f"Activations at {hook_name!r} hold NaN or infinity. Check the model and its inputs.")
-    return found
+    return activations
 
 
 def has_positions(acts: Tensor, inputs: ModelInputs) -> bool:
@@ -55,7 +55,7 @@ def has_positions(acts: Tensor, inputs: ModelInputs) -> bool:
 def run_replaced(
     adapter: Adapter, inputs: ModelInputs, hook_name: str, replace: Callable[[Tensor], Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """The model's output with other activations at a place, and the activations that were there.
+    """Run the model with other activations at a place; gives its output, and the activations that were there.
 
     Args:
         adapter: Reads the model.
@@ -67,25 +67,25 @@ def run_replaced(
         UnknownHookError: The model has no such place.
         InputError: The place is passed never or twice in a forward pass, or gives no tensor.
     """
-    seen: list[Tensor] = []
+    activations: list[Tensor] = []
 
     def watch(module: nn.Module, args: tuple, output: Any) -> Any:
         first = first_tensor(output, hook_name)
-        seen.append(first.detach())
+        activations.append(first.detach())
         return None if replace is None else with_first(output, replace(first))
 
     with held_still(adapter.module), _hooked(find_place(adapter, hook_name), watch):
         output = adapter.run(*inputs.args, **inputs.kwargs)
-    if len(seen) != 1:
+    if len(activations) != 1:
         raise InputError(
-            f"{hook_name!r} was passed {len(seen)} times in one forward pass. Name a place that is passed once: hook points "
-            "such as hook_result or hook_q_input are skipped unless the model is told to use them."
+            f"{hook_name!r} was passed {len(activations)} times in one forward pass. Name a place that is passed once: hook "
+            "points such as hook_result or hook_q_input are skipped unless the model is told to use them."
         )
-    return output, seen[0]
+    return output, activations[0]
 
 
 def find_place(adapter: Adapter, hook_name: str) -> nn.Module:
-    """The module of that name.
+    """Find the module that a place's name means.
 
     Raises:
         UnknownHookError: There is none.
@@ -110,8 +110,8 @@ def _hooked(module: nn.Module, hook: Callable) -> Iterator[None]:
 
 def _samples(adapter: Adapter, rows: ModelInputs, hook_name: str, per_position: bool | None) -> Tensor:
     acts = run_replaced(adapter, rows, hook_name, None)[1]
-    wanted = has_positions(acts, rows) if per_position is None else per_position
-    if not wanted:
+    splits_positions = has_positions(acts, rows) if per_position is None else per_position
+    if not splits_positions:
         return acts.cpu()
     if not has_positions(acts, rows):
         raise InputError(
@@ -124,7 +124,7 @@ def _samples(adapter: Adapter, rows: ModelInputs, hook_name: str, per_position: 
 
 
 def first_tensor(output: Any, hook_name: str) -> Tensor:
-    """What a place gives, or the first tensor of a tuple.
+    """Take the tensor that a place gives, or the first one of a tuple.
 
     Raises:
         InputError: It gives no tensor.
@@ -139,7 +139,7 @@ def first_tensor(output: Any, hook_name: str) -> Tensor:
 
 
 def with_first(output: Any, first: Tensor) -> Any:
-    """The same with another first tensor."""
+    """Put another first tensor into what a place gives."""
     if isinstance(output, Tensor):
         return first
     make = getattr(output, "_make", type(output))  # a named tuple takes its fields one by one

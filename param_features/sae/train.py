@@ -87,7 +87,7 @@ def train_sae(
     data = read_inputs(adapter, tokens, inputs)
     acts = activations_at(adapter, data, hook_name).flatten(1).float()
     device = next((parameter.device for parameter in adapter.module.parameters()), acts.device)
-    about = {
+    metadata = {
         "model_name": getattr(getattr(adapter.model, "cfg", None), "model_name", None) or adapter.description,
         "hook_name": hook_name,
         "context_size": data.n_pos,
@@ -96,12 +96,12 @@ def train_sae(
     }
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the accelerators' generators too
-        return _inference(library, _trained(library, acts, plan, about, device, progress=progress))
+        return _inference(library, _trained(library, acts, plan, metadata, device, progress=progress))
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What the user asked of the training, within range."""
+    """The settings of a training, checked to lie within range."""
 
     n_features: int
     l0: float
@@ -136,15 +136,15 @@ def _trained(
     library: Any,
     acts: Float[Tensor, "sample d_in"],
     plan: TrainingPlan,
-    about: dict,
+    metadata: dict,
     device: torch.device,
     *,
     progress: bool,
 ) -> Any:
-    """The training SAE after its last step."""
+    """Train an SAE and return it as it is after the last step."""
     size = min(plan.batch_size, len(acts))
     n_steps = max(1, round(plan.n_epochs * len(acts) / size))
-    sae = _training_sae(library, plan, acts.shape[1], about).to(device)
+    sae = _training_sae(library, plan, acts.shape[1], metadata).to(device)
     with torch.no_grad():
         sae.b_dec.copy_(acts.mean(0))
     per_epoch = max(1, len(acts) // size)
@@ -164,13 +164,13 @@ def _trained(
 
 
 def _batches(n_samples: int, size: int, generator: torch.Generator):
-    """Indices of batches without end, every sample once an epoch but for the last few."""
+    """Draw indices of batches without end, every sample once an epoch but for the last few."""
     while True:
         order = torch.randperm(n_samples, generator=generator)
         yield from (order[start : start + size] for start in range(0, n_samples - size + 1, size))
 
 
-def _training_sae(library: Any, plan: TrainingPlan, d_in: int, about: dict) -> Any:
+def _training_sae(library: Any, plan: TrainingPlan, d_in: int, metadata: dict) -> Any:
     classes = {
         "batchtopk": (library.BatchTopKTrainingSAE, library.BatchTopKTrainingSAEConfig, float),
         "topk": (library.TopKTrainingSAE, library.TopKTrainingSAEConfig, int),
@@ -185,7 +185,7 @@ def _training_sae(library: Any, plan: TrainingPlan, d_in: int, about: dict) -> A
         rescale_acts_by_decoder_norm=False,  # rows have unit norm throughout
         aux_loss_coefficient=0.0,  # dead features are resampled instead
     )
-    for name, value in about.items():
+    for name, value in metadata.items():
         settings.metadata[name] = value
     return kind(settings)
 
@@ -224,7 +224,7 @@ def _unit_rows(sae: Any) -> None:
 
 
 def _inference(library: Any, trained: Any) -> Any:
-    """The same SAE as sae-lens would load it after `save_inference_model`."""
+    """Make the SAE for inference, as sae-lens would load it after `save_inference_model`."""
     weights = {name: tensor.detach().clone() for name, tensor in trained.state_dict().items()}
     trained.process_state_dict_for_saving_inference(weights)
     sae = library.SAE.from_dict(trained.cfg.get_inference_sae_cfg_dict())

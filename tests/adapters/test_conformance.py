@@ -418,7 +418,7 @@ class TestCircuits:
         clean, group = subject.slopes(), subject.groups[0]
         step = torch.eye(group.n_nodes, dtype=torch.float64)[0].expand(3, -1)
         flows, straight = direct_flow(subject, clean, {group.name: step})
-        whole = -group.kept(torch.zeros(group.n_nodes, dtype=torch.bool))
+        whole = -group.amounts_keeping(torch.zeros(group.n_nodes, dtype=torch.bool))
         arrived = straight + (flows[group.name] * whole).sum(1)
         torch.testing.assert_close(arrived, clean.by_node[group.name][:, 0].double(), rtol=1e-3, atol=1e-4)
 

@@ -5,8 +5,9 @@ import torch
 
 import param_features as pf
 from benchmarks import toys
+from param_features.circuits.ablation import Ablation, ablating
 from param_features.circuits.choose import by_growth
-from param_features.circuits.effects import ablating, attribution, read_subject
+from param_features.circuits.effects import attribution, read_subject
 from param_features.circuits.find import edge_weights
 from param_features.circuits.scores import frequencies, score, with_random_directions
 from param_features.errors import NotBoundError, SettingError
@@ -88,13 +89,13 @@ def found(sets, tiny_tokens):
 
 def subject_of(sets, prompts, ablation="zero", saes=None):
     bare = read_subject(sets, prompts, None, pf.circuits.LogProbability(3), saes)
-    return ablating(bare, ablation, background=None, counterparts=None, seed=0)
+    return ablating(bare, Ablation(ablation))
 
 
 def with_joint_parts(subject):
     """The amounts that features and errors hold together: they add up to the weights."""
     nothing = torch.zeros(len(subject.names), dtype=torch.bool)
-    return -torch.cat([part[0] for part in subject.kept(nothing).values()])
+    return -torch.cat([part[0] for part in subject.amounts_keeping(nothing).values()])
 
 
 @pytest.mark.parametrize("with_sae", [False, True])
@@ -134,13 +135,13 @@ def test_scores_of_the_whole_and_of_nothing(sets, tiny_tokens):
     generator = torch.Generator().manual_seed(0)
     everything = torch.ones(len(subject.names), dtype=torch.bool)
     drawn = with_random_directions(subject, generator)
-    whole = score(subject, everything, n_random=2, generator=generator, without=drawn)
+    whole = score(subject, everything, n_random=2, generator=generator, randomised=drawn)
     assert whole["faithfulness"] == pytest.approx(1)
     assert whole["faithfulness_no_errors"] != pytest.approx(1)
     assert whole["faithfulness_random"] == pytest.approx(1)  # as many features are all of them
     assert whole["completeness"] == pytest.approx(0)
     assert whole["faithfulness_low"] == pytest.approx(1) == pytest.approx(whole["faithfulness_high"])
-    nothing = score(subject, subject.is_error, n_random=0, generator=generator, without=drawn)
+    nothing = score(subject, subject.is_error, n_random=0, generator=generator, randomised=drawn)
     assert nothing["faithfulness"] == pytest.approx(0)
     assert nothing["completeness"] == pytest.approx(1)
     assert nothing["n_features"] == 0
@@ -172,8 +173,8 @@ def test_scores_are_those_of_the_edited_model(found, sets, tiny_tokens, tiny_hoo
                 stack.enter_context(subset.replaced(tensors))
             return tiny_hooked(tiny_tokens[:6])[:, -1].log_softmax(-1)[:, 3]
 
-    torch.testing.assert_close(subject.values(subject.kept(kept)), measured(True), rtol=0, atol=1e-8)
-    torch.testing.assert_close(subject.values(subject.kept(subject.is_error)), measured(False), rtol=0, atol=1e-8)
+    torch.testing.assert_close(subject.values(subject.amounts_keeping(kept)), measured(True), rtol=0, atol=1e-8)
+    torch.testing.assert_close(subject.values(subject.amounts_keeping(subject.is_error)), measured(False), rtol=0, atol=1e-8)
 
 
 def test_random_directions_are_grown_as_a_control(found, sets, tiny_tokens):
@@ -182,12 +183,12 @@ def test_random_directions_are_grown_as_a_control(found, sets, tiny_tokens):
     generator = torch.Generator().manual_seed(0)
     drawn = with_random_directions(subject, generator)
     everything = torch.ones(len(subject.names), dtype=torch.bool)
-    whole = score(subject, everything, n_random=0, generator=generator, without=drawn)
+    whole = score(subject, everything, n_random=0, generator=generator, randomised=drawn)
     assert whole["faithfulness_directions"] == pytest.approx(1)
-    empty, model = drawn.values(drawn.kept(drawn.is_error)).mean(), drawn.values().mean()
+    empty, model = drawn.values(drawn.amounts_keeping(drawn.is_error)).mean(), drawn.values().mean()
     assert whole["gap_random"] == pytest.approx(float(model - empty))
-    few = score(subject, by_growth(subject, 4, 10), n_random=0, generator=generator, without=drawn)
-    own = drawn.values(drawn.kept(by_growth(drawn, 4, 10))).mean()
+    few = score(subject, by_growth(subject, 4, 10), n_random=0, generator=generator, randomised=drawn)
+    own = drawn.values(drawn.amounts_keeping(by_growth(drawn, 4, 10))).mean()
     assert few["faithfulness_directions"] == pytest.approx(float((own - empty) / (model - empty)))
     assert "faithfulness_directions" in found.scores
 

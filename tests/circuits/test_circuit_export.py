@@ -9,8 +9,8 @@ import re
 
 import pytest
 
-from param_features.circuits.export_graph import layout
-from param_features.circuits.graph import Circuit, Edge, Node, NodeExample
+from param_features.circuits import Circuit, Edge, Node, NodeExample
+from param_features.circuits.export_graph import lay_out
 from param_features.circuits.tables import score_rows
 from param_features.errors import ExportError, MissingExtraError, NonFiniteError, SettingError, StoreError
 from tests.circuits_made import PROMPT, large_circuit, small_circuit
@@ -171,7 +171,7 @@ def test_a_missing_networkx_is_named(monkeypatch):
 
 @pytest.mark.parametrize("circuit", [SMALL, large_circuit(), large_circuit(200)], ids=["12", "60", "200"])
 def test_a_layout_has_a_column_for_each_depth_and_no_two_nodes_in_one_place(circuit):
-    found = layout(circuit)
+    found = lay_out(circuit)
     depths = sorted({node.depth for node in circuit.nodes})
     assert {node.name: found.places[node.name][0] for node in circuit.nodes} == {
         node.name: depths.index(node.depth) for node in circuit.nodes
@@ -183,7 +183,7 @@ def test_a_layout_has_a_column_for_each_depth_and_no_two_nodes_in_one_place(circ
         assert rows == [row - (len(rows) - 1) / 2 for row in range(len(rows))]
         errors = [found.places[node.name][1] for node in inside if node.kind == "error"]
         assert errors in ([], [rows[0]])
-    assert layout(circuit) == found
+    assert lay_out(circuit) == found
 
 
 def test_a_layout_has_fewer_crossings_than_the_given_order():
@@ -194,7 +194,7 @@ def test_a_layout_has_fewer_crossings_than_the_given_order():
         pairs = [(a, b) for i, a in enumerate(ends) for b in ends[:i] if a[0][0] == b[0][0] and a[1][0] == b[1][0]]
         return sum((a[0][1] - b[0][1]) * (a[1][1] - b[1][1]) < 0 for a, b in pairs)
 
-    found = layout(circuit).places
+    found = lay_out(circuit).places
     taken: dict[float, int] = {}
     given = {}
     for node in circuit.nodes:
@@ -206,10 +206,10 @@ def test_a_layout_has_fewer_crossings_than_the_given_order():
 
 def test_layouts_of_next_to_nothing():
     lone = Node("metric", "metric", "output", 5, ())
-    assert layout(Circuit((), (), (), "m")).places == {}
-    assert layout(Circuit((lone,), (), (), "m")).places == {"metric": (0, 0)}
+    assert lay_out(Circuit((), (), (), "m")).places == {}
+    assert lay_out(Circuit((lone,), (), (), "m")).places == {"metric": (0, 0)}
     two = Circuit((dataclasses.replace(lone, name="a"), dataclasses.replace(lone, name="b")), (), (), "m")
-    assert sorted(layout(two).places.values()) == [(0, -0.5), (0, 0.5)]
+    assert sorted(lay_out(two).places.values()) == [(0, -0.5), (0, 0.5)]
 
 
 TEXT, NUMBER, LIST = {"type": "string"}, {"type": "number"}, {"type": "array"}

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.circuits.effects import ablating, attribution, exact_effects, integrated, read_subject
+from param_features.circuits.ablation import Ablation, ablating
+from param_features.circuits.effects import attribution, exact_effects, integrated, read_subject
 from param_features.errors import (
     AdapterError,
     FeatureMismatchError,
@@ -14,6 +15,7 @@ from param_features.errors import (
     OutputError,
     SettingError,
 )
+from param_features.problem import read_inputs
 from tests.saes import random_sae
 
 PARAMS = ("blocks.0.attn.W_V", "blocks.0.mlp.W_in", "blocks.1.attn.W_K")
@@ -36,7 +38,7 @@ def prompts(tiny_tokens):
 
 def subject_of(sets, prompts, ablation="zero", saes=None, **given):
     bare = read_subject(sets, prompts, None, last_log_probability, saes)
-    return ablating(bare, ablation, **({"background": None, "counterparts": None, "seed": 0} | given))
+    return ablating(bare, Ablation(ablation, **given))
 
 
 def small_sae():
@@ -79,20 +81,20 @@ def test_removing_several_features_is_ablating_them_together(sets, prompts, tiny
     marked = torch.tensor([name in (f"{PARAMS[0]}/0", f"{PARAMS[0]}/3", f"{PARAMS[2]}/1") for name in subject.names])
     with sets[0].ablate([0, 3]), sets[2].ablate([1]):
         expected = of_model(tiny_hooked, prompts)
-    torch.testing.assert_close(subject.values(subject.removed(marked)), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(subject.values(subject.amounts_removing(marked)), expected, rtol=0, atol=1e-10)
 
 
 def test_keeping_all_is_the_model_and_keeping_none_is_the_residual(sets, prompts, tiny_hooked):
     subject = subject_of(sets, prompts)
     everything = torch.ones(len(subject.names), dtype=torch.bool)
-    torch.testing.assert_close(subject.values(subject.kept(everything)), of_model(tiny_hooked, prompts))
+    torch.testing.assert_close(subject.values(subject.amounts_keeping(everything)), of_model(tiny_hooked, prompts))
     with torch.no_grad():
         for features in sets:
             rest = features.residual()
             with features.engine.subset.replaced(rest):
                 expected = of_model(tiny_hooked, prompts)
             own = read_subject(features, prompts, None, last_log_probability, None)
-            torch.testing.assert_close(own.values(own.kept(own.is_error)), expected, rtol=0, atol=1e-10)
+            torch.testing.assert_close(own.values(own.amounts_keeping(own.is_error)), expected, rtol=0, atol=1e-10)
 
 
 def test_without_errors_nothing_is_left_of_the_weights(sets, prompts, tiny_hooked):
@@ -101,7 +103,7 @@ def test_without_errors_nothing_is_left_of_the_weights(sets, prompts, tiny_hooke
     with sets[0].engine.subset.replaced({view.name: torch.zeros_like(view.tensor)}):
         expected = of_model(tiny_hooked, prompts)
     nothing = torch.zeros(len(subject.names), dtype=torch.bool)
-    torch.testing.assert_close(subject.values(subject.kept(nothing)), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(subject.values(subject.amounts_keeping(nothing)), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
@@ -171,7 +173,7 @@ def test_integrals_sum_to_what_all_features_of_a_group_take_together(prompts, ti
     unit = right / right.norm(dim=1, keepdim=True)
     features = fitted.with_directions(type(fitted.v_out)({PARAMS[2]: (q.unsqueeze(-1), unit)}), fitted.v_in)
     subject = subject_of(features, prompts)
-    empty = subject.values(subject.kept(subject.is_error))
+    empty = subject.values(subject.amounts_keeping(subject.is_error))
     summed = integrated(subject, 50)[:, ~subject.is_error].sum(1)
     torch.testing.assert_close(summed, subject.values() - empty, rtol=1e-3, atol=1e-5)
 
@@ -186,7 +188,7 @@ def test_sae_features_and_errors_add_up(sets, prompts, tiny_hooked):
     with torch.no_grad():
         hook = ("blocks.0.hook_resid_post", lambda act, hook: bias.expand_as(act))
         expected = last_log_probability(tiny_hooked.run_with_hooks(prompts, fwd_hooks=[hook]))
-    torch.testing.assert_close(subject.values(subject.removed(own)), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(subject.values(subject.amounts_removing(own)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_one_sae_feature_is_taken_out_of_the_activations(sets, prompts, tiny_hooked):
@@ -275,7 +277,7 @@ def test_mean_parts_are_alike_by_node_and_by_unit(tiny_hooked, tiny_tokens, n_fe
     features = pf.decompose(tiny_hooked, PARAMS[2], tiny_tokens, **call)
     subject = subject_of(features, tiny_tokens[:3], "mean", background=tiny_tokens[5:9])
     ((place, group),) = subject.places.items()
-    ((_, seen),) = subject.sources(pf.inputs.read_inputs(subject.adapter, tiny_tokens[5:9], None)).items()
+    ((_, seen),) = subject.sources(read_inputs(subject.adapter, tiny_tokens[5:9], None)).items()
     for node in range(group.n_nodes):
         amounts = torch.eye(group.n_nodes, dtype=torch.float64)[node].expand(4, -1)
         part = place.written(seen.source, amounts, seen.output).flatten(0, 1).flatten(1).mean(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.circuits.metric import NextTokenLoss, checked, read_metric
+from param_features.circuits.metric import NextTokenLoss, checked_values, read_metric
 from param_features.errors import InputError, NonFiniteError, OutputError, SettingError
 from param_features.params import adapter_for
 from param_features.problem import ModelInputs
@@ -71,6 +71,6 @@ def test_refusals(adapter, padded, output):
     with pytest.raises(SettingError, match="pf.circuits.LogProbability"):
         read_metric("accuracy")
     with pytest.raises(OutputError, match="one number for each"):
-        checked(output, 2, "own")
+        checked_values(output, 2, "own")
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
-        checked(torch.tensor([1.0, float("inf")]), 2, "own")
+        checked_values(torch.tensor([1.0, float("inf")]), 2, "own")

@@ -6,8 +6,8 @@ import math
 import pytest
 
 import param_features as pf
-from param_features.circuits.export_graph import layout
-from param_features.circuits.graph import Circuit, Edge, Node
+from param_features.circuits import Circuit, Edge, Node
+from param_features.circuits.export_graph import lay_out
 from param_features.errors import ExportError
 from param_features.plots.graphs import NEGATIVE, POSITIVE
 from tests.circuits_made import example, large_circuit, small_circuit
@@ -35,7 +35,7 @@ def drawn_lines(figure) -> list:
 
 @pytest.mark.parametrize("circuit", [small_circuit(), large_circuit()], ids=["12", "60"])
 def test_nodes_have_their_place_shape_size_and_sign(circuit):
-    traces, places = node_traces(pf.plot.circuit(circuit)), layout(circuit).places
+    traces, places = node_traces(pf.plot.circuit(circuit)), lay_out(circuit).places
     for kind, trace in traces.items():
         nodes = [node for node in circuit.nodes if node.kind == kind]
         assert list(zip(trace.x, trace.y, strict=True)) == [places[node.name] for node in nodes]
@@ -50,7 +50,7 @@ def test_nodes_have_their_place_shape_size_and_sign(circuit):
 
 def test_edges_join_their_nodes_with_the_width_and_colour_of_their_weight():
     circuit = small_circuit()
-    figure, places = pf.plot.circuit(circuit), layout(circuit).places
+    figure, places = pf.plot.circuit(circuit), lay_out(circuit).places
     most, found = max(abs(edge.weight) for edge in circuit.edges), {}
     for trace in drawn_lines(figure):
         ends = [place for place, x in enumerate(trace.x) if x is None]

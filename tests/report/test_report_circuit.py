@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from param_features.circuits.graph import Circuit, Node
+from param_features.circuits import Circuit, Node
 from param_features.errors import ExportError
 from param_features.problem import read_inputs
 from param_features.report import contents, write_report

@@ -19,8 +19,10 @@ from param_features.circuits.query_keys import QueryKey, QueryKeyPair, query_key
 from param_features.circuits.reading import weight_group
 from param_features.circuits.shift import Shift
 from param_features.circuits.tables import ranked, score_rows, spread
+from param_features.params import Attention, Rotary
 
 __all__ = [
+    "Attention",
     "Circuit",
     "Edge",
     "IndirectEffects",
@@ -34,6 +36,7 @@ __all__ = [
     "NodeExample",
     "QueryKey",
     "QueryKeyPair",
+    "Rotary",
     "Shift",
     "Subject",
     "checked",

@@ -92,7 +92,7 @@ def track(path: Path) -> None:
         if step % 50 == 0:
             checkpoints[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     features = pf.decompose(model, ["0.weight", "1.weight"], inputs=x, n_features=8, l0=1, steps=150, progress=False)
-    draw(pf.track(checkpoints, features, progress=False).plot(("impact", "error")), path, height=560)
+    draw(pf.plot.track(pf.track(checkpoints, features, progress=False), ("impact", "error")), path, height=560)
 
 
 def draw(figure, path: Path, height: int = HEIGHT) -> None:

@@ -7,23 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "param_features"
-FOREIGN = {f"{PACKAGE}.adapters": ROOT / "adapters"}  # lies at the top level
-LAID_OUT = ROOT / "build" / "docs" / PACKAGE
 
 _DIRECTIVE = re.compile(r"^::: (\S+)\n(    options:\n)?", re.MULTILINE)
 _FENCED = re.compile(r"(^ *```.*?^ *```$|^#.*?$|^::: .*?$)", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"(?<!\[)`pf\.([\w.]+)(\([^`\n]*\))?`")
-
-
-def lay_out() -> None:
-    """Link package and adapters into one folder, as they lie once installed."""
-    LAID_OUT.mkdir(parents=True, exist_ok=True)
-    for link in LAID_OUT.iterdir():
-        link.unlink()
-    for place in [*(ROOT / PACKAGE).iterdir(), *FOREIGN.values()]:
-        link = LAID_OUT / place.name
-        if place.name != "__pycache__":
-            link.symlink_to(place)
 
 
 def with_directives(markdown: str) -> str:
@@ -65,22 +52,27 @@ def resolved(name: str, package: str = PACKAGE) -> str | None:
     head, _, rest = name.partition(".")
     place = _imports(package).get(head) or (f"{package}.{head}" if _file(f"{package}.{head}") else None)
     if place is None:
-        return f"{package}.{name}" if head in _defined(package) else None
+        return _defined_in(package, head, name)
     if rest and _file(place):
         return resolved(rest, place)
     module, _, leaf = place.rpartition(".")
-    found = place if _file(place) or module == package else resolved(leaf, module)
-    return f"{found}.{rest}" if found and rest else found
+    definition = place if _file(place) or module == package else resolved(leaf, module)
+    return f"{definition}.{rest}" if definition and rest else definition
+
+
+def _defined_in(module: str, head: str, name: str) -> str | None:
+    """`module.name`, or what it wraps: `load = with_methods(run.load)` is shown with the signature of `run.load`."""
+    definition = _definitions(module).get(head)
+    match definition:
+        case ast.Call(func=ast.Name(id=wrapper), args=[ast.Name() | ast.Attribute() as wrapped], keywords=[]):
+            if isinstance(_definitions(module).get(wrapper), ast.FunctionDef):
+                return resolved(ast.unparse(wrapped), module)
+    return f"{module}.{name}" if definition else None
 
 
 def _file(module: str) -> Path | None:
     """The source file of a module."""
-    for name, folder in FOREIGN.items():
-        if module == name or module.startswith(name + "."):
-            path = folder.joinpath(*module[len(name) :].strip(".").split("."))
-            break
-    else:
-        path = ROOT.joinpath(*module.split("."))
+    path = ROOT.joinpath(*module.split("."))
     return next((each for each in (path / "__init__.py", path.with_suffix(".py")) if each.is_file()), None)
 
 
@@ -93,21 +85,31 @@ def _tree(module: str) -> ast.Module:
 def _imports(module: str) -> dict[str, str]:
     """What a module imports from where."""
     return {
-        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        alias.asname or alias.name: f"{_imported_from(node, module)}.{alias.name}"
         for node in _tree(module).body
-        if isinstance(node, ast.ImportFrom) and node.module
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
 
 
-def _defined(module: str) -> set[str]:
-    """What a module defines itself."""
-    found: set[str] = set()
+def _imported_from(node: ast.ImportFrom, module: str) -> str:
+    """The module of `from … import …`; the dots of a relative import count from the folder of the file that has it."""
+    path = _file(module)
+    is_package = path is not None and path.name == "__init__.py"
+    parts = module.split(".")
+    folder = parts[: len(parts) - node.level + is_package] if node.level else []
+    return ".".join([*folder, *([node.module] if node.module else [])])
+
+
+def _definitions(module: str) -> dict[str, ast.AST]:
+    """What a module defines itself: classes and functions, and what is assigned to its other names."""
+    definitions: dict[str, ast.AST] = {}
     for node in _tree(module).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign):
-            found.update(target.id for target in node.targets if isinstance(target, ast.Name))
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found.add(node.target.id)
-    return found
+        match node:
+            case ast.ClassDef() | ast.FunctionDef():
+                definitions[node.name] = node
+            case ast.Assign(targets=[*targets], value=value):
+                definitions |= {target.id: value for target in targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                definitions[name] = node
+    return definitions

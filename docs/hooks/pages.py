@@ -14,17 +14,12 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
 sys.path.insert(0, str(Path(__file__).parent))
-from names import ROOT, lay_out, linked, with_directives
+from names import ROOT, linked, with_directives
 from notebooks import notebook_page
 
 _NOTEBOOK = re.compile(r"\]\(((?:\.\./)?)\.\./demos/(\w+)\.ipynb")
 SHIM = "scripts/iframe-worker.js"
 PICTURES = ("first_features.png", "report.png")
-
-
-def on_startup(**_: object) -> None:
-    """Lay out the package for griffe."""
-    lay_out()
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

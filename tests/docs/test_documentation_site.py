@@ -1,10 +1,12 @@
 """What the documentation site promises: every public name has its entry, every named function, test and benchmark exists."""
 
+import ast
 import importlib.util
 import inspect
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType
@@ -16,8 +18,11 @@ import param_features as pf
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("**/*.md"))
-MODULES = {"adapters", "bench", "circuits", "demo", "errors", "plot", "toys"}
+MODULES = {"adapters", "circuits", "demo", "development", "errors", "plot", "sae", "toys"}
+LIBRARY = sorted([*(ROOT / "param_features").glob("**/*.py"), *(ROOT / "adapters").glob("*.py")])
+TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "demos").glob("*.ipynb"))]
 _CODE = re.compile(r"`([^`]+)`")
+_WRITTEN = re.compile(r"(?<![\w.\"'/-])pf\.(\w+(?:\.\w+)?)")
 
 
 def loaded(path: Path) -> ModuleType:
@@ -32,20 +37,35 @@ def names() -> ModuleType:
     return loaded(DOCS / "hooks" / "names.py")
 
 
+@cache
 def directives() -> list[str]:
     return [name for page in PAGES for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
 
 
 def public_names() -> set[str]:
     """What users write after `pf.`: names of the package, and of the modules among them."""
-    found = set(pf.__all__) - MODULES
+    public = set(pf.__all__) - MODULES
     for module in MODULES - {"errors"}:
-        found |= {f"{module}.{name}" for name in getattr(pf, module).__all__}
+        public |= {f"{module}.{name}" for name in getattr(pf, module).__all__ if name not in pf.__all__ or module == "plot"}
     kinds = [
         name for name, kind in vars(pf.errors).items() if inspect.isclass(kind) and issubclass(kind, pf.ParamFeaturesError)
     ]
-    found |= {f"errors.{name}" for name in kinds if name != "ParamFeaturesError"}
-    return found - {f"circuits.{name}" for name in pf.circuits.__all__ if name in pf.__all__}
+    return public | {f"errors.{name}" for name in kinds if name != "ParamFeaturesError"}
+
+
+def taken_by_other_rooms() -> set[str]:
+    """Names after `pf.` that a module gives to the library's own files."""
+    modules = {"plots" if module == "plot" else module: module for module in MODULES}
+    imports = [
+        node for path in LIBRARY for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+    ]
+    return {
+        f"{modules[room]}.{alias.name}"
+        for node in imports
+        for room in modules
+        if node.module == f"param_features.{room}"
+        for alias in node.names
+    }
 
 
 def test_every_module_in_the_package_has_been_thought_of():
@@ -53,9 +73,27 @@ def test_every_module_in_the_package_has_been_thought_of():
 
 
 def test_every_public_name_is_documented_once():
+    """A room's names that only other rooms use need no entry."""
     documented = directives()
-    assert sorted(public_names() - {name.removeprefix("pf.") for name in documented}) == []
+    undocumented = public_names() - {name.removeprefix("pf.") for name in documented}
+    assert sorted(undocumented - taken_by_other_rooms()) == []
     assert len(documented) == len(set(documented))
+
+
+def names_without_entry(path: Path) -> set[str]:
+    """Names after `pf.` in a file's text that no page of the API has."""
+    written = _WRITTEN.findall(path.read_text())
+    names = {name if name.partition(".")[0] in MODULES else name.partition(".")[0] for name in written}
+    return names - {name.removeprefix("pf.") for name in directives()} - MODULES
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_name_that_a_page_gives_has_an_entry(path):
+    assert names_without_entry(path) == set()
+
+
+def test_every_name_that_a_docstring_or_a_message_gives_has_an_entry():
+    assert {str(path.relative_to(ROOT)): names for path in LIBRARY if (names := names_without_entry(path))} == {}
 
 
 @pytest.mark.parametrize("name", directives())
@@ -63,10 +101,9 @@ def test_an_entry_is_of_the_object_that_has_its_name(name, names):
     module, _, leaf = name.rpartition(".")
     place = names.resolved(name.removeprefix("pf.")) if name.startswith("pf.") else names.resolved(leaf, module)
     owner, _, attribute = place.rpartition(".")
-    found = resolve_name(f"{owner}:{attribute}")
-    assert found is (
-        resolve_name(f"param_features:{name[3:]}") if name.startswith("pf.") else resolve_name(f"{module}:{leaf}")
-    )
+    shown = resolve_name(f"{owner}:{attribute}")
+    public = resolve_name(f"param_features:{name[3:]}") if name.startswith("pf.") else resolve_name(f"{module}:{leaf}")
+    assert inspect.unwrap(public) is inspect.unwrap(shown)
 
 
 def test_names_in_the_text_become_links_and_code_stays(names):
@@ -97,8 +134,8 @@ def test_functions_and_tests_of_the_sources_exist(functions, tests):
         module, _, name = place.rpartition(".")
         parent, _, last = module.rpartition(".")
         is_method = last[:1].isupper()
-        owner = f"param_features.{parent}:{last}.{name}" if is_method else f"param_features.{module}:{name}"
-        assert callable(resolve_name(owner))
+        owner = f"{parent}:{last}.{name}" if is_method else f"{module}:{name}"
+        assert callable(resolve_name(owner if owner.startswith("benchmarks.") else f"param_features.{owner}"))
     for place in _CODE.findall(tests):
         path, _, name = place.partition("::")
         text = (ROOT / "tests" / path).read_text()
@@ -107,7 +144,7 @@ def test_functions_and_tests_of_the_sources_exist(functions, tests):
 
 def test_every_benchmark_is_on_the_page_of_measurements():
     page = (DOCS / "measurements" / "index.md").read_text()
-    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__.py"}
     assert scripts == set(re.findall(r"benchmarks/(\w+\.py)", page))
 
 

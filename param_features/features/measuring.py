@@ -103,8 +103,7 @@ class MeasuredFeatures(Fitted):
             NotBoundError: The features were loaded without a model.
         """
         best = self.top_examples(feature, n_examples)
-        where = [example.row for example in best], [example.position for example in best]
-        rows, positions = self.own_examples.chosen(*where)
+        rows, positions = self.own_examples.chosen([example.row for example in best], [example.position for example in best])
         return top_logits(self.bound_engine("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
 
     def samples(
@@ -176,5 +175,4 @@ class MeasuredFeatures(Fitted):
             InputError: Inputs that the model cannot take.
         """
         engine = self.bound_engine("activation_parts")
-        found = read_inputs(engine.adapter, tokens, inputs)
-        return activation_parts(engine, self.v_in, self.question, found)
+        return activation_parts(engine, self.v_in, self.question, read_inputs(engine.adapter, tokens, inputs))

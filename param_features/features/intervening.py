@@ -128,7 +128,7 @@ class IntervenedFeatures(MeasuredFeatures):
             rule: One of the three.
             tokens: For `"search"`: where to look; by default the held-out sequences. Each feature's 20 top
                 examples among them count.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             target: For `"search"`: the share of the mean divergence that is left, in (0, 1).
             scale: For `"noise"`: the noise's norm as a share of ‖W‖.
             seed: For `"noise"`.
@@ -189,7 +189,7 @@ class IntervenedFeatures(MeasuredFeatures):
 
         Args:
             tokens: Where; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             refit: Training data, as `tokens` or `inputs` of `decompose`: a second seed and an untrained model (every
                 parameter's entries shuffled) are decomposed on it with these features' settings.
             second: Instead, another fit of the same parameters.

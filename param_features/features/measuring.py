@@ -76,7 +76,7 @@ class MeasuredFeatures(Fitted):
             feature: Which one.
             n: How many.
             tokens: Where to look; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             by: `"share"`, the part of the sample's activations that is this feature's, or `"activation"`, its size alone,
                 by which samples with a large gradient lead every feature's list.
 
@@ -115,7 +115,7 @@ class MeasuredFeatures(Fitted):
 
         Args:
             tokens: Whose; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
 
         Returns:
             Activations, and the coordinates that rebuild each gradient together, zero for features that are not kept.
@@ -148,7 +148,7 @@ class MeasuredFeatures(Fitted):
 
         Args:
             tokens: Where to measure; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             l0s: Features kept per sample on average; by default the fit's l0, its half, quarter, double and fourfold.
             n_samples: About how many samples to measure on at most.
             seed: Of positions, references and the random control.

@@ -104,7 +104,7 @@ class TrainableFeatures(MeasuredFeatures):
             kl_weight: Of the penalty; 0 for none.
             kl_data: Where the output should stay; the held-out sequences of the fit by default. With a penalty, half of the
                 rows are for it, and the off-target divergence is measured on the others.
-            kl_inputs: The same, for modules that take no tokens.
+            kl_inputs: Instead of `kl_data`, for modules that take none.
             batch_size: Rows per step, drawn by `seed`; all of them where there are no more.
             seed: Same seed, same machine, same bits.
             progress: Whether to show a progress bar on the error stream.

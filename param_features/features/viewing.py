@@ -100,7 +100,7 @@ class ShownFeatures(MeasuredFeatures):
         Args:
             path: The file, such as `"report.html"`; missing folders are made.
             tokens: Where to look; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             sae: An SAE of sae-lens, its folder, or a pair (release, id) on the hub, whose features are put beside these; see
                 `pf.compare`.
             hook_name: Where the SAE reads; what its metadata say by default.

@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-from dataclasses import replace
 
 import pytest
 import torch
@@ -97,11 +96,11 @@ def test_codes_by_pursuit_rebuild_more_of_what_the_features_span_than_as_many_ac
     """⟨reconstruction, 2 ∇ − reconstruction⟩, by how much a code lowers a sample's square error, needs no gradient."""
     features = pf.decompose(tiny_hooked, W_K, tiny_tokens, n_features=12, l0=2, steps=20, progress=False)
     codes, gram = features.codes(tiny_tokens), features.v_out.gram()
-    acts = replace(features, v_in=features.v_out).activations(tiny_tokens)
+    acts = features.with_directions(features.v_out).activations(tiny_tokens)
     n_kept = int((codes != 0).sum())
     largest = acts * (acts.abs() >= acts.abs().flatten().topk(n_kept).values.min())
     lowered = [(2 * code * acts - (code @ gram) * code).sum(-1) for code in (codes, largest)]
-    assert features.encoder.n_rounds == 8
+    assert features.dictionary.encoder.n_rounds == 8
     assert lowered[0].min() >= -1e-9
     assert lowered[0].sum() > lowered[1].sum()
     assert 0 < n_kept < codes.numel()

@@ -30,7 +30,7 @@ def found(pursued, tiny_tokens):
 def test_one_pass_reads_activations_and_codes(pursued, tiny_tokens):
     readings = read_page(pursued, read_inputs(pursued.engine.adapter, tiny_tokens[:8], None))
     torch.testing.assert_close(readings.acts, pursued.activations(tiny_tokens[:8]))
-    assert torch.equal(readings.kept, pursued.codes(tiny_tokens[:8]) != 0)
+    assert torch.equal(readings.is_kept, pursued.codes(tiny_tokens[:8]) != 0)
     assert readings.is_real.all()
 
 

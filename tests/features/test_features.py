@@ -1,8 +1,10 @@
 """`ParamFeatures`: directions, saving and loading, and what a saved folder refuses."""
 
 import copy
+import inspect
 import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -193,3 +195,12 @@ def test_a_custom_divergence_must_be_given_again(classifier, images, tmp_path):
         pf.load(tmp_path, model=classifier)
     loaded = pf.load(tmp_path, model=classifier, divergence=gap)
     torch.testing.assert_close(loaded.activations(inputs=images[:2]), features.activations(inputs=images[:2]))
+
+
+def test_the_class_lists_every_method_that_users_call():
+    documented = set(re.findall(r"`(\w+)`", inspect.getdoc(pf.ParamFeatures))) - {"Fitted"}
+    facade = [base for base in pf.ParamFeatures.__mro__ if base.__module__.startswith("param_features.features.")]
+    defined = {name for base in facade for name in vars(base) if not name.startswith("_")} - {"of"}
+    assert defined <= documented
+    assert all(callable(getattr(pf.ParamFeatures, name)) for name in documented)
+    assert documented - defined == {"direction", "save_pretrained"}

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 import param_features as pf
-from param_features.sharing.picture import draw
+from param_features.sharing import draw
 
 PARAMS = "blocks.1.attn.W_K"
 N_SHOWN = 10

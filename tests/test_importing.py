@@ -1,9 +1,19 @@
 """What importing brings in, each checked in a fresh process."""
 
+import ast
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import param_features as pf
+from param_features.development import Track, track
+from param_features.run import Sweep, decompose, load, sweep
+
+PACKAGE = Path(pf.__file__).parent
+ADAPTERS = (PACKAGE / "adapters").resolve()
 
 OPTIONAL = (
     "transformer_lens", "transformers", "nnsight", "sae_lens", "circuitsvis", "matplotlib", "plotly", "accelerate", "peft",
@@ -101,21 +111,67 @@ def test_the_name_adapters_stays_free_for_adapterhub():
     assert run(code) == "False param_features.adapters"
 
 
-def test_the_subpackage_and_the_function_share_a_name_peacefully():
-    code = "import param_features as pf, param_features.fit.l3d; print(callable(pf.decompose), pf.FitSettings.__module__)"
-    assert run(code) == "True param_features.fit.settings"
+def package_files() -> dict[str, Path]:
+    """Every module's dotted name and file, in the package and in the adapters that it links to."""
+    modules = {}
+    for folder, name in ((PACKAGE, "param_features"), (ADAPTERS, "param_features.adapters")):
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            if folder == ADAPTERS or parts[:1] != ("adapters",):
+                modules[".".join((name, *parts))] = file
+    return modules
+
+
+def names_in(file: Path) -> set[str]:
+    """The functions and classes that a module defines at its top."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return {node.name for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, kinds)}
+
+
+def test_no_function_or_class_has_the_name_of_a_module_beside_it():
+    modules = package_files()
+    assert len(modules) > 300, "the walk has lost the package"
+    clashes = []
+    for package, file in modules.items():
+        if file.name == "__init__.py":
+            members = {name.rpartition(".")[2]: path for name, path in modules.items() if name.rpartition(".")[0] == package}
+            sources = [file, *(path for path in members.values() if path.name != "__init__.py")]
+            clashes += [f"{package}: {name} of {path.name}" for path in sources for name in names_in(path) & set(members)]
+    assert clashes == []
+
+
+def test_every_module_can_be_imported_under_a_name_of_its_own():
+    modules = [name for name in package_files() if not name.endswith("__main__")]
+    code = "\n".join(f"import {name} as x; assert x.__name__ == {name!r}, (x, {name!r})" for name in modules)
+    assert run(f"{code}\nprint('done')") == "done"
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "returned"),
+    [
+        ("decompose", decompose, pf.ParamFeatures),
+        ("load", load, pf.ParamFeatures),
+        ("sweep", sweep, Sweep[pf.ParamFeatures]),
+        ("track", track, Track[pf.ParamFeatures]),
+    ],
+)
+def test_a_call_whose_result_gets_methods_looks_like_the_one_below(name, below, returned):
+    function, signature = getattr(pf, name), inspect.signature(getattr(pf, name))
+    assert function.__name__ == name
+    assert function.__doc__ == below.__doc__
+    assert signature == inspect.signature(below).replace(return_annotation=returned)
+    assert function.__annotations__["return"] == returned
+    assert below.__annotations__["return"] != returned
 
 
 @pytest.mark.parametrize("name", ["decompose", "list_params", "load", "demo", "ParamFeatures", "HarvestSettings"])
 def test_public_names_are_there(name):
-    import param_features
-
-    assert name in param_features.__all__
-    assert hasattr(param_features, name)
+    assert name in pf.__all__
+    assert hasattr(pf, name)
 
 
 def test_nnsight_may_be_imported_first():
     pytest.importorskip("nnsight")
-    assert (
-        run("import nnsight, param_features; print((1).save is not None, param_features.fit.__name__)") == "True decompose"
-    )
+    code = "import nnsight, param_features as pf; print((1).save is not None, pf.decompose.__name__)"
+    assert run(code) == "True decompose"

@@ -76,3 +76,31 @@ def untrained(model: Any, seed: int) -> Any:
         order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
         parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
     return subject
+
+
+def comparison_fits(
+    features: Fitted, data: Any, *, takes_tokens: bool, second: Fitted | None, blank: Fitted | None, seed: int
+) -> tuple[Fitted, Fitted]:
+    """The two fits beside an audit, made on `data` where they are not given: a second seed, and an untrained model's.
+
+    Cost: a decomposition for each that is not given, and for the second of them a copy of the model.
+
+    Args:
+        features: What is audited.
+        data: Tokens or inputs to fit on.
+        takes_tokens: Whether `data` are tokens.
+        second: A fit of the same model with another seed, to be returned as it is.
+        blank: A fit of an untrained model, to be returned as it is.
+        seed: Of the shuffling that makes the model an untrained one.
+
+    Raises:
+        SettingError: The features were fitted with `output=`, a divergence of the user's own, pairs or a background.
+    """
+    tokens, inputs = (data, None) if takes_tokens else (None, data)
+    fit_seed = int(features.config["seed"]) + 1
+    if second is None:
+        second = refitted(features, tokens, inputs, seed=fit_seed)
+    if blank is None:
+        model = untrained(features.bound_engine("audit").adapter.model, seed)
+        blank = refitted(features, tokens, inputs, model=model, seed=fit_seed)
+    return second, blank

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from param_features.circuits.graph import CircuitGraph, Node, NodeExample
 from param_features.circuits.tables import KINDS, ranked, score_line, score_rows, spread
 from param_features.measure import visible
-from param_features.views import Page, Row, check_finite
+from param_features.views import Page, TokenRow, check_finite
 
 _BEFORE, _AFTER = 24, 9
 _TABLE = 'style="border-collapse:collapse;text-align:left"'
@@ -23,7 +23,7 @@ class NodeRows:
     """
 
     node: Node
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
 
     @property
     def bound(self) -> float:
@@ -88,7 +88,7 @@ def circuit_view(circuit: CircuitGraph, n: int | None = None, *, n_examples: int
     )
 
 
-def _row(example: NodeExample) -> Row:
+def _row(example: NodeExample) -> TokenRow:
     start, stop = max(0, example.position - _BEFORE), example.position + _AFTER
     title = f"{example.strengths[example.position]:+.4f} «{visible(example.tokens[example.position])}»"
-    return Row(title, example.tokens[start:stop], example.strengths[start:stop], example.position - start)
+    return TokenRow(title, example.tokens[start:stop], example.strengths[start:stop], example.position - start)

@@ -1,4 +1,4 @@
-"""The command line: `param-features demo | list-params | harvest | decompose | report | compare | bench`.
+"""The command line: `param-features demo | list-params | harvest | decompose | report | compare | push`.
 
 Tables go to the output stream; progress, notices and errors to the error stream. Nothing else imports this package.
 """

@@ -25,11 +25,11 @@ for command in (demo, list_params, harvest, decompose, report, compare, push):
     app.command()(command)
 
 
-def _show_version(is_asked: bool) -> bool:
-    if is_asked:
+def _show_version(is_wanted: bool) -> bool:
+    if is_wanted:
         typer.echo(f"param_features {library_version()}")
         raise typer.Exit
-    return is_asked
+    return is_wanted
 
 
 @app.callback()

@@ -21,8 +21,8 @@ class DataSource:
         name: A file, or a name on the hub.
         text_field: Where a row's text is, in JSON objects and hub data sets.
         sample_by: What one text of a plain text file is: a line, what blank lines divide, or the whole file.
-        split: Of a hub data set.
-        subset: The same, where it has several.
+        split: Which split of a hub data set.
+        subset: Which part of a hub data set that has several.
     """
 
     name: str
@@ -33,7 +33,7 @@ class DataSource:
 
 
 def check_source(source: DataSource) -> Path | None:
-    """The file that is meant, None for a name on the hub.
+    """The data set's file; None for a name on the hub.
 
     Raises:
         SourceError: It reads like a path and is not there, or is a folder or a file of another kind.
@@ -49,7 +49,7 @@ def check_source(source: DataSource) -> Path | None:
 
 
 def read_texts(source: DataSource) -> Iterator[str]:
-    """Every text that is not blank, in order.
+    """Read every text that is not blank, in order.
 
     Raises:
         SourceError: Nothing is there, or it is not of a form that can be read.
@@ -107,7 +107,7 @@ _READERS: dict[str, Callable[[Path, DataSource], Iterator[str]]] = {
 
 
 def _from_hub(source: DataSource) -> Iterator[str]:
-    """Rows as they arrive: as much is downloaded as is read.
+    """Texts of a hub data set as they arrive: no more is downloaded than is read.
 
     Raises:
         MissingExtraError: `datasets` is not installed.

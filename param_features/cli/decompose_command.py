@@ -114,12 +114,12 @@ def decompose(
         checkpoints=checkpoint_dir,
     )
     if launched().is_main:
-        _keep(features, out, report=report, quiet=quiet)
+        _save(features, out, report=report, quiet=quiet)
     _end_if_interrupted(features)
 
 
-def _keep(features: pf.ParamFeatures, out: Path, *, report: bool, quiet: bool) -> None:
-    """Print the metrics, and save what was found."""
+def _save(features: pf.ParamFeatures, out: Path, *, report: bool, quiet: bool) -> None:
+    """Print the metrics, and save the features."""
     typer.echo(repr(features))
     features.save_pretrained(out)
     if not quiet:
@@ -129,7 +129,7 @@ def _keep(features: pf.ParamFeatures, out: Path, *, report: bool, quiet: bool) -
 
 
 def load_both(source: ModelSource, data: DataSource | None, rows: RowSettings, *, quiet: bool) -> tuple[LoadedModel, Any]:
-    """The model, and rows of its data where there are any."""
+    """Load the model, and rows of its data where there are any."""
     if data is not None:
         check_data(data, source)
     loaded = load_model(source)
@@ -142,7 +142,7 @@ def _check_store(store: Path | None, dataset: str | None, params: list[str] | No
     """Refuse a run without data or parameters, and data beside a store.
 
     Raises:
-        SettingError: As said.
+        SettingError: A store and a data set are given, or neither a store nor data and parameters.
     """
     if store is None and (dataset is None or not params):
         missing = "--dataset" if dataset is None else "--params"
@@ -162,7 +162,7 @@ def write_report(
     hook_name: str | None = None,
     quiet: bool = False,
 ) -> None:
-    """The features as one page, and a notice of where it is."""
+    """Write the features as one page, and print a notice of where it is."""
     written = features.report(path, tokens=tokens, sae=sae, hook_name=hook_name)
     if not quiet:
         say(f"Report: {written}")
@@ -199,19 +199,19 @@ def _fit_settings(
 
 
 def _end_if_interrupted(features: pf.ParamFeatures) -> None:
-    """Say by the status that Ctrl-C ended the fit early.
+    """End with the status of Ctrl-C if that ended the fit early.
 
     Raises:
-        Exit: It did.
+        Exit: The fit ended early.
     """
     if features.config["steps_done"] < features.config["fit"]["steps"]:
         raise typer.Exit(INTERRUPTED)
 
 
 def _brief(loaded: LoadedModel) -> str:
-    """What `pf.describe` says, in a line."""
-    found = pf.describe(loaded.model)
-    layers = "" if found.n_layers is None else f", {found.n_layers} layers"
-    kinds = f"{' and '.join(found.dtypes)} on {' and '.join(found.devices)}"
-    tokens = found.tokens.removesuffix(", no tokenizer")
-    return f"model: {found.library}{layers}, {found.n_params:,} parameters, {kinds}; {tokens}"
+    """The model in a line, from what `pf.describe` tells."""
+    model = pf.describe(loaded.model)
+    layers = "" if model.n_layers is None else f", {model.n_layers} layers"
+    kinds = f"{' and '.join(model.dtypes)} on {' and '.join(model.devices)}"
+    tokens = model.tokens.removesuffix(", no tokenizer")
+    return f"model: {model.library}{layers}, {model.n_params:,} parameters, {kinds}; {tokens}"

@@ -1,6 +1,6 @@
 """`param-features demo`: the embedded model, decomposed."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,8 +12,8 @@ from param_features.cli.options import FIT, OUTPUT, flag, option
 from param_features.cli.running import say
 
 PARAMS = "blocks.1.attn.W_K"
-_FULL = {"n_features": 100, "l0": 5}
-_QUICK = {**_FULL, "steps": 60, "n_samples": 2000}
+_N_FEATURES, _L0 = 100, 5
+_QUICK_STEPS, _QUICK_SAMPLES = 60, 2000
 
 
 def demo(
@@ -33,12 +33,20 @@ def demo(
     if out is not None:
         check_vacant(out, is_forced=force)
     model = load_model(ModelSource(DEMO)).model
-    settings: dict[str, Any] = {**(_QUICK if quick else _FULL), "seed": seed, "progress": not quiet}
-    features = pf.decompose(model, PARAMS, pf.demo.tokens(200 if quick else 2000), **settings)
+    features = pf.decompose(
+        model,
+        PARAMS,
+        pf.demo.tokens(200 if quick else 2000),
+        n_features=_N_FEATURES,
+        l0=_L0,
+        steps=_QUICK_STEPS if quick else None,
+        n_samples=_QUICK_SAMPLES if quick else None,
+        seed=seed,
+        progress=not quiet,
+    )
     for feature in range(n_shown):
-        typer.echo(
-            "\n".join([f"Feature {feature}", *(f"  {one}" for one in features.top_examples(feature, n_examples)), ""])
-        )
+        examples = [f"  {example}" for example in features.top_examples(feature, n_examples)]
+        typer.echo("\n".join([f"Feature {feature}", *examples, ""]))
     typer.echo(repr(features))
     if out is not None:
         features.save_pretrained(out)

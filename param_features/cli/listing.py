@@ -25,12 +25,12 @@ def list_params(
     typer.echo(params_table(pf.list_params(loaded.model)))
 
 
-def params_table(found: Sequence[ParamInfo]) -> str:
-    """Aligned columns under a line of titles; the last one is left out where no matrix has parts."""
+def params_table(params: Sequence[ParamInfo]) -> str:
+    """A table of parameters in aligned columns; the last one is left out where no matrix has parts."""
     rows = [("name", "shape", "size", "parts")]
-    rows += [(info.name, " x ".join(map(str, info.shape)), f"{info.n_params:,}", " ".join(info.parts)) for info in found]
+    rows += [(info.name, " x ".join(map(str, info.shape)), f"{info.n_params:,}", " ".join(info.parts)) for info in params]
     names, shapes, sizes, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-    has_parts = any(info.parts for info in found)
+    has_parts = any(info.parts for info in params)
     lines = [
         f"{name:<{names}}  {shape:<{shapes}}  {size:>{sizes}}  {parts if has_parts else ''}"
         for name, shape, size, parts in rows

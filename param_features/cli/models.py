@@ -44,7 +44,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer, None where there is none."""
+    """A model with its tokenizer; the tokenizer is None where there is none."""
 
     model: Any
     tokenizer: Any
@@ -78,7 +78,7 @@ def load_model(source: ModelSource) -> LoadedModel:
 
 
 def _load_hf(place: str, source: ModelSource, *, is_local: bool) -> LoadedModel:
-    """Model and tokenizer by transformers.
+    """Load model and tokenizer by transformers.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -103,14 +103,14 @@ def _load_hf(place: str, source: ModelSource, *, is_local: bool) -> LoadedModel:
             )
     except Exception as error:  # whatever a broken folder makes transformers raise
         raise SourceError(f"{_titled(place, is_local)} cannot be loaded as a language model: {error or error!r}") from error
-    model, found = loaded
-    _check_complete(found, place)
+    model, loading_info = loaded
+    _check_complete(loading_info, place)
     return LoadedModel(model.eval().to(source.device), _load_tokenizer(place, is_local=is_local))
 
 
 @contextmanager
 def _silenced(logging: Any) -> Iterator[None]:
-    """Without transformers' progress bar and its report of missing weights: `_check_complete` refuses those in one line."""
+    """Silence transformers' progress bar and its report of missing weights, which `_check_complete` refuses in one line."""
     had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -123,7 +123,7 @@ def _silenced(logging: Any) -> Iterator[None]:
 
 
 def _load_tokenizer(place: str, *, is_local: bool) -> Any:
-    """The tokenizer, None where the folder holds none.
+    """Load the tokenizer; None where the folder holds none.
 
     Raises:
         SourceError: It cannot be read.
@@ -139,7 +139,7 @@ def _load_tokenizer(place: str, *, is_local: bool) -> Any:
 
 
 def _bridged(loaded: LoadedModel, source: ModelSource) -> LoadedModel:
-    """The same weights as TransformerLens' bridge, which versions 3 and 4 both have; raw, as trained.
+    """The loaded model in TransformerLens' bridge, which versions 3 and 4 both have; its weights raw, as trained.
 
     Raises:
         MissingExtraError: TransformerLens is not installed.
@@ -158,9 +158,10 @@ def _bridged(loaded: LoadedModel, source: ModelSource) -> LoadedModel:
             "--library hf."
         )
     dtype = next(loaded.model.parameters()).dtype
-    settings = {"tokenizer": loaded.tokenizer, "device": source.device, "dtype": dtype}
     try:
-        bridge = TransformerBridge.boot_transformers(source.name, hf_model=loaded.model, **settings)
+        bridge = TransformerBridge.boot_transformers(
+            source.name, hf_model=loaded.model, tokenizer=loaded.tokenizer, device=source.device, dtype=dtype
+        )
     except ValueError as error:
         raise SourceError(f"TransformerLens has no bridge for {source.name!r}: {error} Take --library hf.") from error
     return LoadedModel(bridge.eval(), loaded.tokenizer)
@@ -183,13 +184,13 @@ def _check_folder(path: Path) -> None:
         raise SourceError(f"--model {path} holds config.json and no weights (*.safetensors). Copy them there.")
 
 
-def _check_complete(found: dict[str, Any], place: str) -> None:
+def _check_complete(loading_info: dict[str, Any], place: str) -> None:
     """Refuse weights that transformers would have drawn at random.
 
     Raises:
-        SourceError: Names some of them.
+        SourceError: Weights are missing or have another shape; the message names some of them.
     """
-    random = sorted({*map(str, found["missing_keys"]), *(str(entry[0]) for entry in found["mismatched_keys"])})
+    random = sorted({*map(str, loading_info["missing_keys"]), *(str(key) for key, *_ in loading_info["mismatched_keys"])})
     if random:
         shown = ", ".join(random[:3]) + (" …" if len(random) > 3 else "")
         raise SourceError(
@@ -202,7 +203,7 @@ def _check_device(device: str) -> None:
     """Refuse a device that torch cannot use here.
 
     Raises:
-        SettingError: Says why.
+        SettingError: torch cannot; the message says why.
     """
     try:
         torch.empty(0, device=device)

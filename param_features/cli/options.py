@@ -11,14 +11,14 @@ from param_features.cli.models import Dtype, Library
 MODEL, DATA, FIT, OUTPUT = "Model", "Data", "Fit", "Output"
 
 
-def option(name: str, group: str, help: str, *more_names: str, **settings: Any) -> Any:
-    """An option of a group."""
-    return typer.Option(name, *more_names, rich_help_panel=group, help=help, **settings)
+def option(name: str, group: str, help: str, *short_names: str, **settings: Any) -> Any:
+    """Declare an option of a group."""
+    return typer.Option(name, *short_names, rich_help_panel=group, help=help, **settings)
 
 
-def flag(name: str, group: str, help: str, *more_names: str) -> Any:
-    """An option without a value."""
-    return option(name, group, help, *more_names, metavar=" ")
+def flag(name: str, group: str, help: str, *short_names: str) -> Any:
+    """Declare an option without a value."""
+    return option(name, group, help, *short_names, metavar=" ")
 
 
 _MODEL_NAME = "Folder of a Hugging Face model, its name on the hub, or 'demo', the embedded model."

@@ -12,7 +12,7 @@ from param_features.cli.options import MODEL, OUTPUT, flag, option
 from param_features.cli.viewing import load_run
 from param_features.errors import SettingError
 from param_features.files.hub import is_hub_name, local_path
-from param_features.sharing import CARD, check_name, push_folder
+from param_features.sharing import CARD, PushTarget, check_name, push_folder
 
 CARD_PANEL = "Card"
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that decompose wrote.", show_default=False)]
@@ -47,28 +47,28 @@ def push(
     rows saved with the run go too: push no data that is not yours to publish. Log in with `hf auth login`, or set HF_TOKEN.
     """
     check_name(repo)
-    said = {"--model": model, "--base-model": base_model, "--license": license, "--data": data}
-    target = {"private": private or None, "branch": branch}
+    card_options = {"--model": model, "--base-model": base_model, "--license": license, "--data": data}
+    is_private = private or None
     if (folder / CARD).is_file():
-        _refuse_unused(folder, [name for name, value in said.items() if value is not None])
+        _refuse_unused(folder, [name for name, value in card_options.items() if value is not None])
         pf.load(folder)
-        typer.echo(push_folder(folder, repo, **target))
+        typer.echo(push_folder(folder, PushTarget(repo, private=is_private, branch=branch)))
         return
     card = pf.CardSettings(base_model=base_model or _hub_name(model), license=license, data=data)
     source = None if model is None else ModelSource(model, library, device, dtype)
     features = pf.load(folder) if source is None else load_run(str(folder), source)[0]
-    typer.echo(features.push_to_hub(repo, card=card, **target))
+    typer.echo(features.push_to_hub(repo, card=card, private=is_private, branch=branch))
 
 
-def _refuse_unused(folder: Path, given: list[str]) -> None:
-    """Refuse words for a card that is written already.
+def _refuse_unused(folder: Path, names: list[str]) -> None:
+    """Refuse options for a card that is written already.
 
     Raises:
-        SettingError: Names them.
+        SettingError: Some were given; the message lists them.
     """
-    if given:
+    if names:
         raise SettingError(
-            f"{folder / CARD} goes to the hub as it is, and {', '.join(given)} would change nothing. Edit it and leave "
+            f"{folder / CARD} goes to the hub as it is, and {', '.join(names)} would change nothing. Edit it and leave "
             "them out, or remove it to have a card written."
         )
 

@@ -52,7 +52,7 @@ def check_data(data: DataSource, model: ModelSource) -> None:
 def load_rows(
     loaded: LoadedModel, model: ModelSource, data: DataSource, settings: RowSettings, *, quiet: bool = False
 ) -> Int[Tensor, "batch pos"]:
-    """Rows of tokens of a data set, by the model's tokenizer.
+    """Read a data set as rows of tokens, by the model's tokenizer.
 
     Raises:
         SettingError: Rows would be longer than the model reads.
@@ -87,8 +87,8 @@ def token_rows(
     Raises:
         InputError: Not one row is full.
     """
-    found = (delimited(ids, tokenizer) if is_packed else ids for ids in encoded(texts, tokenizer))
-    rows, n_tokens, n_longest = cut_rows(found, n_ctx, n_rows, is_packed)
+    sequences = (delimited(ids, tokenizer) if is_packed else ids for ids in encoded(texts, tokenizer))
+    rows, n_tokens, n_longest = cut_rows(sequences, n_ctx, n_rows, is_packed)
     if not rows:
         raise InputError(
             f"No text fills a row of {n_ctx} tokens; the longest has {n_longest}, all together {n_tokens}. Give more text, "

@@ -34,7 +34,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> None:
 
 
 def say(message: str) -> None:
-    """A notice on the error stream."""
+    """Print a notice on the error stream."""
     typer.echo(message, err=True)
 
 
@@ -44,7 +44,7 @@ def _failed(message: str) -> int:
 
 
 def _misused(error: typer.TyperException) -> int:
-    """What is wrong with the arguments, and whose `--help` to read; nothing more where help has just been printed."""
+    """Print what is wrong with the arguments and whose `--help` to read; nothing where help has just been printed."""
     message = error.format_message().strip()
     context = getattr(error, "ctx", None)
     if not message:

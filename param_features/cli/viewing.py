@@ -103,7 +103,7 @@ def check_sources(model: ModelSource, data: DataSource | None, sae: Path | None)
 
 
 def load_run(run: str, source: ModelSource) -> tuple[pf.ParamFeatures, LoadedModel]:
-    """A saved run, bound to its model; files are fetched and checked before the model is loaded."""
+    """Load a saved run and its model, and bind them; files are fetched and checked before the model is loaded."""
     features = pf.load(run)
     loaded = load_model(source)
     return bind(features, loaded.model, tokenizer=loaded.tokenizer), loaded

@@ -1,4 +1,4 @@
-"""`ParamFeatures`, and the calls that give them: what users hold in their hands."""
+"""`ParamFeatures`, and the calls that return them."""
 
 from param_features.features.entry import decompose, load, sweep, track
 from param_features.features.param_features import ParamFeatures

@@ -10,7 +10,7 @@ class DevelopingFeatures(Fitted):
     """Features in whose coordinates training can be told."""
 
     def coordinates(self, change: Any, *, since: Any = None, seed: int = 0) -> Coordinates:
-        """A change of the decomposed parameters in features' coordinates: which features it moves along, and how far.
+        """Express a change of the decomposed parameters in features: which it moves along, and how far.
 
         A feature is a local direction of the model that it was found at: coordinates of weights far from there say less.
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
-from typing import ParamSpec, cast
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar, cast
 
 from param_features import development, run
 from param_features.development import Track
@@ -12,39 +13,40 @@ from param_features.fitted import Fitted
 from param_features.run import Sweep
 
 Arguments = ParamSpec("Arguments")
+Plain = TypeVar("Plain")
+WithMethods = TypeVar("WithMethods")
 
 
-def with_methods(function: Callable[Arguments, Fitted]) -> Callable[Arguments, ParamFeatures]:
-    """The same call, which returns `ParamFeatures`."""
+def with_methods(
+    function: Callable[Arguments, Plain], convert: Callable[[Plain], WithMethods], returns: Any
+) -> Callable[Arguments, WithMethods]:
+    """The function under its own name and with its own arguments, whose result is converted.
+
+    Args:
+        function: Of a room below.
+        convert: From what it returns to the same with methods.
+        returns: What the converted result is, for `help` and `inspect.signature`.
+    """
 
     @wraps(function)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> ParamFeatures:
-        return ParamFeatures.of(function(*args, **kwargs))
+    def converted(*args: Arguments.args, **kwargs: Arguments.kwargs) -> WithMethods:
+        return convert(function(*args, **kwargs))
 
-    return call
-
-
-decompose = with_methods(run.decompose)
-load = with_methods(run.load)
-
-
-def _sweep_with_methods(function: Callable[Arguments, Sweep[Fitted]]) -> Callable[Arguments, Sweep[ParamFeatures]]:
-    @wraps(function)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Sweep[ParamFeatures]:
-        result = function(*args, **kwargs)
-        return cast(Sweep[ParamFeatures], replace(result, fits=tuple(map(ParamFeatures.of, result.fits))))
-
-    return call
+    described = cast(Any, converted)
+    described.__annotations__ = {**function.__annotations__, "return": returns}
+    described.__signature__ = signature(function).replace(return_annotation=returns)
+    return converted
 
 
-def _track_with_methods(function: Callable[Arguments, Track[Fitted]]) -> Callable[Arguments, Track[ParamFeatures]]:
-    @wraps(function)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Track[ParamFeatures]:
-        result = function(*args, **kwargs)
-        return cast(Track[ParamFeatures], replace(result, features=ParamFeatures.of(result.features)))
-
-    return call
+def _sweep_with_methods(result: Sweep[Fitted]) -> Sweep[ParamFeatures]:
+    return cast(Sweep[ParamFeatures], replace(result, fits=tuple(map(ParamFeatures.of, result.fits))))
 
 
-sweep = _sweep_with_methods(run.sweep)
-track = _track_with_methods(development.track)
+def _track_with_methods(result: Track[Fitted]) -> Track[ParamFeatures]:
+    return cast(Track[ParamFeatures], replace(result, features=ParamFeatures.of(result.features)))
+
+
+decompose = with_methods(run.decompose, ParamFeatures.of, ParamFeatures)
+load = with_methods(run.load, ParamFeatures.of, ParamFeatures)
+sweep = with_methods(run.sweep, _sweep_with_methods, Sweep[ParamFeatures])
+track = with_methods(development.track, _track_with_methods, Track[ParamFeatures])

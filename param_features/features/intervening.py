@@ -1,36 +1,27 @@
-"""Changing weights along features: steering, editing, ablating."""
+"""Changing weights along features: steering, editing, ablating, and an audit of what that does."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.audit import Audit, AuditSettings
-from param_features.errors import FeatureCountError
+from param_features.audit import Audit, AuditSettings, comparison_fits, run_audit
 from param_features.features.measuring import MeasuredFeatures
 from param_features.intervene import (
     Edit,
-    Search,
     Steering,
-    by_noise,
-    by_weight,
-    check_rule,
+    ablation_coefficients,
     copied,
     deltas_of,
     located,
     outside_span,
     read_coefficients,
     read_where,
+    span_coefficients,
     steering,
     write_for_good,
 )
-from param_features.measure import examples_of
-from param_features.problem import ModelInputs
-
-if TYPE_CHECKING:
-    from param_features.features import ParamFeatures
 
 
 class IntervenedFeatures(MeasuredFeatures):
@@ -82,7 +73,7 @@ class IntervenedFeatures(MeasuredFeatures):
             NotBoundError: No model is given and the features have none.
         """
         chosen = read_coefficients(coefficients, self.check_feature)
-        subject = copied(self._own_model() if model is None else model)
+        subject = copied(self.bound_engine("steered").adapter.model if model is None else model)
         subset = located(subject, self.params)
         write_for_good(subset, deltas_of(self.v_out, chosen, subset))
         return subject
@@ -137,7 +128,7 @@ class IntervenedFeatures(MeasuredFeatures):
             rule: One of the three.
             tokens: For `"search"`: where to look; by default the held-out sequences. Each feature's 20 top
                 examples among them count.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             target: For `"search"`: the share of the mean divergence that is left, in (0, 1).
             scale: For `"noise"`: the noise's norm as a share of ‖W‖.
             seed: For `"noise"`.
@@ -151,17 +142,10 @@ class IntervenedFeatures(MeasuredFeatures):
             SearchError: The divergence never falls to the target along these features.
             NotBoundError: The features were loaded without a model.
         """
-        check_rule(rule)
-        engine, chosen = self.bound_engine("ablate"), self._checked(features)
-        directions = self.v_out.rows(chosen)
-        if rule == "weight":
-            found = by_weight(directions, engine.subset)
-        elif rule == "noise":
-            found = by_noise(directions, engine.subset, scale=scale, seed=seed)
-        else:
-            samples = self._samples_of(chosen, tokens, inputs)
-            found = Search(engine, self.question, *samples, target).coefficients(directions)
-        return self.steer(dict(zip(chosen, found.tolist(), strict=True)))
+        steps = ablation_coefficients(
+            self, features, rule=rule, tokens=tokens, inputs=inputs, target=target, scale=scale, seed=seed
+        )
+        return self.steer(steps)
 
     def residual(self) -> dict[str, Float[Tensor, "*shape"]]:
         """W minus the nearest point of the features' span, by name, for those who need "features + rest = W".
@@ -180,7 +164,7 @@ class IntervenedFeatures(MeasuredFeatures):
         Raises:
             NotBoundError: The features were loaded without a model.
         """
-        return -by_weight(self.v_out, self.bound_engine("weight_coefficients").subset)
+        return span_coefficients(self.v_out, self.bound_engine("weight_coefficients").subset)
 
     def audit(
         self,
@@ -205,7 +189,7 @@ class IntervenedFeatures(MeasuredFeatures):
 
         Args:
             tokens: Where; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             refit: Training data, as `tokens` or `inputs` of `decompose`: a second seed and an untrained model (every
                 parameter's entries shuffled) are decomposed on it with these features' settings.
             second: Instead, another fit of the same parameters.
@@ -221,45 +205,12 @@ class IntervenedFeatures(MeasuredFeatures):
             FeatureMismatchError: `second` is of other parameters.
             SettingError: A setting is out of range, or the settings of the fit are not all known, for `refit`.
         """
-        from param_features.audit import (
-            refitted,  # audits are made of features: they come later
-            run_audit,
-        )
-        from param_features.audit import untrained as unlearned
-
         self.bound_engine("audit")
-        settings, whole = settings or AuditSettings(), cast("ParamFeatures", self)
-        found = self.inputs_or_examples(tokens, inputs)
+        settings = settings or AuditSettings()
+        rows = self.inputs_or_examples(tokens, inputs)
         if refit is not None:
-            data = {"tokens": None, "inputs": refit} if found.tokens is None else {"tokens": refit, "inputs": None}
-            seed = int(self.config["seed"]) + 1
-            second = refitted(whole, **data, seed=seed) if second is None else second
-            blank = unlearned(self._own_model(), settings.seed) if untrained is None else None
-            untrained = refitted(whole, **data, model=blank, seed=seed) if untrained is None else untrained
-        return run_audit(whole, found, settings, second=second, untrained=untrained)
-
-    def _own_model(self) -> Any:
-        return self.bound_engine("steered").adapter.model
-
-    def _checked(self, features: Iterable[int]) -> list[int]:
-        chosen = list(dict.fromkeys([features] if isinstance(features, int) else features))
-        for feature in chosen:
-            self.check_feature(feature)
-        if not chosen:
-            raise FeatureCountError(f"No feature is given. Features are numbered 0 to {self.n_features - 1}.")
-        return chosen
-
-    def _samples_of(self, chosen: list[int], tokens: Any, inputs: Any, n: int = 20) -> tuple[ModelInputs, Tensor]:
-        """Rows that hold the features' top samples, and which of the rows' samples these are."""
-        engine = self.bound_engine("ablate")
-        found = self.inputs_or_examples(tokens, inputs)
-        best = [example for feature in chosen for example in examples_of(self, feature, n, found)]
-        rows = sorted({example.row for example in best})
-        kept = found.rows(rows)
-        if not engine.per_position:
-            return kept, torch.arange(len(rows))
-        is_real = torch.ones(len(rows), kept.n_pos, dtype=torch.bool) if kept.mask is None else kept.mask.cpu()
-        number = is_real.flatten().cumsum(0).reshape(is_real.shape) - 1
-        where = [(rows.index(example.row), example.position) for example in best]
-        places = [(row, int(kept.places[row, position])) for row, position in where]
-        return kept, torch.tensor(sorted({int(number[place]) for place in places}))
+            takes_tokens = rows.tokens is not None
+            second, untrained = comparison_fits(
+                self, refit, takes_tokens=takes_tokens, second=second, blank=untrained, seed=settings.seed
+            )
+        return run_audit(self, rows, settings, second=second, untrained=untrained)

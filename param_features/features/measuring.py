@@ -76,7 +76,7 @@ class MeasuredFeatures(Fitted):
             feature: Which one.
             n: How many.
             tokens: Where to look; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             by: `"share"`, the part of the sample's activations that is this feature's, or `"activation"`, its size alone,
                 by which samples with a large gradient lead every feature's list.
 
@@ -103,8 +103,7 @@ class MeasuredFeatures(Fitted):
             NotBoundError: The features were loaded without a model.
         """
         best = self.top_examples(feature, n_examples)
-        where = [example.row for example in best], [example.position for example in best]
-        rows, positions = self.own_examples.chosen(*where)
+        rows, positions = self.own_examples.chosen([example.row for example in best], [example.position for example in best])
         return top_logits(self.bound_engine("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
 
     def samples(
@@ -116,7 +115,7 @@ class MeasuredFeatures(Fitted):
 
         Args:
             tokens: Whose; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
 
         Returns:
             Activations, and the coordinates that rebuild each gradient together, zero for features that are not kept.
@@ -149,7 +148,7 @@ class MeasuredFeatures(Fitted):
 
         Args:
             tokens: Where to measure; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             l0s: Features kept per sample on average; by default the fit's l0, its half, quarter, double and fourfold.
             n_samples: About how many samples to measure on at most.
             seed: Of positions, references and the random control.
@@ -176,5 +175,4 @@ class MeasuredFeatures(Fitted):
             InputError: Inputs that the model cannot take.
         """
         engine = self.bound_engine("activation_parts")
-        found = read_inputs(engine.adapter, tokens, inputs)
-        return activation_parts(engine, self.v_in, self.question, found)
+        return activation_parts(engine, self.v_in, self.question, read_inputs(engine.adapter, tokens, inputs))

@@ -16,11 +16,25 @@ class ParamFeatures(ShownFeatures, IntervenedFeatures, TrainableFeatures, Develo
     """Low-rank directions in parameter space, each of which matters for few inputs.
 
     A feature is a local gradient direction: features need not sum to W. Fields are those of `Fitted`.
+
+    What can be done with features:
+
+    - look at them: `show`, `view`, `show_neurons`, `view_neurons`, `report`;
+    - measure them on inputs: `activations`, `codes`, `activation_parts`, `samples`, `densities`, `top_examples`,
+      `top_logits`, `errors_by_l0`;
+    - change weights along them: `steer`, `ablate`, `edit`, `steered`; and ask what they hold of the weights: `direction`,
+      `weight_coefficients`, `residual`;
+    - try to refute them: `audit`;
+    - use them for a task: `finetune`, `to_lora`;
+    - tell training in them: `coordinates`;
+    - keep and share them: `save_pretrained`, `save_card`, `push_to_hub`.
+
+    What takes a second thing beside features is a function, such as `pf.compare`, `pf.match`, `pf.circuit` or `pf.plot`.
     """
 
     @classmethod
     def of(cls, fitted: Fitted) -> "ParamFeatures":
-        """What a fit left behind, with all that can be done with it; features that are whole already are given back."""
+        """The features of a fit with all methods; those that have them already are returned as they are."""
         if isinstance(fitted, cls):
             return fitted
         return cls(**{field.name: getattr(fitted, field.name) for field in fields(fitted)})

@@ -4,7 +4,7 @@ from os import PathLike
 from pathlib import Path
 
 from param_features.features.measuring import MeasuredFeatures
-from param_features.sharing import MESSAGE, USUAL, CardSettings, push, write_card
+from param_features.sharing import MESSAGE, USUAL, CardSettings, PushTarget, push, write_card
 
 
 class SharedFeatures(MeasuredFeatures):
@@ -47,8 +47,8 @@ class SharedFeatures(MeasuredFeatures):
             HubError: It refuses otherwise.
             MissingExtraError: huggingface-hub is not installed.
         """
-        target = {"branch": branch, "create_pr": create_pr, "commit_message": commit_message}
-        return push(self, repo, card, private=private, token=token, **target)
+        target = PushTarget(repo, private, token, branch, create_pr, commit_message)
+        return push(self, target, card)
 
     def save_card(self, directory: str | PathLike, card: CardSettings = USUAL, *, repo: str | None = None) -> Path:
         """Write the card, `README.md`, and its picture, `features.png`, into a directory: to read it before a push.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from torch import Tensor
 from param_features.errors import SettingError
 from param_features.features.measuring import MeasuredFeatures
 from param_features.intervene import Budget, FineTuned, Loss, choose, read_other, read_task, tune, with_penalty, write_lora
-
-if TYPE_CHECKING:
-    from param_features.features import ParamFeatures
+from param_features.run import bind
 
 _N_READINGS = 10
 
@@ -52,7 +50,7 @@ class TrainableFeatures(MeasuredFeatures):
         Raises:
             ExportError: peft cannot hold a parameter: says which and why.
             FingerprintError: `model` does not hold these weights, after folding LayerNorm for example.
-            UnknownParameterError: The same, where it has no parameter of that size and name.
+            UnknownParameterError: `model` has no parameter of that size and name.
             FeatureCountError: There is no such feature.
             SettingError: No coefficients, or one that is no finite number.
             StoreError: Something else lies at `path`.
@@ -62,11 +60,8 @@ class TrainableFeatures(MeasuredFeatures):
         if model is None:
             self.bound_engine("to_lora")
             return write_lora(self, path, coefficients, dtype=dtype)
-        from param_features.run import bind  # loading makes features: it comes later
-
         output = None if self.engine is None else self.engine.adapter.given_output
-        bound = bind(cast("ParamFeatures", self), model, output=output)
-        return write_lora(bound, path, coefficients, dtype=dtype)
+        return write_lora(bind(self, model, output=output), path, coefficients, dtype=dtype)
 
     def finetune(
         self,
@@ -109,7 +104,7 @@ class TrainableFeatures(MeasuredFeatures):
             kl_weight: Of the penalty; 0 for none.
             kl_data: Where the output should stay; the held-out sequences of the fit by default. With a penalty, half of the
                 rows are for it, and the off-target divergence is measured on the others.
-            kl_inputs: The same, for modules that take no tokens.
+            kl_inputs: Instead of `kl_data`, for modules that take none.
             batch_size: Rows per step, drawn by `seed`; all of them where there are no more.
             seed: Same seed, same machine, same bits.
             progress: Whether to show a progress bar on the error stream.

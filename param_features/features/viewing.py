@@ -1,23 +1,20 @@
-"""Looking at features: token highlights, the neuron browser, the report."""
+"""Looking at features: highlighted tokens, the browser of neurons, the report."""
 
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 
 from param_features.audit import Audit
-from param_features.errors import InputError, SettingError
+from param_features.circuits import Circuit
+from param_features.errors import InputError
 from param_features.features.measuring import MeasuredFeatures
 from param_features.measure import activation_parts
 from param_features.problem import real_first
-from param_features.report import contents, write_report
+from param_features.report import report_on
 from param_features.views import NeuronView, Page, choice_view, feature_view, neuron_view, show, tokens_view
-
-if TYPE_CHECKING:
-    from param_features.circuits import Circuit
-    from param_features.features import ParamFeatures
 
 
 class ShownFeatures(MeasuredFeatures):
@@ -32,8 +29,8 @@ class ShownFeatures(MeasuredFeatures):
             if feature is None:
                 raise InputError("Nothing to show. Give a feature, tokens to choose a feature on, or both.")
             return feature_view(feature, self.top_examples(feature, n), unit=unit)
-        strings, found = self.texts(tokens)
-        acts = real_first(self.activations_on(found), found)
+        strings, rows = self.texts(tokens)
+        acts = real_first(self.activations_on(rows), rows)
         if feature is None:
             return choice_view(strings, acts, n=min(n, self.n_features), unit=unit)
         return tokens_view(feature, strings, acts[..., feature], unit=unit)
@@ -60,9 +57,9 @@ class ShownFeatures(MeasuredFeatures):
         """What `show_neurons` displays, as an object."""
         for feature in features or ():
             self.check_feature(feature)
-        strings, found = self.texts(tokens)
-        parts = activation_parts(self.bound_engine("show"), self.v_in, self.question, found)
-        parts = torch.stack([real_first(part, found) for part in parts.unbind(-2)], -2)
+        strings, rows = self.texts(tokens)
+        parts = activation_parts(self.bound_engine("show"), self.v_in, self.question, rows)
+        parts = torch.stack([real_first(part, rows) for part in parts.unbind(-2)], -2)
         return neuron_view(strings, parts, params=list(self.params), features=features, unit=self.divergence.unit)
 
     def show_neurons(self, tokens: Any, *, features: Sequence[int] | None = None) -> None:
@@ -91,7 +88,7 @@ class ShownFeatures(MeasuredFeatures):
         sae: Any = None,
         hook_name: str | None = None,
         audit: Audit | None = None,
-        circuit: "Circuit | None" = None,
+        circuit: Circuit | None = None,
         n_examples: int = 10,
         n_rows: int = 200,
     ) -> Path:
@@ -103,7 +100,7 @@ class ShownFeatures(MeasuredFeatures):
         Args:
             path: The file, such as `"report.html"`; missing folders are made.
             tokens: Where to look; the held-out sequences of the fit by default.
-            inputs: The same, for modules that take no tokens.
+            inputs: Instead of tokens, for modules that take none.
             sae: An SAE of sae-lens, its folder, or a pair (release, id) on the hub, whose features are put beside these; see
                 `pf.compare`.
             hook_name: Where the SAE reads; what its metadata say by default.
@@ -122,15 +119,15 @@ class ShownFeatures(MeasuredFeatures):
             ExportError: The circuit's parts do not fit together.
             SettingError: `n_examples` or `n_rows` is below 1.
         """
-        from param_features.sae import compare_on  # the comparison is made of two sets of features: it comes later
-
         self.bound_engine("report")
-        if min(n_examples, n_rows) < 1:
-            raise SettingError(f"n_examples={n_examples} and n_rows={n_rows} must be positive.")
-        found = self.inputs_or_examples(tokens, inputs).rows(slice(0, n_rows))
-        whole = cast("ParamFeatures", self)
-        title = f"{self.n_features} features of {', '.join(self.params)}"
-        comparison = None if sae is None else compare_on(whole, sae, found, hook_name=hook_name)
-        curve = self.errors_by_l0(tokens, inputs=inputs, n_samples=4096)
-        beside = {"comparison": comparison, "audit": audit, "circuit": circuit}
-        return write_report(path, title, contents(whole, found, curve, n_examples=n_examples, **beside))
+        return report_on(
+            self,
+            path,
+            self.inputs_or_examples(tokens, inputs),
+            sae=sae,
+            hook_name=hook_name,
+            audit=audit,
+            circuit=circuit,
+            n_examples=n_examples,
+            n_rows=n_rows,
+        )

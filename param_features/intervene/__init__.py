@@ -8,6 +8,7 @@ from param_features.intervene.lora import CONFIG, peft, write_lora
 from param_features.intervene.objective import read_other, with_penalty
 from param_features.intervene.optimise import Budget
 from param_features.intervene.positions import acting_at, check_rules
+from param_features.intervene.rules import ablation_coefficients
 from param_features.intervene.span import outside_span, span_coefficients, weight_norm, weight_overlaps
 from param_features.intervene.steer import (
     Coefficients,
@@ -29,6 +30,7 @@ __all__ = [
     "Loss",
     "Search",
     "Steering",
+    "ablation_coefficients",
     "acting_at",
     "by_noise",
     "by_weight",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Correlated(Protocol):
-    """Whatever holds the correlations of two sets of features' activations.
+    """Any object that holds the correlations of two sets of features' activations.
 
     Attributes:
         correlation: Signed, of every pair.
@@ -33,15 +33,15 @@ def compare(
     names: tuple[str, str] = ("features", "others"),
     seed: int = 0,
 ) -> "go.Figure":
-    """How alike two sets of features are, best pair first, beside what chance gives.
+    """Draw how alike two sets of features are, best pair first, beside what chance gives.
 
     Args:
         ours: What `pf.match` returned: the pairs' |cosine|, beside the mean of random directions. What `pf.compare`
             returned: each parameter feature's best correlation with an SAE feature, beside that of random directions. Or an
             object with a matrix `correlation` [feature other], or activations: each feature's largest |correlation|.
         theirs: With activations: those of the others at the same samples. Chance is the same with their samples shuffled.
-        names: Of the two sets.
-        seed: Of the shuffle.
+        names: What the two sets are called.
+        seed: Seed of the shuffle.
 
     Raises:
         InputError: Activations of one set alone, or at different numbers of samples.
@@ -54,16 +54,16 @@ def compare(
         return _curves(cosine, chance, title, "|cosine| of the directions", "random directions, their mean")
     if isinstance(ours, Comparison):
         side = ours.of_features
-        found, chance = (values[side.counted].sort(descending=True).values for values in (side.best, side.random))
-        title = f"{len(side.shared)} of {len(found)} parameter features have a counterpart in the SAE"
-        return _curves(found, chance, title, "largest correlation with an SAE feature", "random directions")
+        best, chance = (values[side.counted].sort(descending=True).values for values in (side.best, side.random))
+        title = f"{len(side.shared)} of {len(best)} parameter features have a counterpart in the SAE"
+        return _curves(best, chance, title, "largest correlation with an SAE feature", "random directions")
     best, chance = _best(ours, theirs, torch.Generator().manual_seed(seed))
     title = f"Each of {len(best)} {names[0]} with its nearest of the {names[1]}: mean |correlation| {float(best.mean()):.2f}"
     return _curves(best, chance, title, "largest |correlation| of activations", "the same, samples shuffled")
 
 
 def _best(ours, theirs: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Each feature's largest |correlation|, falling; and the same for shuffled samples where there are any."""
+    """Each feature's largest |correlation|, falling, with the others and with those shuffled."""
     if theirs is None and isinstance(ours, Correlated):
         return _largest(ours.correlation), None
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or len(ours) != len(theirs):
@@ -80,11 +80,11 @@ def _largest(correlation: Float[Tensor, "feature other"]) -> Float[Tensor, " fea
     return correlation.abs().max(1).values.sort(descending=True).values
 
 
-def _curves(found: Tensor, chance: Tensor | None, title: str, y: str, control: str) -> "go.Figure":
+def _curves(best: Tensor, chance: Tensor | None, title: str, y: str, control: str) -> "go.Figure":
     go = plotly()
-    rank = list(range(1, len(found) + 1))
+    rank = list(range(1, len(best) + 1))
     line = {"color": BLUE, "width": 3}
-    figure = go.Figure(go.Scatter(x=rank, y=found.tolist(), name="found", mode="lines", line=line))
+    figure = go.Figure(go.Scatter(x=rank, y=best.tolist(), name="found", mode="lines", line=line))
     if chance is not None:
         line = {"color": GREYS[1], "width": 1.5, "dash": "dash"}
         figure.add_trace(go.Scatter(x=rank, y=chance.tolist(), name=control, mode="lines", line=line))

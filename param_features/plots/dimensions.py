@@ -22,11 +22,12 @@ def dimensionality(
     *,
     plateaus: Mapping[float, str] = PLATEAUS,
 ) -> "go.Figure":
-    """Every vector's dimensionality as a point, over how rare features are; lines where regular geometries lie.
+    """Draw every vector's dimensionality as a point, over how rare features are, and lines of regular geometries.
 
     Args:
         found: By name, such as "columns of W": what `pf.development.dimensionality` gives, for each probability in turn.
-        probabilities: Of a feature in an input, one for each row. The axis is 1 / probability, which is 1 / (1 − sparsity).
+        probabilities: How often a feature is in an input, one for each row. The axis is 1 / probability, which is
+            1 / (1 − sparsity).
         plateaus: Heights of lines, and their names.
 
     Raises:
@@ -53,7 +54,7 @@ def dimensionality(
 
 
 def _points(name: str, values: Tensor, probabilities: Sequence[float], place: int, n: int) -> Any:
-    """Sets lie side by side, so that none hides another."""
+    """One set's points, beside those of the other sets, so that none hides another."""
     shift = 1.05 ** (place - (n - 1) / 2)
     return plotly().Scatter(
         x=[shift / chance for chance in probabilities for _ in range(values.shape[1])],

@@ -20,13 +20,13 @@ _MOST_CELLS = 128
 
 
 def activations(features: Fitted, feature: int, tokens: Any = None, *, inputs: Any = None, n_bins: int = 60) -> "go.Figure":
-    """Histogram of a feature's activations, those of samples that keep the feature marked; counts on a logarithmic axis.
+    """Draw a histogram of a feature's activations, those that are kept marked; counts are on a logarithmic axis.
 
     Args:
         features: A fit with its model.
         feature: Which one.
         tokens: Where to count; the held-out sequences of the fit by default.
-        inputs: The same, for modules that take no tokens.
+        inputs: Instead of tokens, for modules that take none.
         n_bins: Bars, as many below 0 as above.
 
     Raises:
@@ -38,21 +38,21 @@ def activations(features: Fitted, feature: int, tokens: Any = None, *, inputs: A
     features.check_feature(feature)
     readings = features.readings_on(features.inputs_or_examples(tokens, inputs)).real()
     acts, codes = readings.activations[:, feature], readings.codes[:, feature]
-    kept = codes != 0
+    is_kept = codes != 0
     bound = float(acts.abs().max()) or 1.0
     n_bins += n_bins % 2
     figure = go.Figure()
-    for name, values, colour in (("not kept", acts[~kept], GREYS[2]), ("kept", acts[kept], BLUE)):
+    for name, values, colour in (("not kept", acts[~is_kept], GREYS[2]), ("kept", acts[is_kept], BLUE)):
         counts, edges = torch.histogram(values.double(), n_bins, range=(-bound, bound))
         middles = ((edges[:-1] + edges[1:]) / 2).tolist()
         figure.add_trace(go.Bar(x=middles, y=counts.tolist(), name=name, marker_color=colour, width=2 * bound / n_bins))
-    title = f"Feature {feature}: activations at {len(acts):,} samples, {int(kept.sum()):,} of which keep it"
+    title = f"Feature {feature}: activations at {len(acts):,} samples, {int(is_kept.sum()):,} of which keep it"
     laid_out(figure, title, f"activation, {features.divergence.unit} per unit step", "samples")
     return figure.update_layout(barmode="overlay").update_yaxes(type="log")
 
 
 def direction(features: Fitted, feature: int, *, param: str | None = None) -> "go.Figure":
-    """Where a feature's weight lies: its share in each parameter and head, and one parameter's part of it as a matrix.
+    """Draw where a feature's weight lies: its share in each parameter and head, and one parameter's part of it as a matrix.
 
     Matrices above 128 × 128 are shown in blocks, each by its largest entry in size.
 
@@ -85,7 +85,7 @@ def direction(features: Fitted, feature: int, *, param: str | None = None) -> "g
 
 
 def _add_shares(figure: "go.Figure", shares: dict[str, Float[Tensor, " head"]]) -> None:
-    """Parameters as rows, heads as columns; a parameter without heads has its share under "whole"."""
+    """Draw parameters as rows, heads as columns; a parameter without heads has its share under "whole"."""
     n_heads = max(len(row) for row in shares.values())
     has_whole = any(len(row) == 1 for row in shares.values())
     heads = [*(["whole"] if has_whole else []), *([str(head) for head in range(n_heads)] if n_heads > 1 else [])]
@@ -132,7 +132,7 @@ def _add_matrix(figure: "go.Figure", matrix: Float[Tensor, "d_out d_in"], column
 
 
 def _blocks(matrix: Float[Tensor, "d_out d_in"], height: int, width: int) -> Float[Tensor, "rows columns"]:
-    """The entry of largest size in each block; the last blocks may be smaller."""
+    """The matrix in blocks, of each the entry of largest size; the last blocks may be smaller."""
     d_out, d_in = matrix.shape
     padded = torch.nn.functional.pad(matrix, (0, -d_in % width, 0, -d_out % height))
     blocks = rearrange(padded, "(r h) (c w) -> r c (h w)", h=height, w=width)

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 BLUE = "#2b6cb0"
 GREYS = ("#4a4a4a", "#8a8a8a", "#b5b5b5")
 COLOURS = (BLUE, "#c05621", "#2f855a", "#805ad5", "#b83280", "#0987a0")
-"""Of several fits."""
+"""Colours of several fits, in turn."""
 SIGNED = ((0, "rgb(180,20,20)"), (0.5, "white"), (1, "rgb(20,60,180)"))
 """Red is negative, blue positive, as in the views."""
 
 
 def plotly(module: str = "graph_objects") -> Any:
-    """A module of plotly.
+    """Import a module of plotly.
 
     Raises:
         MissingExtraError: plotly is not installed.
@@ -31,7 +31,7 @@ def plotly(module: str = "graph_objects") -> Any:
 
 
 def laid_out(figure: "go.Figure", title: str, x: str, y: str) -> "go.Figure":
-    """The same figure with its title, its axes' names and a plain look."""
+    """Give the figure its title, its axes' names and a plain look, and return it."""
     figure.update_layout(
         title={"text": title, "font": {"size": 16}, "x": 0.02},
         template="plotly_white",

@@ -21,14 +21,14 @@ _CONTROLS = {
 
 
 def density(features: Fitted, tokens: Any = None, *, inputs: Any = None, n_bins: int = 30) -> "go.Figure":
-    """Histogram over features of the share of samples that keep each, on a logarithmic axis.
+    """Draw a histogram over features of the share of samples that keep each, on a logarithmic axis.
 
     Features that no sample keeps are counted in the title: they have no place on that axis.
 
     Args:
         features: A fit with its model.
         tokens: Where to count; the held-out sequences of the fit by default.
-        inputs: The same, for modules that take no tokens.
+        inputs: Instead of tokens, for modules that take none.
         n_bins: Bars, over whole powers of ten.
 
     Raises:
@@ -66,14 +66,14 @@ def pareto(
     n_samples: int = 8192,
     seed: int = 0,
 ) -> "go.Figure":
-    """Reconstruction error against the features kept per sample, of one fit or several; the first one's controls beside.
+    """Draw the error against the features kept per sample, of one fit or several, beside the first one's controls.
 
     Cost: `features.errors_by_l0` of each.
 
     Args:
         features: A fit with its model, or several.
         tokens: Where to measure; each fit's held-out sequences by default.
-        inputs: The same, for modules that take no tokens.
+        inputs: Instead of tokens, for modules that take none.
         l0s: Features kept per sample; see `features.errors_by_l0`.
         n_samples: About how many samples to measure on at most.
         seed: Of positions, references and the random control.
@@ -103,7 +103,7 @@ def pareto(
 
 
 def _as_decomposed(features: Fitted) -> Any:
-    """The principal directions of all training samples, which are more than the line's: the control of `metrics`."""
+    """A point for the control in `metrics`: the principal directions of all training samples, more than the line's."""
     marker = {"color": GREYS[0], "symbol": "x", "size": 9}
     l0, error = features.metrics["l0"], features.metrics["control_pca"]
     return plotly().Scatter(x=[l0], y=[error], name="the same of all training samples", mode="markers", marker=marker)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 POSITIVE, NEGATIVE = "rgb(20,60,180)", "rgb(180,20,20)"
-"""Of the views: blue and red, which colour-blind readers tell apart as well."""
+"""The views' blue and red, which colour-blind readers tell apart as well."""
 SHAPES = {"parameter": "circle", "sae": "diamond", "error": "square", "output": "star"}
 KINDS = {"parameter": "parameter feature", "sae": "SAE feature", "error": "what is left out", "output": "the metric"}
 _COLUMN, _ROW = 165, 62
@@ -25,7 +25,7 @@ _LETTERS = 22
 
 
 def circuit(circuit: Circuit, *, n_edges: int | None = None, n_examples: int = 3) -> "go.Figure":
-    """The graph, to look at with the mouse: hovering shows a node's label, effect and examples, or an edge's weight.
+    """Draw the graph, to look at with the mouse: hovering shows a node's label, effect and examples, or an edge's weight.
 
     Columns are places in the forward pass. A node's size is its |effect|, its colour the sign, its shape the kind; an edge's
     width is its |weight|, its colour the sign. Widths come in eight steps.
@@ -39,40 +39,40 @@ def circuit(circuit: Circuit, *, n_edges: int | None = None, n_examples: int = 3
         ExportError: The circuit's parts do not fit together.
         MissingExtraError: plotly or networkx is not installed.
     """
-    go, found = plotly(), lay_out(circuit)
+    go, grid = plotly(), lay_out(circuit)
     figure = go.Figure()
     edges = sorted(circuit.edges, key=lambda edge: abs(edge.weight))
-    for trace in _edges(edges[len(edges) - n_edges :] if n_edges is not None and n_edges < len(edges) else edges, found):
+    for trace in _edges(edges[len(edges) - n_edges :] if n_edges is not None and n_edges < len(edges) else edges, grid):
         figure.add_trace(trace)
     for kind in SHAPES:
         nodes = [node for node in circuit.nodes if node.kind == kind]
         if nodes:
-            figure.add_trace(_nodes(kind, nodes, found, _largest_effect(circuit), n_examples))
+            figure.add_trace(_nodes(kind, nodes, grid, _largest_effect(circuit), n_examples))
             figure.add_trace(_key(KINDS[kind], SHAPES[kind], GREYS[0 if kind == "output" else 1]))
     figure.add_trace(_key("raises it", "line-ew-open", POSITIVE))
     figure.add_trace(_key("lowers it", "line-ew-open", NEGATIVE))
-    _name_nodes(figure, circuit, found)
-    return _framed(figure, circuit, found)
+    _name_nodes(figure, circuit, grid)
+    return _framed(figure, circuit, grid)
 
 
 def _largest_effect(circuit: Circuit) -> float:
     return max((abs(node.effect) for node in circuit.nodes if node.kind != "output"), default=0.0) or 1.0
 
 
-def _edges(edges: list[Edge], found: GraphLayout) -> Iterator["go.Scatter"]:
+def _edges(edges: list[Edge], grid: GraphLayout) -> Iterator["go.Scatter"]:
     """A trace for each width and sign, thin ones first; then the points in their middles that take the mouse."""
     go, most = plotly(), max((abs(edge.weight) for edge in edges), default=0.0) or 1.0
     sorts = Counter((math.ceil(_WIDTHS * abs(edge.weight) / most), edge.weight < 0) for edge in edges)
     for step, is_negative in sorted(sorts):
         chosen = [e for e in edges if (math.ceil(_WIDTHS * abs(e.weight) / most), e.weight < 0) == (step, is_negative)]
-        x, y = _joined([_curve(found.places[edge.source], found.places[edge.target]) for edge in chosen])
+        x, y = _joined([_curve(grid.places[edge.source], grid.places[edge.target]) for edge in chosen])
         width = _THINNEST + (_THICKEST - _THINNEST) * step / _WIDTHS
         line = {"width": width, "color": NEGATIVE if is_negative else POSITIVE}
         yield go.Scatter(
             x=x, y=y, mode="lines", line=line, opacity=0.18 + 0.5 * step / _WIDTHS, hoverinfo="skip", showlegend=False,
             name=f"edges, {'negative' if is_negative else 'positive'}",
         )  # fmt: skip
-    middles = [_curve(found.places[edge.source], found.places[edge.target])[_BEND // 2] for edge in edges]
+    middles = [_curve(grid.places[edge.source], grid.places[edge.target])[_BEND // 2] for edge in edges]
     yield go.Scatter(
         x=[x for x, _ in middles], y=[y for _, y in middles], mode="markers", marker={"size": 9, "opacity": 0},
         hovertext=[f"{_safe(e.source)} → {_safe(e.target)}<br>weight {e.weight:+.4g}" for e in edges],
@@ -81,7 +81,7 @@ def _edges(edges: list[Edge], found: GraphLayout) -> Iterator["go.Scatter"]:
 
 
 def _curve(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:
-    """Points of a line that leaves and arrives level."""
+    """The points of an edge's line, which leaves and arrives level."""
     shares = [step / _BEND for step in range(_BEND + 1)]
     (x0, y0), (x1, y1) = start, end
     return [(x0 + (x1 - x0) * t, y0 + (y1 - y0) * t * t * (3 - 2 * t)) for t in shares]
@@ -92,7 +92,7 @@ def _joined(lines: list[list[tuple[float, float]]]) -> tuple[list[float | None],
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _nodes(kind: str, nodes: list[Node], found: GraphLayout, most: float, n_examples: int) -> "go.Scatter":
+def _nodes(kind: str, nodes: list[Node], grid: GraphLayout, most: float, n_examples: int) -> "go.Scatter":
     sizes = [_SMALLEST + (_LARGEST - _SMALLEST) * math.sqrt(abs(node.effect) / most) for node in nodes]
     colours = [NEGATIVE if node.effect < 0 else POSITIVE for node in nodes]
     marker: dict[str, Any] = {"symbol": SHAPES[kind], "size": sizes, "color": colours, "opacity": 1}
@@ -100,8 +100,8 @@ def _nodes(kind: str, nodes: list[Node], found: GraphLayout, most: float, n_exam
     if kind == "output":
         marker |= {"size": _OUTPUT, "color": GREYS[0]}
     return plotly().Scatter(
-        x=[found.places[node.name][0] for node in nodes],
-        y=[found.places[node.name][1] for node in nodes],
+        x=[grid.places[node.name][0] for node in nodes],
+        y=[grid.places[node.name][1] for node in nodes],
         mode="markers",
         marker=marker,
         name=KINDS[kind],
@@ -112,7 +112,7 @@ def _nodes(kind: str, nodes: list[Node], found: GraphLayout, most: float, n_exam
 
 
 def _key(name: str, symbol: str, colour: str) -> "go.Scatter":
-    """A line of the legend."""
+    """An entry of the legend."""
     marker = {
         "symbol": symbol,
         "size": 12,
@@ -133,10 +133,10 @@ def _hover(node: Node, n_examples: int) -> str:
     return "<br>".join(lines)
 
 
-def _name_nodes(figure: "go.Figure", circuit: Circuit, found: GraphLayout) -> None:
-    """What a node is called, below it; in two lines, number and label, each cut to its column."""
+def _name_nodes(figure: "go.Figure", circuit: Circuit, grid: GraphLayout) -> None:
+    """Write each node's number and label below it, each cut to its column."""
     for node in circuit.nodes:
-        x, y = found.places[node.name]
+        x, y = grid.places[node.name]
         lines = [_safe(_cut(text)) for text in (_short(node), node.label) if text]
         figure.add_annotation(
             x=x, y=y, text="<br>".join(lines), showarrow=False, yanchor="top", yshift=-13, font={"size": 10},
@@ -145,7 +145,7 @@ def _name_nodes(figure: "go.Figure", circuit: Circuit, found: GraphLayout) -> No
 
 
 def _short(node: Node) -> str:
-    """Without the group, which the column names."""
+    """The node's name without the group, which the column names."""
     return node.name.removeprefix(f"{node.group}/")
 
 
@@ -154,14 +154,14 @@ def _cut(text: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """As text for plotly, which reads tags."""
+    """The text for plotly, which reads tags, so that none is read."""
     return html.escape(visible(text), quote=False)
 
 
-def _framed(figure: "go.Figure", circuit: Circuit, found: GraphLayout) -> "go.Figure":
-    n_columns, n_rows = len(found.columns), found.n_rows
+def _framed(figure: "go.Figure", circuit: Circuit, grid: GraphLayout) -> "go.Figure":
+    n_columns, n_rows = len(grid.columns), grid.n_rows
     title = f"{visible(circuit.metric)}: {len(circuit.nodes)} nodes, {len(circuit.edges)} edges"
-    names = ["<br>".join(_broken(group) for group in groups) for groups in found.columns]
+    names = ["<br>".join(_broken(group) for group in groups) for groups in grid.columns]
     n_lines = max((name.count("<br>") + 1 for name in names), default=1)
     half = max(1, n_rows) / 2
     figure.update_layout(
@@ -182,7 +182,7 @@ def _framed(figure: "go.Figure", circuit: Circuit, found: GraphLayout) -> "go.Fi
 
 
 def _broken(group: str) -> str:
-    """In lines that fit a column, broken at dots."""
+    """The group's name in lines that fit a column, broken at dots."""
     lines = [""]
     for part in visible(group).replace(".", ".\0").split("\0"):
         lines = [*lines[:-1], lines[-1] + part] if len(lines[-1] + part) <= _LETTERS or not lines[-1] else [*lines, part]

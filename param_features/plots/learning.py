@@ -4,22 +4,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from param_features.development import LearningCoefficient
 from param_features.plots.figures import COLOURS, GREYS, laid_out, plotly
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from param_features.development import LearningCoefficient
 
-
-def learning_coefficient(found: "LearningCoefficient") -> "go.Figure":
-    """Running estimate nβ (L − L(w₀)) of every chain over its steps, each step's own one faint; the burn-in is grey.
+def learning_coefficient(found: LearningCoefficient) -> "go.Figure":
+    """Draw every chain's running estimate nβ (L − L(w₀)) over its steps, that of each step faint; the burn-in is grey.
 
     A chain's line is the mean over the window of a twentieth of the steps that ends there. Chains that have settled run
     level and among each other after the burn-in; dashed is the estimate.
 
     Args:
-        found: What `pf.development.learning_coefficient` returned; with `max_r_hat=float("inf")` also chains that it would refuse.
+        found: What `pf.development.learning_coefficient` returned; with `max_r_hat=float("inf")` also chains that it would
+            refuse.
 
     Raises:
         MissingExtraError: plotly is not installed.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def query_key(table: QueryKey, *, head: int | None = None, distance: int | None = None, least: float = 0.05) -> "go.Figure":
-    """Scores of pairs in one head at one distance; those of random directions beside them, in the same colours.
+    """Draw the scores of pairs in one head at one distance, beside those of random directions in the same colours.
 
     Features are in order of the share of their weight that lies in that head, most at the top and left.
 
@@ -38,7 +38,7 @@ def query_key(table: QueryKey, *, head: int | None = None, distance: int | None 
     where = "at any distance" if table.attention.rotary is None else f"at distance {best.distance}"
     of = f"{len(queries)} query × {len(keys)} key features"
     laid_out(figure, f"{of} of {table.layer} in head {best.head}, {where}", "key feature", "query feature")
-    tables = [one.score[queries][:, keys, best.head, place] for _, one in shown]
+    tables = [source.score[queries][:, keys, best.head, place] for _, source in shown]
     bound = max(float(scores.abs().max()) for scores in tables) or 1.0
     for column, scores in enumerate(tables, 1):
         cells = _cells(scores, queries, keys)

@@ -29,7 +29,7 @@ def steering(
     deltas: Sequence[float] | None = None,
     n_outputs: int = 6,
 ) -> "go.Figure":
-    """Mean outputs at the last position (or of each input) against δ, of those that move most.
+    """Draw the outputs that move most against δ: their means at the last position, or over the inputs.
 
     Probabilities where the divergence is KL, the outputs themselves otherwise. Cost: a forward pass for each δ.
 
@@ -37,7 +37,7 @@ def steering(
         features: A fit with its model.
         feature: Which one.
         tokens: Prompts: what follows each is looked at.
-        inputs: The same, for modules that take no tokens.
+        inputs: Instead of tokens, for modules that take none.
         deltas: Steps in units of the weights; shares of ‖W‖ up to 0.3 either way by default.
         n_outputs: Lines drawn.
 
@@ -55,8 +55,8 @@ def steering(
     if len(steps) < 2 or n_outputs < 1:
         raise SettingError(f"{len(steps)} steps and n_outputs={n_outputs}. Give two steps or more and a line at least.")
     is_kl = isinstance(features.divergence, KL)
-    found = read_inputs(engine.adapter, tokens, inputs)
-    values = mean_outputs(features, feature, found, steps, is_kl=is_kl)
+    rows = read_inputs(engine.adapter, tokens, inputs)
+    values = mean_outputs(features, feature, rows, steps, is_kl=is_kl)
     most = (values.max(0).values - values.min(0).values).topk(min(n_outputs, values.shape[1])).indices.tolist()
     figure = go.Figure()
     for place, output in enumerate(most):
@@ -67,20 +67,20 @@ def steering(
         )
     figure.add_vline(x=0, line_dash="dot", line_color="#8a8a8a")
     quantity = "mean probability" if is_kl else "mean output"
-    title = f"Steering along feature {feature}: the outputs that move most, mean of {len(found)}"
+    title = f"Steering along feature {feature}: the outputs that move most, mean of {len(rows)}"
     return laid_out(figure, title, "δ, the step in units of the weights", quantity)
 
 
 def mean_outputs(
     features: Fitted, feature: int, inputs: ModelInputs, steps: Sequence[float], *, is_kl: bool
 ) -> Float[Tensor, "step d_output"]:
-    """Means over the rows' last samples, as probabilities for KL."""
+    """Mean outputs at the rows' last samples after each step, as probabilities for KL."""
     engine = features.bound_engine("steering")
     changes = [deltas_of(features.v_out, {feature: step}, engine.subset) for step in steps]
     parts = [inputs.rows([row]) for row in range(len(inputs))] if engine.per_position else [inputs]
 
-    def read(before: Tensor, after: Tensor) -> Tensor:
+    def at_last_sample(before: Tensor, after: Tensor) -> Tensor:
         last = after[-1:] if engine.per_position else after
         return last.softmax(-1) if is_kl else last
 
-    return torch.cat([read_effects(engine, part, changes, read) for part in parts], 1).mean(1)
+    return torch.cat([read_effects(engine, part, changes, at_last_sample) for part in parts], 1).mean(1)

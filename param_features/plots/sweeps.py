@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from param_features.errors import SettingError, nearest
 from param_features.plots.figures import COLOURS, GREYS, laid_out, plotly
+from param_features.run import Sweep, SweepRow
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from param_features.run.sweeping import Sweep, SweepRow
 
 _AXES = {
     "l0": "l0: features kept per sample, mean",
@@ -21,8 +20,8 @@ _AXES = {
 _NAMES = {"n_features": "{} features", "rank": "rank {}", "l0": "l0 {:g}"}
 
 
-def sweep(found: "Sweep", against: str = "l0") -> "go.Figure":
-    """Held-out reconstruction error of every fit, one line for all that else was the same; its strongest control dashed.
+def sweep(found: Sweep, against: str = "l0") -> "go.Figure":
+    """Draw the held-out error of every fit, one line for all that else was the same, its strongest control dashed.
 
     A star marks the recommended fit, a cross what may not be recommended, an open circle what is
     under-trained or overfit. With several seeds, points are means over them.
@@ -63,25 +62,25 @@ Points = list[list[Any]]
 """The points of a line, each the rows of one setting."""
 
 
-def _x(row: "SweepRow", against: str) -> float:
+def _x(row: SweepRow, against: str) -> float:
     return row.size if against == "size" else getattr(row.setting, against)
 
 
-def _lines(rows: Sequence["SweepRow"], against: str) -> list[Points]:
-    """Rows that share all but the axis, by line and then by point."""
+def _lines(rows: Sequence[SweepRow], against: str) -> list[Points]:
+    """The sweep's rows by line, which share all but the axis, and then by point."""
 
-    def line(row: "SweepRow") -> tuple:
+    def line(row: SweepRow) -> tuple:
         n_features, rank, l0, _ = row.setting
         return (n_features, rank) if against == "l0" else (l0, rank)
 
-    def point(row: "SweepRow") -> float:
+    def point(row: SweepRow) -> float:
         return _x(row, against)
 
     ordered = sorted(rows, key=lambda row: (line(row), point(row)))
-    return [[list(same) for _, same in groupby(own, key=point)] for _, own in groupby(ordered, key=line)]
+    return [[list(rows) for _, rows in groupby(on_line, key=point)] for _, on_line in groupby(ordered, key=line)]
 
 
-def _name(rows: Sequence["SweepRow"], against: str, varied: Sequence[str]) -> str:
+def _name(rows: Sequence[SweepRow], against: str, varied: Sequence[str]) -> str:
     on_axis = "n_features" if against == "size" else against
     setting = rows[0].setting
     parts = [_NAMES[name].format(getattr(setting, name)) for name in varied if name != on_axis]
@@ -116,13 +115,13 @@ def _control(points: Points, against: str, name: str, colour: str) -> Any:
     )
 
 
-def _symbol(rows: Sequence["SweepRow"]) -> str:
+def _symbol(rows: Sequence[SweepRow]) -> str:
     if not all(row.is_eligible for row in rows):
         return "x"
     return "circle-open" if any(row.flags for row in rows) else "circle"
 
 
-def _hover(rows: Sequence["SweepRow"]) -> str:
+def _hover(rows: Sequence[SweepRow]) -> str:
     lines = []
     for row in rows:
         controls = ", ".join(f"{name} {error:.3f}" for name, error in row.controls.items())
@@ -130,7 +129,7 @@ def _hover(rows: Sequence["SweepRow"]) -> str:
     return "<br>".join(lines)
 
 
-def _star(row: "SweepRow", against: str) -> Any:
+def _star(row: SweepRow, against: str) -> Any:
     return plotly().Scatter(
         x=[_x(row, against)],
         y=[row.error],

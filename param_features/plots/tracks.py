@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from param_features.development import Track
 from param_features.errors import SettingError, nearest
 from param_features.plots.figures import BLUE, COLOURS, GREYS, laid_out, plotly
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from param_features.development import Track
 
 _AXES = {
     "impact": "impact",
@@ -30,8 +29,8 @@ _HEIGHT, _EVEN = 260, 10
 _FAINT = "rgba(120,120,120,0.25)"
 
 
-def track(found: "Track", of: str | Sequence[str] = ("impact", "error", "share"), *, n_top: int = 5) -> "go.Figure":
-    """Curves over training, one panel each: the features of the largest impact in colour, the others faint, the mean black.
+def track(found: Track, of: str | Sequence[str] = ("impact", "error", "share"), *, n_top: int = 5) -> "go.Figure":
+    """Draw curves over training, a panel each: features of the largest impact in colour, the others faint, the mean black.
 
     A dotted line marks where a curve's mean begins a new phase (`track.change_points`), a dashed one the checkpoint that the
     features were fitted at, red ground where they are stale. Steps that lie unevenly, such as 1, 10, 100, are drawn as
@@ -70,45 +69,45 @@ def track(found: "Track", of: str | Sequence[str] = ("impact", "error", "share")
     is_even = ticks is None
     figure.update_xaxes(**({} if is_even else {"tickvals": x, "ticktext": ticks}))
     figure.update_xaxes(title_text="training step" if is_even else "training step, evenly spaced", row=len(panels), col=1)
-    said = "dotted: a phase begins · dashed: fitted here · red: stale, hardly better than random directions"
-    figure.add_annotation(text=said, x=0, y=1, xref="paper", yref="paper", yanchor="bottom", yshift=8, showarrow=False)
+    legend = "dotted: a phase begins · dashed: fitted here · red: stale, hardly better than random directions"
+    figure.add_annotation(text=legend, x=0, y=1, xref="paper", yref="paper", yanchor="bottom", yshift=8, showarrow=False)
     return figure.update_layout(height=130 + _HEIGHT * len(panels))
 
 
-def _places(found: "Track") -> tuple[list[float], list[str] | None]:
-    """Where checkpoints are drawn, and their names where that is not at their steps."""
-    gaps = [after - before for before, after in zip(found.steps, found.steps[1:], strict=False)]
+def _places(result: Track) -> tuple[list[float], list[str] | None]:
+    """The places at which checkpoints are drawn, and their names where that is not at their steps."""
+    gaps = [after - before for before, after in zip(result.steps, result.steps[1:], strict=False)]
     if not gaps or max(gaps) <= _EVEN * min(gaps):
-        return list(found.steps), None
-    return list(range(len(found))), [f"{step:,}" for step in found.steps]
+        return list(result.steps), None
+    return list(range(len(result))), [f"{step:,}" for step in result.steps]
 
 
-def _lines(found: "Track", panel: str, x: list[float], n_top: int) -> list[Any]:
-    curve = found.curve(panel).tolist()
+def _lines(result: Track, panel: str, x: list[float], n_top: int) -> list[Any]:
+    curve = result.curve(panel).tolist()
     if panel == "error":
         controls = [
-            _line(x, found.errors[name].tolist(), _CONTROLS[name], panel, dash="dash", color=colour)
+            _line(x, result.errors[name].tolist(), _CONTROLS[name], panel, dash="dash", color=colour)
             for name, colour in zip(_CONTROLS, (*GREYS, COLOURS[1]), strict=True)
-            if name in found.errors
+            if name in result.errors
         ]
         return [_line(x, curve, "these features", panel, color=BLUE, width=3), *controls]
     if panel == "share":
-        random = _line(x, found.share_random.tolist(), "random directions", panel, dash="dash", color=GREYS[1])
+        random = _line(x, result.share_random.tolist(), "random directions", panel, dash="dash", color=GREYS[1])
         return [_line(x, curve, "in the features' span", panel, color=BLUE, width=3), random]
     if panel == "norm":
         return [_line(x, curve, "‖change‖", panel, color=BLUE, width=3)]
-    return [*_of_features(found, panel, x, n_top), _line(x, curve, "mean", panel, color="black", width=3)]
+    return [*_of_features(result, panel, x, n_top), _line(x, curve, "mean", panel, color="black", width=3)]
 
 
-def _of_features(found: "Track", panel: str, x: list[float], n_top: int) -> list[Any]:
-    """Those of the largest impact last, so that they lie on top; a feature has one colour in all panels."""
-    order = found.impact.amax(0).argsort(descending=True, stable=True).tolist()
+def _of_features(result: Track, panel: str, x: list[float], n_top: int) -> list[Any]:
+    """Every feature's line, those of the largest impact last, on top; a feature has one colour in all panels."""
+    order = result.impact.amax(0).argsort(descending=True, stable=True).tolist()
     colours = dict(zip(order[:n_top], COLOURS, strict=False))
     lines = []
     for rank, feature in reversed(list(enumerate(order))):
         style = {"color": colours.get(feature, _FAINT), "width": 2 if feature in colours else 1}
         name, is_named = f"feature {feature}", feature in colours
-        lines.append(_line(x, found.curve(panel, feature).tolist(), name, panel, is_named=is_named, rank=rank, **style))
+        lines.append(_line(x, result.curve(panel, feature).tolist(), name, panel, is_named=is_named, rank=rank, **style))
     return lines
 
 
@@ -130,11 +129,11 @@ def _line(
     )
 
 
-def _mark_home(figure: "go.Figure", found: "Track", x: list[float]) -> None:
-    """A dashed line at home, in every panel, and red ground around stale checkpoints."""
-    for place, is_stale in enumerate(found.is_stale.tolist()):
+def _mark_home(figure: "go.Figure", result: Track, x: list[float]) -> None:
+    """Draw a dashed line at home in every panel, and red ground around stale checkpoints."""
+    for place, is_stale in enumerate(result.is_stale.tolist()):
         if is_stale:
             left, right = x[max(place - 1, 0)], x[min(place + 1, len(x) - 1)]
             figure.add_vrect((left + x[place]) / 2, (x[place] + right) / 2, fillcolor="red", opacity=0.06, line_width=0)
-    if found.home is not None:
-        figure.add_vline(x[found.home], line={"color": BLUE, "width": 1.5, "dash": "dash"})
+    if result.home is not None:
+        figure.add_vline(x[result.home], line={"color": BLUE, "width": 1.5, "dash": "dash"})

@@ -14,10 +14,10 @@ def circuit_section(circuit: Circuit, vocabulary: Vocabulary, params: Mapping[st
     """Everything that the page shows of a circuit, as plain numbers and strings.
 
     Args:
-        circuit: What was found.
-        vocabulary: Of the page; the nodes' tokens are added to it.
+        circuit: The graph to show.
+        vocabulary: The page's strings; the nodes' tokens are added to them.
         params: The report's parameters; a node whose group names the same is taken for a feature of the report.
-        n_features: Of the report.
+        n_features: How many features the report has.
 
     Raises:
         ExportError: The circuit's parts do not fit together.
@@ -61,7 +61,7 @@ def _node(node: Node, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _link(node: Node, params: Mapping[str, Any], n_features: int) -> int | None:
-    """The report's feature that a node stands for: of the same parameters, by number; None for other nodes."""
+    """The number of the report's feature that a node stands for, of the same parameters; None for other nodes."""
     if node.kind != "parameter" or node.feature is None or node.feature >= n_features:
         return None
     names = set(re.split(r"[\s,+]+", node.group.strip()))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,9 +10,7 @@ from torch import Tensor
 
 from param_features.measure import Example, label_of
 from param_features.report.samples import Vocabulary, digits, text_example, window
-
-if TYPE_CHECKING:
-    from param_features.sae import Comparison, Pair
+from param_features.sae import Comparison, Pair
 
 _PAIRS = 3
 _LABELLED, _EXAMPLES = 20, 3
@@ -20,14 +18,14 @@ _MOST_ROWS = 400
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The page's texts.
+class PageTexts:
+    """The texts on which a page shows examples.
 
     Attributes:
         strings: Each row's tokens; empty where inputs are no tokens.
         acts: The parameter features' activations, each row's real positions first.
-        vocabulary: The page's.
-        usual: In which share of windows a token occurs.
+        vocabulary: The page's strings.
+        usual: The share of windows in which a token occurs.
     """
 
     strings: Sequence[Sequence[str]]
@@ -36,10 +34,10 @@ class Texts:
     usual: Callable[[str], float]
 
 
-class Beside:
-    """A comparison on the page's own inputs, as the page shows it."""
+class CounterpartsWriter:
+    """Writes what the page shows of a comparison with an SAE, made on the page's own inputs."""
 
-    def __init__(self, comparison: "Comparison", texts: Texts) -> None:
+    def __init__(self, comparison: Comparison, texts: PageTexts) -> None:
         """Read the SAE features that are shown; memory: samples times those."""
         self.comparison, self.texts = comparison, texts
         self.pairs = [comparison.pairs(k, _PAIRS) for k in range(comparison.features.n_features)]
@@ -75,17 +73,17 @@ class Beside:
             "features": [self._sae_feature(pair, is_shared=pair.sae_feature in shared) for pair in self.reverse],
         }
 
-    def _sae_feature(self, pair: "Pair", *, is_shared: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {"pair": _pair(pair), "shared": is_shared, "label": "", "examples": []}
+    def _sae_feature(self, pair: Pair, *, is_shared: bool) -> dict[str, Any]:
+        entry: dict[str, Any] = {"pair": _pair(pair), "shared": is_shared, "label": "", "examples": []}
         if not self.texts.strings:
-            return found
+            return entry
         places = self.comparison.sae_places(pair.sae_feature, _LABELLED)
         best = [example for place in places if (example := self._example(pair.sae_feature, *place)).activation > 0]
         shown = [text_example(example, self.texts.vocabulary) for example in best[:_EXAMPLES]]
         for row, example in zip(shown, best, strict=False):
-            ours = self.texts.acts[example.row, : len(example.tokens), pair.feature]
-            row["marks"] = [digits(value) for value in ours[window(example.position)].tolist()]
-        return found | {"label": label_of(best, self.texts.usual), "examples": shown}
+            parameter_acts = self.texts.acts[example.row, : len(example.tokens), pair.feature]
+            row["marks"] = [digits(value) for value in parameter_acts[window(example.position)].tolist()]
+        return entry | {"label": label_of(best, self.texts.usual), "examples": shown}
 
     def _example(self, sae_feature: int, row: int, position: int) -> Example:
         tokens, acts = tuple(self.texts.strings[row]), self.columns[sae_feature][row]
@@ -100,7 +98,7 @@ class Beside:
         return {feature: [row[place] for row in rows] for place, feature in enumerate(shown)}
 
 
-def _pair(pair: "Pair") -> dict[str, Any]:
+def _pair(pair: Pair) -> dict[str, Any]:
     numbers = {name: digits(getattr(pair, name)) for name in ("correlation", "overlap")}
     areas = {name: None if (area := getattr(pair, name)) != area else digits(area) for name in ("auroc", "sae_auroc")}
     return {"feature": pair.feature, "sae": pair.sae_feature, "url": pair.url, **numbers, **areas}

@@ -25,7 +25,7 @@ from param_features.measure import (
 from param_features.params import held_still
 from param_features.problem import ModelInputs, real_first
 from param_features.report.circuits import circuit_section
-from param_features.report.counterparts import Beside, Texts
+from param_features.report.counterparts import CounterpartsWriter, PageTexts
 from param_features.report.samples import Vocabulary, digits, input_example, kind_of, text_example
 from param_features.sae import Comparison
 
@@ -36,26 +36,26 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class PageReadings:
-    """What the features do on the report's inputs.
+    """Activations and codes of the features on the report's inputs.
 
     Attributes:
         acts: Activations, each row's real positions first; pos is 1 where a sample is an input.
-        kept: Where a feature's code is not zero.
+        is_kept: True where a feature's code is not zero.
         is_real: False at padding.
     """
 
     acts: Float[Tensor, "batch pos feature"]
-    kept: Bool[Tensor, "batch pos feature"]
+    is_kept: Bool[Tensor, "batch pos feature"]
     is_real: Bool[Tensor, "batch pos"]
 
 
 def read_page(features: Fitted, inputs: ModelInputs) -> PageReadings:
-    """Activations and codes in one pass, real positions first."""
+    """Read activations and codes in one pass, and put each row's real positions first."""
     readings = features.dictionary.read(features.bound_engine("report"), features.question, inputs)
-    acts, kept, is_real = readings.activations, readings.codes != 0, readings.is_real
+    acts, is_kept, is_real = readings.activations, readings.codes != 0, readings.is_real
     if not features.bound_engine("report").per_position:
-        return PageReadings(acts.unsqueeze(1), kept.unsqueeze(1), is_real.unsqueeze(1))
-    return PageReadings(real_first(acts, inputs), real_first(kept.float(), inputs) > 0, is_real.gather(1, inputs.places))
+        return PageReadings(acts.unsqueeze(1), is_kept.unsqueeze(1), is_real.unsqueeze(1))
+    return PageReadings(real_first(acts, inputs), real_first(is_kept.float(), inputs) > 0, is_real.gather(1, inputs.places))
 
 
 def contents(
@@ -68,7 +68,7 @@ def contents(
     audit: Audit | None = None,
     circuit: Circuit | None = None,
 ) -> dict[str, Any]:
-    """The page's data: an overview, and for each feature its examples, histogram, tokens, logits, weight and neighbours.
+    """Collect the page's data: an overview, and each feature's examples, histogram, tokens, logits, weight and neighbours.
 
     Cost: one pass of activations over the inputs, and one forward-mode pass over each feature's top examples.
 
@@ -81,21 +81,17 @@ def contents(
         audit: Claims about the features beside controls.
         circuit: A graph in which these features may be nodes.
     """
-    found = {"overview": overview(features, inputs) | {"curve": _lines(curve)}}
+    page = {"overview": overview(features, inputs) | {"curve": _lines(curve)}}
     writer = _Writer(features, inputs, read_page(features, inputs), n_examples)
-    beside = None if comparison is None else Beside(comparison, writer.texts)
-    rows = [writer.feature(k, beside) for k in range(features.n_features)]
-    if beside is not None:
-        found["sae"] = beside.section()
+    counterparts = None if comparison is None else CounterpartsWriter(comparison, writer.texts)
+    rows = [writer.feature(k, counterparts) for k in range(features.n_features)]
+    if counterparts is not None:
+        page["sae"] = counterparts.section()
     if audit is not None:
-        found["audit"] = audit_section(audit)
+        page["audit"] = audit_section(audit)
     if circuit is not None:
-        found["circuit"] = circuit_section(circuit, writer.vocabulary, features.params, features.n_features)
-    return found | {
-        "kind": writer.kind,
-        "features": rows,
-        "vocabulary": writer.vocabulary.strings,
-    }
+        page["circuit"] = circuit_section(circuit, writer.vocabulary, features.params, features.n_features)
+    return page | {"kind": writer.kind, "features": rows, "vocabulary": writer.vocabulary.strings}
 
 
 def overview(features: Fitted, inputs: ModelInputs) -> dict[str, Any]:
@@ -147,7 +143,7 @@ def _lines(curve: L0Curve) -> dict[str, Any]:
 
 
 class _Writer:
-    """Holds what every feature's entry is made from."""
+    """Writes every feature's entry from one pass over the inputs."""
 
     def __init__(self, features: Fitted, inputs: ModelInputs, readings: PageReadings, n_examples: int) -> None:
         self.features, self.inputs, self.readings, self.n_examples = features, inputs, readings, n_examples
@@ -159,24 +155,24 @@ class _Writer:
         self.gram = features.v_out.gram().cpu()
         to_strings = self.engine.adapter.to_strings
         strings = [to_strings(row) for row in self.rows or []]
-        self.texts = Texts(strings, readings.acts, self.vocabulary, windows_with(strings))
+        self.texts = PageTexts(strings, readings.acts, self.vocabulary, windows_with(strings))
         self.outputs = None if self.kind == "tokens" else _outputs(features, inputs)
 
-    def feature(self, k: int, beside: Beside | None) -> dict[str, Any]:
-        """One feature's entry."""
+    def feature(self, k: int, counterparts: CounterpartsWriter | None) -> dict[str, Any]:
+        """Everything that the page shows of one feature."""
         acts = self.readings.acts[..., k][self.readings.is_real]
         best = self._best(k)
         return {
             "label": self._label(best[:_NAMED]),
-            "density": digits(float(self.readings.kept[..., k][self.readings.is_real].double().mean())),
+            "density": digits(float(self.readings.is_kept[..., k][self.readings.is_real].double().mean())),
             "largest": digits(float(acts[acts.abs().argmax()])),
-            "examples": [self._shown(k, example, beside) for example in best[: self.n_examples]],
+            "examples": [self._shown(k, example, counterparts) for example in best[: self.n_examples]],
             "histogram": histogram(acts),
             **self._logits(k, best),
             **self._tokens(best),
             "weight": {name: [digits(value) for value in share.tolist()] for name, share in self._weight(k).items()},
             "nearest": self._nearest(k),
-            **({} if beside is None else beside.feature(k)),
+            **({} if counterparts is None else counterparts.feature(k)),
         }
 
     def _label(self, best: Sequence[Example]) -> str:
@@ -191,9 +187,9 @@ class _Writer:
         to_strings = self.engine.adapter.to_strings
         return top_examples(self.readings.acts, k, self.rows, to_strings, n=max(_COUNTED, self.n_examples))
 
-    def _shown(self, k: int, example: Example, beside: Beside | None) -> dict[str, Any]:
+    def _shown(self, k: int, example: Example, counterparts: CounterpartsWriter | None) -> dict[str, Any]:
         if self.outputs is None:
-            marks = {} if beside is None else {"marks": beside.marks(k, example)}
+            marks = {} if counterparts is None else {"marks": counterparts.marks(k, example)}
             return text_example(example, self.vocabulary) | marks
         return input_example(example, self.inputs, self.outputs, self.kind)
 
@@ -209,8 +205,7 @@ class _Writer:
 
     def _logits(self, k: int, best: Sequence[Example]) -> dict[str, Any]:
         few = best[:_MOVED]
-        where = [example.row for example in few], [example.position for example in few]
-        rows, positions = self.inputs.chosen(*where)
+        rows, positions = self.inputs.chosen([example.row for example in few], [example.position for example in few])
         moved = top_logits(self.engine, self.features.v_out.rows([k]), rows, positions, n=_LISTED)
         return {
             side: [[self.vocabulary.number(token), digits(change)] for token, change in pairs if sign * change > 0]
@@ -218,14 +213,14 @@ class _Writer:
         }
 
     def _nearest(self, k: int) -> list[list[float]]:
-        others = self.gram[k].clone()
-        others[k] = 0
-        order = others.abs().argsort(descending=True)[: min(5, len(others) - 1)]
-        return [[index, digits(float(others[index]))] for index in order.tolist()]
+        cosines = self.gram[k].clone()
+        cosines[k] = 0
+        order = cosines.abs().argsort(descending=True)[: min(5, len(cosines) - 1)]
+        return [[index, digits(float(cosines[index]))] for index in order.tolist()]
 
 
 def histogram(values: Float[Tensor, " sample"]) -> dict[str, Any]:
-    """Counts in 40 equal bins from the smallest to the largest value."""
+    """Count values in 40 equal bins from the smallest to the largest."""
     low, high = float(values.min()), float(values.max())
     high = high if high > low else low + 1.0
     counts = torch.histc(values.double(), _BINS, low, high).long().tolist()

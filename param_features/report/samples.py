@@ -37,7 +37,10 @@ class Vocabulary:
 
 
 def kind_of(inputs: ModelInputs, *, per_position: bool) -> str:
-    """`"tokens"`, `"images"` (one or three channels), `"vectors"` (up to 256 numbers), or `"inputs"`: their number alone."""
+    """How inputs are shown.
+
+    As `"tokens"`, `"images"` (one or three channels), `"vectors"` (up to 256 numbers), or `"inputs"`: their number alone.
+    """
     if per_position and inputs.tokens is not None:
         return "tokens"
     first = inputs.tensors[0]
@@ -48,7 +51,7 @@ def kind_of(inputs: ModelInputs, *, per_position: bool) -> str:
 
 
 def window(position: int) -> slice:
-    """The positions shown around one."""
+    """The positions that are shown around an activating one."""
     return slice(max(0, position - _BEFORE), position + _AFTER)
 
 
@@ -68,20 +71,20 @@ def text_example(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
 def input_example(
     example: Example, inputs: ModelInputs, outputs: Float[Tensor, "batch output"], kind: str
 ) -> dict[str, Any]:
-    """One input and the model's output for it."""
-    found: dict[str, Any] = {"row": example.row, "act": digits(example.activation)}
+    """The entry of one input: its values, and the model's output for it."""
+    entry: dict[str, Any] = {"row": example.row, "act": digits(example.activation)}
     if outputs.shape[1] <= _MOST_NUMBERS:
-        found["output"] = [digits(value) for value in outputs[example.row].tolist()]
+        entry["output"] = [digits(value) for value in outputs[example.row].tolist()]
     first = inputs.tensors[0][example.row]
     if kind == "images":
-        found["image"] = image_bytes(first)
+        entry["image"] = image_bytes(first)
     elif kind == "vectors":
-        found["input"] = [digits(value) for value in first.tolist()]
-    return found
+        entry["input"] = [digits(value) for value in first.tolist()]
+    return entry
 
 
 def image_bytes(image: Float[Tensor, "channel height width"]) -> dict[str, Any]:
-    """Pixels from the image's smallest to its largest value, as base64 of bytes in rows of red, green, blue."""
+    """The image as pixels from its smallest to its largest value: base64 of bytes in rows of red, green, blue."""
     low, high = image.min(), image.max()
     scaled = ((image - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8).expand(3, -1, -1)
     pixels = bytes(scaled.permute(1, 2, 0).flatten().tolist())
@@ -89,7 +92,7 @@ def image_bytes(image: Float[Tensor, "channel height width"]) -> dict[str, Any]:
 
 
 def digits(value: float) -> float:
-    """Rounded to four significant digits: more would only make the page longer.
+    """Round to four significant digits: more would only make the page longer.
 
     Raises:
         NonFiniteError: NaN or infinity, which a page would show as nothing.

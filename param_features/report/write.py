@@ -16,7 +16,7 @@ _SCRIPTS = ("text.js", "plots.js", "table.js", "sae.js", "audit.js", "circuit.js
 
 
 def write_report(path: str | PathLike, title: str, contents: dict[str, Any]) -> Path:
-    """Write the page.
+    """Write a page with its style, script, data and plotly inside.
 
     Returns:
         The file's path.
@@ -24,11 +24,11 @@ def write_report(path: str | PathLike, title: str, contents: dict[str, Any]) -> 
     Raises:
         MissingExtraError: plotly is not installed.
     """
-    found = Path(path)
+    file = Path(path)
     page = page_of(title, contents)
-    found.parent.mkdir(parents=True, exist_ok=True)
-    found.write_text(page, encoding="utf-8")
-    return found
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page, encoding="utf-8")
+    return file
 
 
 def page_of(title: str, contents: dict[str, Any]) -> str:
@@ -40,8 +40,8 @@ def page_of(title: str, contents: dict[str, Any]) -> str:
         "plotly": _plotly(),
         "script": "".join(map(_part, _SCRIPTS)),
     }
-    before, *rest = _part("page.html").split("{{")
-    return before + "".join(parts[name] + after for name, after in (piece.split("}}", 1) for piece in rest))
+    before, *pieces = _part("page.html").split("{{")
+    return before + "".join(parts[name] + after for name, after in (piece.split("}}", 1) for piece in pieces))
 
 
 def _part(name: str) -> str:

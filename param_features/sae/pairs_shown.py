@@ -11,7 +11,7 @@ from param_features.fitted import Fitted
 from param_features.problem import ModelInputs
 from param_features.sae.matching import Pair
 from param_features.sae.site import activations_at
-from param_features.views import Row, View
+from param_features.views import TokenRow, View
 
 _BEFORE, _AFTER = 24, 9
 
@@ -75,9 +75,9 @@ def _strings(features: Fitted, rows: ModelInputs) -> list[tuple[str, ...]]:
     return [tuple(engine.adapter.to_strings(row)) for row in rows.token_rows]
 
 
-def _row(title: str, tokens: Sequence[str], values: Tensor, marked: int) -> Row:
+def _row(title: str, tokens: Sequence[str], values: Tensor, marked: int) -> TokenRow:
     start = max(0, marked - _BEFORE)
     window = slice(start, marked + _AFTER)
     if len(tokens) > marked + 1:
         title = f"{title} «{tokens[marked]}» → {tokens[marked + 1]!r}"
-    return Row(title, tuple(tokens[window]), tuple(values.tolist()[window]), marked - start)
+    return TokenRow(title, tuple(tokens[window]), tuple(values.tolist()[window]), marked - start)

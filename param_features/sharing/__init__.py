@@ -4,7 +4,19 @@ huggingface-hub is imported when the hub is asked: `pip install "param_features[
 """
 
 from param_features.sharing.card import CARD, write_card
-from param_features.sharing.pushing import MESSAGE, check_name, push, push_folder
+from param_features.sharing.picture import draw
+from param_features.sharing.pushing import MESSAGE, PushTarget, check_name, push, push_folder
 from param_features.sharing.settings import USUAL, CardSettings
 
-__all__ = ["CARD", "CardSettings", "MESSAGE", "USUAL", "check_name", "push", "push_folder", "write_card"]
+__all__ = [
+    "CARD",
+    "CardSettings",
+    "MESSAGE",
+    "PushTarget",
+    "USUAL",
+    "check_name",
+    "draw",
+    "push",
+    "push_folder",
+    "write_card",
+]

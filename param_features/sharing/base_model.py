@@ -1,18 +1,16 @@
 """Which model the features belong to, as the hub calls it, and how a reader gets it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from param_features.errors import SourceError
 from param_features.files.hub import is_hub_name, local_path
-
-if TYPE_CHECKING:
-    from param_features.fitted import Fitted
+from param_features.fitted import Fitted
 
 _DEMO = "param_features.demo"
 """What the embedded model's tokenizer is called."""
 
 
-def base_model_name(features: "Fitted") -> str | None:
+def base_model_name(features: Fitted) -> str | None:
     """The hub name by which a Hugging Face model says it was loaded; None for folders, other libraries and no model."""
     if features.engine is None:
         return None
@@ -26,7 +24,7 @@ def base_model_name(features: "Fitted") -> str | None:
         return None
 
 
-def loading_lines(features: "Fitted", repo: str, base: str | None) -> str:
+def loading_lines(features: Fitted, repo: str, base: str | None) -> str:
     """Python that loads the model, where it is known how, and the features with it."""
     lines = ["import param_features as pf"]
     if _is_demo(features):
@@ -44,6 +42,6 @@ def loading_lines(features: "Fitted", repo: str, base: str | None) -> str:
     return "\n".join([*lines, "features.show(0)"])
 
 
-def _is_demo(features: "Fitted") -> bool:
+def _is_demo(features: Fitted) -> bool:
     tokenizer: Any = None if features.engine is None else features.engine.adapter.tokenizer
     return getattr(tokenizer, "name_or_path", None) == _DEMO

@@ -58,7 +58,7 @@ The method:
 
 
 def write_card(features: Fitted, folder: Path, settings: CardSettings, *, repo: str | None = None) -> Path:
-    """Write `README.md`, and `features.png` where it is wanted and matplotlib is installed; the card's path."""
+    """Write `README.md`, and `features.png` where it is settings and matplotlib is installed; return the card's path."""
     picture = _drawn(features, folder, settings) if settings.is_illustrated else None
     card = folder / CARD
     card.write_text(card_text(features, settings, repo=repo, is_illustrated=picture is not None), encoding="utf-8")
@@ -66,7 +66,7 @@ def write_card(features: Fitted, folder: Path, settings: CardSettings, *, repo: 
 
 
 def card_text(features: Fitted, settings: CardSettings, *, repo: str | None = None, is_illustrated: bool = False) -> str:
-    """The card as Markdown.
+    """Write the card as Markdown.
 
     Cost: with a model, a pass of activations over the examples that were saved with the features, once.
     """
@@ -94,7 +94,7 @@ def _pictured(features: Fitted, settings: CardSettings) -> str:
 
 
 def _drawn(features: Fitted, folder: Path, settings: CardSettings) -> Path | None:
-    """The picture; None, with a notice, where matplotlib is missing."""
+    """Draw the picture and return its path; None, with a notice, where matplotlib is missing."""
     try:
         return draw(features, folder / PICTURE, n_features=settings.n_features, n_examples=settings.n_examples)
     except MissingExtraError as error:
@@ -117,14 +117,14 @@ def _decomposed(features: Fitted, settings: CardSettings, base: str | None) -> s
         "divergence": f"{code(features.divergence.name)} from reference {code(features.reference)}",
         "method": ", ".join(_settings(features)),
     }
-    return "## What was decomposed\n\n" + "\n".join(f"- **{name}**: {said}" for name, said in lines.items() if said)
+    return "## What was decomposed\n\n" + "\n".join(f"- **{name}**: {text}" for name, text in lines.items() if text)
 
 
 def _params(features: Fitted) -> str:
-    named = [
+    parts = [
         f"{code(name)} ({' × '.join(str(int(size)) for size in record.shape)})" for name, record in features.params.items()
     ]
-    return _cut(named)
+    return _cut(parts)
 
 
 def _brief(names: Sequence[str]) -> str:
@@ -132,17 +132,17 @@ def _brief(names: Sequence[str]) -> str:
 
 
 def _cut(parts: Sequence[str], most: int = _MOST_PARAMS) -> str:
-    more = f" and {len(parts) - most} more" if len(parts) > most else ""
-    return ", ".join(parts[:most]) + more
+    ending = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return ", ".join(parts[:most]) + ending
 
 
 def _data(features: Fitted, settings: CardSettings) -> str:
-    said = [f"[`{name}`](https://huggingface.co/datasets/{name})" for name in settings.datasets]
-    said += [code(settings.data)] if settings.data else []
+    sources = [f"[`{name}`](https://huggingface.co/datasets/{name})" for name in settings.datasets]
+    sources += [code(settings.data)] if settings.data else []
     rows = features.examples
     if rows is not None and rows.is_all_tensors:
-        said.append(f"held-out rows inside `features.safetensors`: {len(rows):,}")
-    return "; ".join(said)
+        sources.append(f"held-out rows inside `features.safetensors`: {len(rows):,}")
+    return "; ".join(sources)
 
 
 def _settings(features: Fitted) -> list[str]:
@@ -150,20 +150,20 @@ def _settings(features: Fitted) -> list[str]:
     config = features.config
     fit: Any = config.get("fit")
     steps = {"steps": fit.get("steps")} if isinstance(fit, Mapping) else {}
-    wanted = {name: config.get(name) for name in ("method", "format", "rank", "n_features", "l0", "seed")} | steps
-    return [code(f"{name}={value!r}") for name, value in wanted.items() if value is not None]
+    settings = {name: config.get(name) for name in ("method", "format", "rank", "n_features", "l0", "seed")} | steps
+    return [code(f"{name}={value!r}") for name, value in settings.items() if value is not None]
 
 
 def _examples(features: Fitted, settings: CardSettings) -> str:
-    found = shown_examples(features, settings.n_features, settings.n_examples)
-    if not found:
+    by_feature = shown_examples(features, settings.n_features, settings.n_examples)
+    if not by_feature:
         return ""
     unit = features.divergence.unit
-    lines = [line for feature, examples in found.items() for line in (f"feature {feature}", *map(_line, examples), "")]
+    lines = [line for feature, examples in by_feature.items() for line in (f"feature {feature}", *map(_line, examples), "")]
     return (
-        f"## Top examples of the first {len(found)} features\n\nThe samples that each matters most for, one from each text: "
-        f"the activation ({unit} per unit step), the token at which it acts between « and », and what followed after the "
-        f"arrow.\n\n{fenced(lines[:-1])}"
+        f"## Top examples of the first {len(by_feature)} features\n\nThe samples that each matters most for, one from each "
+        f"text: the activation ({unit} per unit step), the token at which it acts between « and », and what followed after "
+        f"the arrow.\n\n{fenced(lines[:-1])}"
     )
 
 

@@ -18,7 +18,7 @@ _BLUE, _GREY = "#2b6cb0", "#bbb"
 
 
 def draw(features: Fitted, path: Path, *, n_features: int = 10, n_examples: int = 3) -> Path:
-    """Write the picture; without a model, or where samples are no tokens, it has the bars alone.
+    """Write the picture of a fit; without a model, or where samples are no tokens, it has the bars alone.
 
     Cost: a pass of activations over the examples that were saved with the features, once.
 
@@ -26,7 +26,7 @@ def draw(features: Fitted, path: Path, *, n_features: int = 10, n_examples: int 
         features: A fit.
         path: Where to; matplotlib knows the suffix.
         n_features: How many have their examples shown, the first ones.
-        n_examples: How many of each.
+        n_examples: How many examples of each.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -35,7 +35,7 @@ def draw(features: Fitted, path: Path, *, n_features: int = 10, n_examples: int 
     names = ", ".join(features.params)
     title = f"{features.n_features} features of {visible(names, 60)}"
     if examples:
-        n_rows = sum(len(found) + 1 for found in examples.values())
+        n_rows = _n_lines(examples)
         figure = _figure((11.5, 0.4 + 0.165 * n_rows))
         text, bars = figure.subplots(1, 2, width_ratios=[3, 1.2])
         _draw_examples(text, examples)
@@ -78,15 +78,20 @@ def _figure(size: tuple[float, float]) -> Any:
 
 def _draw_examples(axes: Any, examples: dict[int, list[Example]]) -> None:
     axes.axis("off")
-    axes.set(xlim=(0, _WIDTH), ylim=(sum(len(found) + 1 for found in examples.values()), -1))
+    axes.set(xlim=(0, _WIDTH), ylim=(_n_lines(examples), -1))
     line = 0
-    for feature, found in examples.items():
+    for feature, top in examples.items():
         axes.text(0, line, f"{feature}", family="monospace", weight="bold", va="center", fontsize=9)
-        bound = max((abs(value) for example in found for value in example.activations), default=0) or 1
-        for example in found:
+        bound = max((abs(value) for example in top for value in example.activations), default=0) or 1
+        for example in top:
             _draw_tokens(axes, example, bound, x=4, y=line)
             line += 1
         line += 1
+
+
+def _n_lines(examples: dict[int, list[Example]]) -> int:
+    """Lines of the examples' part: each feature's examples, and a gap below them."""
+    return sum(len(top) + 1 for top in examples.values())
 
 
 def _draw_tokens(axes: Any, example: Example, bound: float, x: float, y: float) -> None:
@@ -125,9 +130,9 @@ def _draw_errors(axes: Any, metrics: Metrics) -> None:
     labels = ["features", *(_label(metrics, name) for name in names[1:])]
     colours = [_BLUE, *[_GREY] * (len(names) - 1)]
     values = [float(metrics.get(name, float("nan"))) for name in names]
-    found = axes.bar(range(len(names)), values, color=colours)
+    bars = axes.bar(range(len(names)), values, color=colours)
     axes.set_xticks(range(len(names)), [textwrap.fill(label, 12) for label in labels], parse_math=False)
-    axes.bar_label(found, fmt="%.2f")
+    axes.bar_label(bars, fmt="%.2f")
     top = max((value for value in values if value < float("inf")), default=1)
     axes.set(ylabel=f"reconstruction error, held out, l0 = {metrics.get('l0', float('nan')):g}", ylim=(0, 1.1 * max(1, top)))
     axes.tick_params(axis="x", labelsize=8)
@@ -135,5 +140,5 @@ def _draw_errors(axes: Any, metrics: Metrics) -> None:
 
 
 def _label(metrics: Metrics, name: str) -> str:
-    """The control's name as on the page, without the words that all share."""
+    """The control's name as on the report's page, without the words that all share."""
     return metrics.remark(name).partition(":")[0].removesuffix(" of the gradients").removesuffix(" of the same rank") or name

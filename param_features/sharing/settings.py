@@ -1,4 +1,4 @@
-"""What a user says for the card."""
+"""Settings of the card."""
 
 import re
 from collections.abc import Sequence
@@ -55,4 +55,4 @@ class CardSettings:
 
 
 USUAL = CardSettings()
-"""What a card is without any word of the user's."""
+"""The settings of a card for which the user gives none."""

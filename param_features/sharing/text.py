@@ -7,8 +7,8 @@ _MOST = 300
 
 
 def visible(text: str, most: int = _MOST) -> str:
-    """One line of printable characters: others, those that turn or hide text among them, as their escapes; cut to `most`."""
-    shown = "".join(one if one.isprintable() else _escaped(one) for one in text[: most + 1])
+    """The text as one line of at most `most` printable characters; others, such as those that hide text, are escaped."""
+    shown = "".join(character if character.isprintable() else _escaped(character) for character in text[: most + 1])
     return shown if len(shown) <= most else f"{shown[:most]}…"
 
 

@@ -10,7 +10,7 @@ _NAME = re.compile(r"[a-z0-9_]+")
 
 
 def verdict(metrics: Metrics) -> str:
-    """Which controls the features beat and by how much, and first of all which do as well."""
+    """Say which controls the features beat and by how much, and first of all which do as well."""
     controls = _controls(metrics)
     if not controls:
         return (
@@ -19,20 +19,20 @@ def verdict(metrics: Metrics) -> str:
         )
     matched = [name for name in controls if not metrics[_ERROR] < metrics[name]]
     beaten = [name for name in controls if name not in matched]
-    said = []
+    sentences = []
     if matched:
-        said.append(
+        sentences.append(
             f"**As good as these features: {_joined([_label(metrics, name) for name in matched])}.** Beyond those, which "
             "cost nothing to find, the features have shown nothing."
         )
     if beaten:
         lower = [f"{_label(metrics, name)} ({1 - metrics[_ERROR] / metrics[name]:.0%})" for name in beaten]
-        said.append(f"Their error on held-out samples is lower than that of {_joined(lower)}.")
-    return " ".join(said)
+        sentences.append(f"Their error on held-out samples is lower than that of {_joined(lower)}.")
+    return " ".join(sentences)
 
 
 def metrics_table(metrics: Metrics) -> str:
-    """Every number in a row of a Markdown table: the error, its controls, then the rest."""
+    """A Markdown table with each number in a row: the error, its controls, then the other metrics."""
     first = [_ERROR, *_controls(metrics)]
     names = [name for name in first if name in metrics] + [name for name in metrics if name not in first]
     rows = [
@@ -45,8 +45,8 @@ def metrics_table(metrics: Metrics) -> str:
 
 def _controls(metrics: Metrics) -> list[str]:
     """Names of the controls that can be compared with; none without an error."""
-    found = [name for name in metrics if name.startswith("control_") and _is_shown(metrics, name)]
-    return found if _ERROR in metrics and _is_shown(metrics, _ERROR) else []
+    names = [name for name in metrics if name.startswith("control_") and _is_shown(metrics, name)]
+    return names if _ERROR in metrics and _is_shown(metrics, _ERROR) else []
 
 
 def _is_shown(metrics: Metrics, name: str) -> bool:
@@ -55,8 +55,8 @@ def _is_shown(metrics: Metrics, name: str) -> bool:
 
 
 def _number(name: str, value: float) -> str:
-    whole = name.startswith("n_") or name == "dead"
-    return f"{value:,.0f}" if whole and math.isfinite(value) else f"{value:.3f}"
+    is_count = name.startswith("n_") or name == "dead"
+    return f"{value:,.0f}" if is_count and math.isfinite(value) else f"{value:.3f}"
 
 
 def _label(metrics: Metrics, name: str) -> str:

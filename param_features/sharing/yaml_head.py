@@ -10,7 +10,7 @@ TAGS = ("param-features", "interpretability", "mechanistic-interpretability", "p
 
 
 def front_matter(settings: CardSettings, base_model: str | None) -> str:
-    """The block between two lines of `---`; what is not known is left out."""
+    """The card's head between two lines of `---`; what is not known is left out."""
     fields: dict[str, str | Sequence[str] | None] = {
         "library_name": "param_features",
         "tags": list(dict.fromkeys((*TAGS, *settings.tags))),
@@ -25,7 +25,7 @@ def front_matter(settings: CardSettings, base_model: str | None) -> str:
 def _field(name: str, value: str | Sequence[str]) -> list[str]:
     if isinstance(value, str):
         return [f"{name}: {_quoted(value)}"]
-    return [f"{name}:", *(f"- {_quoted(one)}" for one in value)]
+    return [f"{name}:", *(f"- {_quoted(entry)}" for entry in value)]
 
 
 def _quoted(value: str) -> str:

@@ -4,13 +4,13 @@ from param_features.views.choice import ChoiceView, choice_view
 from param_features.views.circuitsvis_page import check_finite
 from param_features.views.neurons import NeuronView, neuron_view
 from param_features.views.page import Page, show
-from param_features.views.tokens import Row, View, feature_view, tokens_view
+from param_features.views.tokens import TokenRow, View, feature_view, tokens_view
 
 __all__ = [
     "ChoiceView",
     "NeuronView",
     "Page",
-    "Row",
+    "TokenRow",
     "View",
     "check_finite",
     "choice_view",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from param_features.views.circuitsvis_page import block, check_finite, literal
 from param_features.views.page import Page
-from param_features.views.tokens import Row
+from param_features.views.tokens import TokenRow
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Choice:
     values: tuple[tuple[float, ...], ...]
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        """The text once for each feature."""
+    def rows(self) -> tuple[TokenRow, ...]:
+        """Lines of a view: the text once for each feature."""
         pairs = zip(self.features, self.values, strict=True)
-        return tuple(Row(f"feature {feature}", self.tokens, values) for feature, values in pairs)
+        return tuple(TokenRow(f"feature {feature}", self.tokens, values) for feature, values in pairs)
 
     @property
     def bound(self) -> float:
@@ -58,12 +58,12 @@ class ChoiceView(Page):
         check_finite(value for text in self.texts for values in text.values for value in values)
 
     def __str__(self) -> str:
-        """Each text once for each feature."""
+        """Coloured text for a terminal: each text once for each feature."""
         return "\n".join([self.title, *(row.text(text.bound) for text in self.texts for row in text.rows)])
 
     @property
     def blocks(self) -> str:
-        """One `ColoredTokensMulti` a text."""
+        """The page's body: one `ColoredTokensMulti` a text."""
         return "".join(f"<div><b>text {index}</b>{_block(text)}</div>" for index, text in enumerate(self.texts))
 
 
@@ -90,7 +90,7 @@ def _exponent(bound: float) -> int:
 def choice_view(
     strings: Sequence[Sequence[str]], acts: Float[Tensor, "batch pos feature"], *, n: int, unit: str
 ) -> ChoiceView:
-    """The n features with the largest |activation| in each text, at every token of it."""
+    """Offer the n features with the largest |activation| in each text, with their values at every token of it."""
     texts = tuple(_choice(tuple(row), acts[index, : len(row)], n) for index, row in enumerate(strings))
     return ChoiceView(f"The {n} most active features, one to choose: activation in {unit} per unit step", texts)
 

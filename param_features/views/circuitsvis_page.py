@@ -32,7 +32,7 @@ def check_finite(values: Iterable[float]) -> None:
 
 
 def literal(token: str) -> str:
-    """The token so that it reads the same where a component writes it as HTML and where it writes it as text.
+    """Change a token so that it reads the same where a component writes it as HTML and where it writes it as text.
 
     circuitsvis does both with one string: HTML in the line, text in the tooltip, where `&lt;` would show. A joiner without
     width after every `<` and `&` makes neither start anything in HTML, and cannot be seen in either. Ends of lines get a

@@ -12,7 +12,7 @@ _FAINT = 0.02
 
 
 def static_tokens(tokens: Sequence[str], values: Sequence[float], *, bound: float, marked: int | None = None) -> str:
-    """Tokens on backgrounds whose strength is |value| / bound; the marked token outlined and bold. Escaped.
+    """Draw tokens as HTML, escaped, on backgrounds of strength |value| / bound, the marked token outlined and bold.
 
     Every token has its own background and text colour, so that it reads the same on a light and on a dark page.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from param_features.views.circuitsvis_page import block, check_finite, literal
 from param_features.views.page import Page
-from param_features.views.tokens import Row
+from param_features.views.tokens import TokenRow
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,7 +22,7 @@ class NeuronView(Page):
         params: Names of the decomposed parameters.
         features: Numbers of the features.
         texts: Tokens of each text.
-        values: Of each text, [token][parameter][feature].
+        values: The parts by text, [token][parameter][feature].
 
     Raises:
         NonFiniteError: An activation is NaN or infinite.
@@ -38,13 +38,13 @@ class NeuronView(Page):
         check_finite(value for text in self.values for token in text for row in token for value in row)
 
     def __str__(self) -> str:
-        """For each text and parameter the feature with the largest part."""
+        """Coloured text for a terminal: for each text and parameter the feature with the largest part."""
         rows = [row for text in range(len(self.texts)) for row in self._strongest(text)]
         return "\n".join([self.title, *(row.text(row.bound) for row in rows)])
 
     @property
     def blocks(self) -> str:
-        """One `TextNeuronActivations` for all texts."""
+        """The page's body: one `TextNeuronActivations` for all texts."""
         props = {
             "tokens": [[literal(token) for token in text] for text in self.texts],
             "activations": [[[[_short(x) for x in row] for row in token] for token in text] for text in self.values],
@@ -57,14 +57,14 @@ class NeuronView(Page):
         static = "".join(f"<div>{html.escape(row.title)}{row.static(row.bound)}</div>" for row in rows)
         return block("TextNeuronActivations", props, static)
 
-    def _strongest(self, text: int) -> list[Row]:
+    def _strongest(self, text: int) -> list[TokenRow]:
         """A row for each parameter: the feature whose part is largest in size."""
-        tokens, values, found = self.texts[text], self.values[text], []
+        tokens, values, rows = self.texts[text], self.values[text], []
         for param, name in enumerate(self.params):
             columns = list(zip(*(token[param] for token in values), strict=True))
             best = max(range(len(self.features)), key=lambda column: max(map(abs, columns[column])))
-            found.append(Row(f"text {text}, {name}, feature {self.features[best]}", tokens, columns[best]))
-        return found
+            rows.append(TokenRow(f"text {text}, {name}, feature {self.features[best]}", tokens, columns[best]))
+        return rows
 
 
 def neuron_view(
@@ -75,7 +75,7 @@ def neuron_view(
     features: Sequence[int] | None,
     unit: str,
 ) -> NeuronView:
-    """Each parameter's part of the chosen features' activations at every token; of all, the strongest first, by default."""
+    """Show each parameter's part of the features' activations at every token; all features by default, strongest first."""
     if features is None:
         features = parts.abs().amax((0, 1, 2)).argsort(descending=True, stable=True).tolist()
     chosen = parts[..., list(features)]
@@ -85,5 +85,5 @@ def neuron_view(
 
 
 def _short(value: float) -> float:
-    """Five digits: half the size of the page."""
+    """The value in five digits, which halves the size of the page."""
     return float(f"{value:.5g}")

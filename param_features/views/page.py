@@ -13,7 +13,7 @@ from param_features.views.notebook import kernel, takes_script
 
 @dataclass(frozen=True)
 class Page(ABC):
-    """Something to look at. `str()` is for terminals; notebooks take `_repr_html_`.
+    """A view that can be shown and saved. `str()` is for terminals; notebooks take `_repr_html_`.
 
     Attributes:
         title: What is shown.
@@ -31,7 +31,7 @@ class Page(ABC):
         """The body as HTML, without circuitsvis' script."""
 
     def __repr__(self) -> str:
-        """The same as `str()`, so that a terminal session shows it."""
+        """Coloured text, so that a terminal session shows the view."""
         return str(self)
 
     def save(self, path: str | PathLike) -> Path:
@@ -45,13 +45,13 @@ class Page(ABC):
         return f"<h4>{html.escape(self.title)}</h4>{self.blocks}"
 
     def _repr_html_(self) -> str:
-        """The blocks; with circuitsvis' script where this page has not been given it before."""
+        """The body as HTML, with circuitsvis' script where the notebook's page does not have it yet."""
         body = self._body
         return f"{script()}{body}" if takes_script() else body
 
 
 def show(page: Page) -> None:
-    """Display in a notebook, print in a terminal."""
+    """Display a view in a notebook, or print it in a terminal."""
     if kernel() is None:
         sys.stdout.write(f"{page}\n")
         return

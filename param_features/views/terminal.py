@@ -8,7 +8,7 @@ _RESET = "\x1b[0m"
 
 
 def colored_tokens(tokens: Sequence[str], values: Sequence[float], *, bound: float, marked: int | None = None) -> str:
-    """Tokens on backgrounds whose strength is |value| / bound; the marked token bold and underlined."""
+    """Draw tokens for a terminal on backgrounds of strength |value| / bound, the marked token bold and underlined."""
     cells = [
         _cell(token, value, bound, is_marked=index == marked)
         for index, (token, value) in enumerate(zip(tokens, values, strict=True))

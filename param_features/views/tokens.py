@@ -17,7 +17,7 @@ _MARK = "outline: 2px solid #d97706; position: relative; z-index: 1; font-weight
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One line of a view.
 
     Attributes:
@@ -57,7 +57,7 @@ class View(Page):
         NonFiniteError: An activation is NaN or infinite.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
@@ -74,40 +74,40 @@ class View(Page):
 
     @property
     def blocks(self) -> str:
-        """One `ColoredTokens` a row."""
+        """The page's body: one `ColoredTokens` a row."""
         return "".join(f"<div><b>{html.escape(row.title)}</b>{self._block(row)}</div>" for row in self.rows)
 
-    def _block(self, row: Row) -> str:
+    def _block(self, row: TokenRow) -> str:
         props = {
             "tokens": [literal(token) for token in row.tokens],
             "values": list(row.values),
             "minValue": -self.bound,
             "maxValue": self.bound,
         }
-        place = "" if row.marked is None else f".colored-tokens > span:nth-of-type({row.marked + 1}) > span {{ {_MARK} }}"
-        return block("ColoredTokens", props, row.static(self.bound), style=place)
+        style = "" if row.marked is None else f".colored-tokens > span:nth-of-type({row.marked + 1}) > span {{ {_MARK} }}"
+        return block("ColoredTokens", props, row.static(self.bound), style=style)
 
 
 def feature_view(feature: int, examples: Sequence[Example], *, unit: str) -> View:
-    """A feature's top examples, each with its surroundings; the activating token marked."""
+    """Show a feature's top examples, each with its surroundings and the activating token marked."""
     return View(f"Feature {feature}: top examples, activation in {unit} per unit step", tuple(map(_example_row, examples)))
 
 
-def _example_row(example: Example) -> Row:
+def _example_row(example: Example) -> TokenRow:
     title = f"{example.activation:+.4f}"
     if not example.tokens:
-        return Row(title, (f"input {example.row}",), (example.activation,), 0)
+        return TokenRow(title, (f"input {example.row}",), (example.activation,), 0)
     start, stop = max(0, example.position - 24), example.position + 9
     window = slice(start, stop)
-    title = f"{title} «{example.tokens[example.position]}»"
-    title = title if example.next_token is None else f"{title} → {example.next_token!r}"
-    return Row(title, example.tokens[window], example.activations[window], example.position - start)
+    following = "" if example.next_token is None else f" → {example.next_token!r}"
+    title = f"{title} «{example.tokens[example.position]}»{following}"
+    return TokenRow(title, example.tokens[window], example.activations[window], example.position - start)
 
 
 def tokens_view(feature: int, strings: Sequence[Sequence[str]], acts: Float[Tensor, "batch pos"], *, unit: str) -> View:
-    """A feature's activation at every token of given texts."""
+    """Show a feature's activation at every token of given texts."""
     rows = tuple(
-        Row(f"text {index}", tuple(tokens), tuple(values[: len(tokens)]))
+        TokenRow(f"text {index}", tuple(tokens), tuple(values[: len(tokens)]))
         for index, (tokens, values) in enumerate(zip(strings, acts.tolist(), strict=True))
     )
     return View(f"Feature {feature}: activation in {unit} per unit step", rows)

@@ -13,13 +13,12 @@ import torch
 from typer.testing import CliRunner
 
 import param_features as pf
-from benchmarks.bench.__main__ import main as bench_main
 from param_features.cli.app import app, main
 from param_features.cli.models import ModelSource, load_model
 from tests.saes import random_sae
 from tests.stops import stopped_after
 
-COMMANDS = ("demo", "list-params", "harvest", "decompose", "report", "compare", "push", "bench")
+COMMANDS = ("demo", "list-params", "harvest", "decompose", "report", "compare", "push")
 PARAM = "transformer.h.1.attn.c_attn.weight[k]"
 SMALL = ("--n-ctx", "8", "--n-features", "4", "--l0", "1.5", "--steps", "10", "--n-samples", "300", "--seed", "3")
 
@@ -78,8 +77,6 @@ def test_the_version_is_the_librarys(command):
         (["list-params", "--modl", "x"], "No such option: --modl .*--model"),
         (["list-params", "--model", "x", "--library", "y"], "'y' is not one of 'hf', 'transformer-lens'"),
         (["list-params", "--model", "./x"], r"There is no './x' here"),
-        (["bench", "--only", "nothing"], "There is no toy 'nothing'. Toys: tms 5-2,"),
-        (["bench", "--seeds", "0"], "Invalid value for '--seeds'"),
     ],
 )
 def test_errors_are_one_line_with_status_2(command, arguments, message, tmp_path, monkeypatch):
@@ -310,18 +307,6 @@ def test_a_run_of_other_weights_is_refused(command, saved, tmp_path, capsys):
     status, out, err = command("report", saved, "--model", tmp_path / "other")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert PARAM in err
-
-
-def test_bench_is_one_command_under_two_names(command, tmp_path):
-    toy = ("--seeds", 1, "--quick", "--only", "xor")
-    first = command("bench", *toy, "--out", tmp_path / "a")
-    second = command(*toy, "--out", tmp_path / "b", program=bench_main)
-    without_seconds = [re.sub(r".*seconds.*\n", "", out) for _, out, _ in (first, second)]
-    assert without_seconds[0] == without_seconds[1]
-    assert "| xor | mmcs" in first[1]
-    assert (first[0], second[0]) == (0, 0)
-    for name in ("table.md", "values.json"):
-        assert (tmp_path / "a" / name).is_file() and (tmp_path / "b" / name).is_file()
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
 """`ParamFeatures`: directions, saving and loading, and what a saved folder refuses."""
 
 import copy
+import inspect
 import json
 import pickle
-from dataclasses import replace
+import re
 
 import pytest
 import torch
@@ -97,11 +98,11 @@ def test_codes_by_pursuit_rebuild_more_of_what_the_features_span_than_as_many_ac
     """⟨reconstruction, 2 ∇ − reconstruction⟩, by how much a code lowers a sample's square error, needs no gradient."""
     features = pf.decompose(tiny_hooked, W_K, tiny_tokens, n_features=12, l0=2, steps=20, progress=False)
     codes, gram = features.codes(tiny_tokens), features.v_out.gram()
-    acts = replace(features, v_in=features.v_out).activations(tiny_tokens)
+    acts = features.with_directions(features.v_out).activations(tiny_tokens)
     n_kept = int((codes != 0).sum())
     largest = acts * (acts.abs() >= acts.abs().flatten().topk(n_kept).values.min())
     lowered = [(2 * code * acts - (code @ gram) * code).sum(-1) for code in (codes, largest)]
-    assert features.encoder.n_rounds == 8
+    assert features.dictionary.encoder.n_rounds == 8
     assert lowered[0].min() >= -1e-9
     assert lowered[0].sum() > lowered[1].sum()
     assert 0 < n_kept < codes.numel()
@@ -194,3 +195,12 @@ def test_a_custom_divergence_must_be_given_again(classifier, images, tmp_path):
         pf.load(tmp_path, model=classifier)
     loaded = pf.load(tmp_path, model=classifier, divergence=gap)
     torch.testing.assert_close(loaded.activations(inputs=images[:2]), features.activations(inputs=images[:2]))
+
+
+def test_the_class_lists_every_method_that_users_call():
+    documented = set(re.findall(r"`(\w+)`", inspect.getdoc(pf.ParamFeatures))) - {"Fitted"}
+    facade = [base for base in pf.ParamFeatures.__mro__ if base.__module__.startswith("param_features.features.")]
+    defined = {name for base in facade for name in vars(base) if not name.startswith("_")} - {"of"}
+    assert defined <= documented
+    assert all(callable(getattr(pf.ParamFeatures, name)) for name in documented)
+    assert documented - defined == {"direction", "save_pretrained"}

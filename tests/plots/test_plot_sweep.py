@@ -21,7 +21,7 @@ def traces(figure, mode: str) -> dict:
 
 
 def test_lines_are_fits_and_dashes_their_controls():
-    figure = sweep_of(*ROWS).plot()
+    figure = pf.plot.sweep(sweep_of(*ROWS))
     assert traces(figure, "lines+markers") == {"10 features": ([1, 2], [0.5, 0.4]), "20 features": ([1, 2], [0.3, 0.2])}
     assert traces(figure, "lines")["20 features: control"] == ([1, 2], [0.6, 0.1])
     assert all(trace.line.dash == "dash" for trace in figure.data if trace.mode == "lines")
@@ -37,19 +37,19 @@ def test_against_number_or_size_there_is_a_line_for_each_l0(against, places):
 
 def test_markers_say_what_is_wrong_and_a_star_what_is_recommended():
     found = sweep_of(*ROWS)
-    figure = found.plot()
+    figure = pf.plot.sweep(found)
     symbols = {trace.name: list(trace.marker.symbol) for trace in figure.data if trace.mode == "lines+markers"}
     assert symbols == {"10 features": ["circle", "circle"], "20 features": ["circle-open", "x"]}
     assert traces(figure, "markers") == {"recommended": ([1], [0.3])}
     assert found.rows[found.recommendation.place].error == 0.3
-    assert not traces(sweep_of(ROWS[3]).plot(), "markers")
+    assert not traces(pf.plot.sweep(sweep_of(ROWS[3])), "markers")
 
 
 def test_points_of_several_seeds_are_means():
-    figure = sweep_of(row(seed=0, error=0.2), row(seed=1, error=0.4)).plot()
+    figure = pf.plot.sweep(sweep_of(row(seed=0, error=0.2), row(seed=1, error=0.4)))
     assert traces(figure, "lines+markers") == {"fits": ([2], [pytest.approx(0.3)])}
 
 
 def test_another_axis_is_refused():
     with pytest.raises(SettingError, match=r"against='rank' is unknown. Accepted: 'l0', 'n_features', 'size'"):
-        sweep_of(*ROWS).plot("rank")
+        pf.plot.sweep(sweep_of(*ROWS), "rank")

@@ -56,7 +56,7 @@ def test_features_and_their_mean_are_drawn_and_the_largest_are_in_colour():
 
 
 def test_panels_hold_controls_and_share_their_axis():
-    figure = made().plot(("impact", "error", "share", "norm"))
+    figure = pf.plot.track(made(), ("impact", "error", "share", "norm"))
     assert set(lines(figure, "y2")) == {
         "these features",
         "principal directions",
@@ -70,18 +70,18 @@ def test_panels_hold_controls_and_share_their_axis():
 
 
 def test_phases_home_and_stale_checkpoints_are_marked():
-    figure = made().plot(("impact", "share"))
+    figure = pf.plot.track(made(), ("impact", "share"))
     assert marks(figure, "dot") == [(600, "x")]  # the share has one phase
     assert marks(figure, "dash") == [(1100, "x"), (1100, "x2")]
     ground = {(shape.x0, shape.x1) for shape in figure.layout.shapes if shape.type == "rect"}
     assert min(ground)[0] == 0
     assert max(ground)[1] == 550
-    assert not marks(replace(made(), home=None).plot("impact"), "dash")
+    assert not marks(pf.plot.track(replace(made(), home=None), "impact"), "dash")
 
 
 def test_uneven_steps_are_drawn_evenly():
     steps = tuple(2**n for n in range(N))
-    figure = made(steps).plot("curvature")
+    figure = pf.plot.track(made(steps), "curvature")
     assert list(figure.data[0].x) == list(range(N))
     assert figure.layout.xaxis.ticktext[-1] == "2,048"
     assert figure.layout.xaxis.title.text == "training step, evenly spaced"
@@ -91,8 +91,8 @@ def test_uneven_steps_are_drawn_evenly():
 
 def test_unknown_curves_are_refused():
     with pytest.raises(SettingError, match=r"of='losses' is unknown. Accepted: one or more of 'impact', 'density'"):
-        made().plot(("impact", "losses"))
+        pf.plot.track(made(), ("impact", "losses"))
     with pytest.raises(SettingError, match="of=None is unknown"):
-        made().plot(())
+        pf.plot.track(made(), ())
     with pytest.raises(SettingError, match="refit=True"):
-        made().plot("match")
+        pf.plot.track(made(), "match")

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 import param_features as pf
-from benchmarks.fit import read
 from param_features.errors import NonFiniteError, NotBoundError, SettingError
 from param_features.problem import ModelInputs, read_inputs
 from param_features.report import contents
-from param_features.report.document import histogram
+from param_features.report.document import histogram, read_page
 from param_features.report.samples import digits, image_bytes, kind_of
 
 
@@ -29,9 +28,9 @@ def found(pursued, tiny_tokens):
 
 
 def test_one_pass_reads_activations_and_codes(pursued, tiny_tokens):
-    readings = read(pursued, read_inputs(pursued.engine.adapter, tiny_tokens[:8], None))
+    readings = read_page(pursued, read_inputs(pursued.engine.adapter, tiny_tokens[:8], None))
     torch.testing.assert_close(readings.acts, pursued.activations(tiny_tokens[:8]))
-    assert torch.equal(readings.kept, pursued.codes(tiny_tokens[:8]) != 0)
+    assert torch.equal(readings.is_kept, pursued.codes(tiny_tokens[:8]) != 0)
     assert readings.is_real.all()
 
 
@@ -39,7 +38,7 @@ def test_padding_is_no_sample(pursued, tiny_tokens):
     mask = torch.ones(6, 10, dtype=torch.long)
     mask[0, :4] = 0
     inputs = read_inputs(pursued.engine.adapter, {"input_ids": tiny_tokens[:6], "attention_mask": mask}, None)
-    readings = read(pursued, inputs)
+    readings = read_page(pursued, inputs)
     assert readings.is_real.sum(1).tolist() == [6, 10, 10, 10, 10, 10]
     assert (readings.acts[0, :6] != 0).any(1).all()
     assert not readings.acts[0, 6:].any()

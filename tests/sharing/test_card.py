@@ -199,10 +199,17 @@ def test_the_cards_python_runs(hub, features, tmp_path, capsys):
     compile(blocks[1], "card", "exec")
 
 
+def of_engine(engine):
+    """Features that hold an engine and nothing else."""
+    features = object.__new__(pf.ParamFeatures)
+    object.__setattr__(features, "engine", engine)
+    return features
+
+
 def named(name, tokenizer=None):
     """Features of a model that says it was loaded by that name."""
     module = SimpleNamespace(config=SimpleNamespace(name_or_path=name))
-    return SimpleNamespace(engine=SimpleNamespace(adapter=SimpleNamespace(module=module, tokenizer=tokenizer)))
+    return of_engine(SimpleNamespace(adapter=SimpleNamespace(module=module, tokenizer=tokenizer)))
 
 
 def test_the_base_model_is_a_name_on_the_hub_and_never_a_folder(tmp_path, monkeypatch):
@@ -211,7 +218,7 @@ def test_the_base_model_is_a_name_on_the_hub_and_never_a_folder(tmp_path, monkey
     (tmp_path / "runs" / "model").mkdir(parents=True)
     for name in ("runs/model", "runs/gone", "/home/me/model", "./model", "model", "", None, "x/model.bin"):
         assert base_model_name(named(name)) is None
-    assert base_model_name(SimpleNamespace(engine=None)) is None
+    assert base_model_name(of_engine(None)) is None
 
 
 @pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # the client's own upload

@@ -5,22 +5,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from param_features.views import Row, View
+from param_features.views import TokenRow, View
 from param_features.views.circuitsvis_page import script
 
 nbclient, nbconvert, nbformat = (pytest.importorskip(name) for name in ("nbclient", "nbconvert", "nbformat"))
 
 SETUP = """
 import torch
-from param_features.views import Row, View, choice_view, neuron_view, show
+from param_features.views import TokenRow, View, choice_view, neuron_view, show
 
 SCRIPT, IMAGE = "</script><script>window.pwned = 1</script>", "<img src=x onerror=window.pwned=2>"
 HOSTILE = ("<b>", SCRIPT, IMAGE, " a&amp;b", "\\n", "<!--<script>")
 VALUES = (1.0, -2.0, 0.0, 0.5, 0.1, -0.7)
 """
 CELLS = (
-    'show(View("one", (Row("first <i>", HOSTILE, VALUES, 1),)))',
-    'View("two", (Row("second", ("x", "y"), (3.0, -1.0), 0), Row("third", ("z",), (1.0,))))',
+    'show(View("one", (TokenRow("first <i>", HOSTILE, VALUES, 1),)))',
+    'View("two", (TokenRow("second", ("x", "y"), (3.0, -1.0), 0), TokenRow("third", ("z",), (1.0,))))',
     'show(choice_view([HOSTILE], torch.tensor([[[v, -v, 2 * v] for v in VALUES]]), n=3, unit="nats"))',
     'acts = torch.tensor([[[[v, 2 * v], [0.0, -v]] for v in VALUES]] * 2)\n'
     'show(neuron_view([HOSTILE, HOSTILE], acts, params=["<u>a", "b"], features=[1, 0], unit="nats"))',
@@ -147,7 +147,7 @@ def test_without_the_script_the_tokens_stand(notebook, page, traffic, tmp_path, 
 
 
 def test_a_saved_page_stands_alone(page, traffic, tmp_path):
-    path = View("Äther", (Row("<i>", ("héllo", " 世界"), (1.0, -1.0), 1),)).save(tmp_path / "page.html")
+    path = View("Äther", (TokenRow("<i>", ("héllo", " 世界"), (1.0, -1.0), 1),)).save(tmp_path / "page.html")
     page.goto(path.as_uri())
     page.wait_for_selector(".colored-tokens")
     assert page.title() == "Äther"

@@ -12,13 +12,13 @@ from param_features.views import View, choice_view, feature_view, neuron_view, s
 from param_features.views import notebook as kernel
 from param_features.views.circuitsvis_page import literal, script
 from param_features.views.colours import static_tokens
-from param_features.views.tokens import Row
+from param_features.views.tokens import TokenRow
 
 HOSTILE = ("<b>", "</script><script>alert(1)</script>", " a&b", "ok")
 
 
 def view_of(tokens=HOSTILE, values=(1.0, -2.0, 0.0, 0.5)) -> View:
-    return View("Feature 1", (Row("first", tuple(tokens), tuple(values), 1),))
+    return View("Feature 1", (TokenRow("first", tuple(tokens), tuple(values), 1),))
 
 
 def props_of(page: str, component: str = "ColoredTokens") -> dict:
@@ -49,7 +49,7 @@ def test_a_literal_token_starts_nothing_in_html_and_reads_the_same():
 
 
 def test_colours_share_one_symmetric_scale():
-    rows = (Row("a", ("x",), (1.0,)), Row("b", ("y",), (-4.0,)))
+    rows = (TokenRow("a", ("x",), (1.0,)), TokenRow("b", ("y",), (-4.0,)))
     page = View("t", rows)._repr_html_()
     assert [props["minValue"] for props in map(json.loads, re.findall(r"ColoredTokens, (\{.*?\})\)", page))] == [-4.0, -4.0]
 

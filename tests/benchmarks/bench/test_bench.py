@@ -1,6 +1,7 @@
 """The bench: its arithmetic by hand, its command on real toys, and a case that misses its aim and says so."""
 
 import json
+import re
 
 import pytest
 
@@ -45,6 +46,30 @@ def test_the_quick_command_runs_toys_and_saves_what_it_prints(tmp_path, capsys):
     for case in names:
         assert numbers[case, "mmcs"] > 0.9 > numbers[case, "shuffled"]
         assert numbers[case, "random"] < 0.7
+
+
+def test_the_command_prints_a_table_and_writes_both_files(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--seeds", "1", "--quick", "--only", "xor", "--out", str(tmp_path)])
+    assert "| xor | mmcs" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "values.json"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "nothing"], "There is no toy 'nothing'. Toys: tms 5-2,"),
+        (["--seeds", "0"], "Invalid value for '--seeds'"),
+    ],
+)
+def test_errors_are_one_line_with_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert re.fullmatch(f"Error: .*{message}.*\n", printed.err)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_arguments_out_of_range_are_refused(capsys):

@@ -33,12 +33,12 @@ def weight_overlaps(directions: LowRank, subset: ParamSubset) -> Float[Tensor, "
 def outside_span(directions: LowRank, subset: ParamSubset) -> dict[str, Float[Tensor, "*shape"]]:
     """W minus the nearest point of the features' span, by name; new tensors in float32 or better."""
     coefficients = span_coefficients(directions, subset)
-    found = {}
+    remainders = {}
     for view, (left, right) in zip(subset.views, directions.factors.values(), strict=True):
         inside = einsum(coefficients, left.double(), right.double(), "k, k o rank, k i rank -> o i")
         matrix = view.to_matrix(at_least_float32(view.tensor.detach()))
-        found[view.name] = view.from_matrix((matrix.double() - inside).to(matrix.dtype))
-    return found
+        remainders[view.name] = view.from_matrix((matrix.double() - inside).to(matrix.dtype))
+    return remainders
 
 
 def weight_norm(subset: ParamSubset) -> float:

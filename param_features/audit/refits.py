@@ -13,6 +13,7 @@ from param_features.intervene import copied
 from param_features.measure import MeasureSettings
 from param_features.params import adapter_for, all_parameters
 from param_features.problem import KL, CustomDivergence
+from param_features.run import decompose
 
 
 def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, seed: int) -> Fitted:
@@ -23,14 +24,12 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
     Raises:
         SettingError: The features were fitted with `output=`, a divergence of the user's own, pairs or a background.
     """
-    from param_features.run import decompose  # the pipeline makes features, on which audits stand
-
     check_refit(features, "Fit a second set yourself and pass it as second=.")
     config = features.config
     reference = features.references if features.reference == "given" else features.reference
     if isinstance(reference, Tensor) and isinstance(features.divergence, KL):
         reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
-    kind = HessianSettings if config["method"] == "hessian" else FitSettings
+    settings_type = HessianSettings if config["method"] == "hessian" else FitSettings
     return decompose(
         features.bound_engine("audit").adapter.model if model is None else model,
         list(features.params),
@@ -40,9 +39,13 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
         reference=reference,
         seed=seed,
         harvest=HarvestSettings(**config["harvest"]),
-        fit=kind(**config["fit"]),
+        fit=settings_type(**config["fit"]),
         measure=MeasureSettings(**config["measure"]),
-        **{key: config[key] for key in ("method", "n_features", "rank", "format", "l0")},
+        method=config["method"],
+        n_features=config["n_features"],
+        rank=config["rank"],
+        format=config["format"],
+        l0=config["l0"],
         progress=False,
     )
 
@@ -69,8 +72,8 @@ def check_refit(features: Fitted, advice: str) -> None:
 @torch.no_grad()
 def untrained(model: Any, seed: int) -> Any:
     """A copy of the model whose every parameter's entries are shuffled: their sizes stay, what was learned goes."""
-    subject, generator = copied(model), torch.Generator().manual_seed(seed)
-    for parameter in all_parameters(adapter_for(subject).module):
+    shuffled, generator = copied(model), torch.Generator().manual_seed(seed)
+    for parameter in all_parameters(adapter_for(shuffled).module):
         order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
         parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
-    return subject
+    return shuffled

@@ -14,7 +14,7 @@ class AuditRow:
 
     Attributes:
         name: What is claimed.
-        value: Of the features; None where the row was not run.
+        value: The number of the features; None where the row was not run.
         controls: The same number of what must not do as well, by name.
         limit: The value passes from here (or up to here, where less is better).
         is_more_better: Which of the two.

@@ -17,7 +17,7 @@ from param_features.run import decompose
 
 
 def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, seed: int) -> Fitted:
-    """The same decomposition of the same parameters with another seed, of the features' own model or another.
+    """Decompose the same parameters again with another seed, in the features' own model or in another.
 
     Cost: that of the first `decompose`.
 

@@ -99,7 +99,7 @@ def adversary(subject: AuditSubject, settings: AuditSettings) -> AuditRow:
 
 
 def _n_samples(rows: ModelInputs) -> int:
-    """Real positions of the rows."""
+    """How many real positions the rows have."""
     return len(rows) * rows.n_pos if rows.mask is None else int(rows.mask.sum())
 
 

@@ -30,7 +30,7 @@ _FIRST_STEP, _N_BISECTIONS = 1e-3, 12
 
 
 def check_rule(rule: str) -> None:
-    """Refuse an unknown rule.
+    """Refuse a rule of ablation that is not known.
 
     Raises:
         SettingError: Lists the known ones.

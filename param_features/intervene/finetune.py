@@ -46,7 +46,7 @@ class FineTuned:
 
     @property
     def gain(self) -> float:
-        """By how much the loss fell."""
+        """By how much the loss on the data to be learned fell."""
         return self.loss_before - self.loss_after
 
     @property
@@ -55,7 +55,7 @@ class FineTuned:
         return self.history[-1].off_target
 
     def __repr__(self) -> str:
-        """Coefficients, gain and cost."""
+        """The coefficients, the loss before and after, and how far other outputs moved."""
         n_rows = len(self._objective.off_target.inputs)
         steps = "  ".join(f"{feature}: {step:+.4g}" for feature, step in self.coefficients.items())
         head = f"FineTuned: {len(self.coefficients)} coefficients of {', '.join(self._engine.subset.names)}"

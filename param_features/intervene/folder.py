@@ -10,7 +10,7 @@ from param_features.errors import StoreError
 
 
 def check_replaceable(folder: Path, known: Collection[str]) -> None:
-    """Refuse a place where something else lies.
+    """Refuse to write an adapter where something else lies.
 
     Raises:
         StoreError: It is a file, or a folder that holds other files than `known`.

@@ -41,7 +41,7 @@ class Layer:
 
     @property
     def rank(self) -> int:
-        """Rank of the adapter's layer."""
+        """The rank that peft needs for this layer."""
         return len(self.A)
 
     def changes(self) -> dict[str, Tensor]:

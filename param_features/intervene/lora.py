@@ -21,7 +21,7 @@ _KNOWN = (CONFIG, WEIGHTS, "README.md")
 
 
 def peft() -> Any:
-    """The peft library.
+    """Import peft, which only LoRA adapters need.
 
     Raises:
         MissingExtraError: It cannot be imported.

@@ -68,7 +68,7 @@ class LoraComparison:
         return next(row for row in self.rows if row.name.startswith(name))
 
     def __repr__(self) -> str:
-        """The table."""
+        """The table, one line for each way to train."""
         head = f"at a gain of {self.gain:.4f}, off-target in {self.unit}"
         lines = [f"{'':<28}{'numbers':>8}{'lr':>9}{'off-target':>13}{'largest gain':>14}{'off-target there':>18}"]
         for row in self.rows:
@@ -81,7 +81,7 @@ class LoraComparison:
 
 @dataclass(frozen=True)
 class Rivals:
-    """Trains what the features are compared with.
+    """Trains what the features are compared with: LoRA and random directions.
 
     Attributes:
         engine: The model.

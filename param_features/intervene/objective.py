@@ -42,7 +42,7 @@ class OffTargetData:
         return sum(float(value) * weight for value, weight in parts) / sum(weight for _, weight in parts)
 
     def rows(self, index: Int[Tensor, " row"]) -> "OffTargetData":
-        """Some of the rows."""
+        """The same data without the other rows."""
         return replace(self, inputs=self.inputs.rows(index), before=self.before[index.to(self.before.device)])
 
     def _samples(self, output: Tensor, batch: ModelInputs) -> Float[Tensor, "sample d_output"]:
@@ -70,15 +70,15 @@ class Objective:
 
     def value(self, run: ModelRun, batch_size: int, generator: torch.Generator) -> Tensor:
         """The objective on rows drawn with `generator`; all of them where there are no more than `batch_size`."""
-        value, _ = self.task.value(run, drawn(len(self.task.inputs), batch_size, generator))
+        value, _ = self.task.value(run, draw_rows(len(self.task.inputs), batch_size, generator))
         if self.penalty is None:
             return value
-        index = drawn(len(self.penalty.inputs), batch_size, generator)
+        index = draw_rows(len(self.penalty.inputs), batch_size, generator)
         return value + self.kl_weight * self.penalty.value(run, index)[0]
 
 
-def drawn(n_rows: int, batch_size: int, generator: torch.Generator) -> Int[Tensor, " row"]:
-    """Rows without repeats; all, in order, where there are no more than `batch_size`."""
+def draw_rows(n_rows: int, batch_size: int, generator: torch.Generator) -> Int[Tensor, " row"]:
+    """Draw rows without repeats; all, in order, where there are no more than `batch_size`."""
     if n_rows <= batch_size:
         return torch.arange(n_rows)
     return torch.randperm(n_rows, generator=generator)[:batch_size]

@@ -42,7 +42,7 @@ class Trainable:
 
     @property
     def n_numbers(self) -> int:
-        """How many numbers are trainable."""
+        """How many numbers there are to train."""
         return sum(tensor.numel() for tensor in self.tensors)
 
 

@@ -21,7 +21,7 @@ def span_coefficients(directions: LowRank, subset: ParamSubset) -> Float[Tensor,
 
 @torch.no_grad()
 def weight_overlaps(directions: LowRank, subset: ParamSubset) -> Float[Tensor, " feature"]:
-    """⟨v_k, W⟩, in float64."""
+    """How far the weights lie along each direction, ⟨v_k, W⟩, in float64."""
     weights: Gradients = {
         name: Dense(at_least_float32(view.to_matrix(view.tensor.detach())).unsqueeze(0))
         for name, view in zip(directions.factors, subset.views, strict=True)
@@ -42,5 +42,5 @@ def outside_span(directions: LowRank, subset: ParamSubset) -> dict[str, Float[Te
 
 
 def weight_norm(subset: ParamSubset) -> float:
-    """‖W‖ over all chosen parameters."""
+    """The norm ‖W‖ of all chosen parameters together."""
     return float(torch.stack([view.tensor.detach().double().square().sum().cpu() for view in subset.views]).sum().sqrt())

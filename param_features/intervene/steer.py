@@ -53,7 +53,7 @@ class Steering(AbstractContextManager):
         self._entered.pop().__exit__(kind, error, trace)
 
     def __repr__(self) -> str:
-        """The first few coefficients."""
+        """The steering with its first few coefficients."""
         shown = ", ".join(f"{feature}: {delta:+.3g}" for feature, delta in list(self.coefficients.items())[:8])
         return f"Steering({{{shown}{', …' if len(self.coefficients) > 8 else ''}}})"
 

@@ -23,7 +23,7 @@ Loss = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """The data that the loss is taken on.
+    """What is to be learned: the data, and the loss that is taken on them.
 
     Attributes:
         inputs: Every row.
@@ -59,7 +59,7 @@ class Task:
         return value.reshape(()), len(index)
 
     def mean(self, run: ModelRun, batch_size: int) -> float:
-        """The loss over all rows."""
+        """The mean loss over all rows."""
         parts = [self.value(run, index) for index in chunks(len(self.inputs), batch_size)]
         return sum(float(value) * weight for value, weight in parts) / sum(weight for _, weight in parts)
 
@@ -78,7 +78,7 @@ def next_token_loss(
 def read_task(
     engine: GradientEngine, data: Any, inputs: Any, *, where: Any = None, targets: Tensor | None = None, loss: Loss | None
 ) -> Task:
-    """The data to be learned as the model takes it.
+    """Read the data to be learned, and check that the loss fits them.
 
     Raises:
         InputError: No token's prediction counts, or rows and masks or targets do not go together.

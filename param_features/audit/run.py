@@ -54,15 +54,9 @@ def _rows(subject: AuditSubject, settings: AuditSettings) -> tuple[list[AuditRow
     effects = step_along(subject, settings)
     specific, curves = specificity(subject, effects, settings)
     linear, linear_curves = linearity(subject, effects, settings)
-    rows = [
-        *specific,
-        signs(subject, effects, settings),
-        linear,
-        additivity(subject, effects, settings),
-        deletion(subject, settings),
-        adversary(subject, settings),
-    ]
-    return rows, curves | linear_curves
+    joint = [additivity(subject, effects, settings), deletion(subject, settings), adversary(subject, settings)]
+    sign = signs(subject, effects, settings)  # all draw from one generator, this one last
+    return [*specific, sign, linear, *joint], curves | linear_curves
 
 
 def _stability(features: Fitted, second: Fitted | None, settings: AuditSettings) -> AuditRow:

@@ -57,11 +57,11 @@ def effect_reader(subject: AuditSubject) -> Callable[[Tensor, Tensor], Float[Ten
     if not isinstance(divergence, CustomDivergence):
         references = references.mean(0, keepdim=True)
 
-    def read(before: Tensor, after: Tensor) -> Float[Tensor, "sample two"]:
+    def effect(before: Tensor, after: Tensor) -> Float[Tensor, "sample two"]:
         change = mean_value(divergence, after, references) - mean_value(divergence, before, references)
         return torch.stack([moved_by(before, after), change], 1)
 
-    return read
+    return effect
 
 
 def ranking(moved: Float[Tensor, "direction sample"], top: Bool[Tensor, "sample feature"]) -> Float[Tensor, " direction"]:

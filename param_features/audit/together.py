@@ -22,7 +22,7 @@ def additivity(subject: AuditSubject, effects: StepEffects, settings: AuditSetti
     n, place = len(subject.chosen), len(settings.steps) // 2
     size = min(settings.set_size, n)
     together = _fire_together(subject, size, settings.n_sets)
-    matched = [[first, *(subject.matched[member] for member in others)] for first, *others in together]
+    matched = [[first, *(subject.matched[member] for member in partners)] for first, *partners in together]
     at_random = [[n + member for member in members] for members in together]
     gaps = {
         name: _gaps(subject, effects.change[place, 0], sets, settings.steps[place])
@@ -44,8 +44,8 @@ def additivity(subject: AuditSubject, effects: StepEffects, settings: AuditSetti
 
 def _fire_together(subject: AuditSubject, size: int, n_sets: int) -> list[list[int]]:
     """For some of the chosen features, each with those that are kept on the most of the same samples."""
-    kept = subject.is_kept[:, subject.chosen].double()
-    joint = kept.T @ kept
+    is_kept = subject.is_kept[:, subject.chosen].double()
+    joint = is_kept.T @ is_kept
     joint.fill_diagonal_(-1)
     firsts = torch.linspace(0, len(joint) - 1, min(n_sets, len(joint))).round().long().tolist()
     return [[first, *joint[first].topk(size - 1).indices.tolist()] for first in firsts]

@@ -83,8 +83,8 @@ def acting_at(tap: Tap, act: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Rem
 
 def _watched(tap: Tap, receive: Callable[[Tensor], None]) -> Iterator[RemovableHandle]:
     """Hand on the tensor that reaches the tap's input, after every hook that might change it."""
-    module, which = tap.input.module, tap.input.which
-    if which == "output":
+    module, place = tap.input.module, tap.input.which
+    if place == "output":
 
         def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
             receive(output)
@@ -97,7 +97,7 @@ def _watched(tap: Tap, receive: Callable[[Tensor], None]) -> Iterator[RemovableH
         return
 
     def watch(module: nn.Module, args: tuple, kwargs: Any, *output: object) -> None:
-        tensor = argument(args, kwargs, which)
+        tensor = argument(args, kwargs, place)
         if tensor is not None:
             receive(tensor)
 

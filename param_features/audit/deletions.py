@@ -5,14 +5,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from param_features.audit.settings import AuditSettings
-from param_features.audit.subjects import Subject
+from param_features.audit.subjects import AuditSubject
 from param_features.audit.table import AuditRow
 from param_features.fit.formats import LowRank
 from param_features.intervene import deltas_of, span_coefficients
 from param_features.measure import distance, random_like, read_effects
 
 
-def deletion(subject: Subject, settings: AuditSettings) -> AuditRow:
+def deletion(subject: AuditSubject, settings: AuditSettings) -> AuditRow:
     """What projecting unused features out of the weights costs, against used ones and random directions.
 
     For each row of inputs by itself: features that none of its samples keeps, as many that some keep, and as many random
@@ -23,7 +23,7 @@ def deletion(subject: Subject, settings: AuditSettings) -> AuditRow:
         n = min(settings.n_deleted, int(used.sum()), int((~used).sum()))
         if n == 0:
             continue
-        for name, directions in _three(subject, used, n).items():
+        for name, directions in _compared_directions(subject, used, n).items():
             costs[name].append(_cost(subject, row, directions))
     if not costs["unused"]:
         return AuditRow("deletion", None, {}, settings.most_deletion, False, "every row uses all features, or none")
@@ -40,28 +40,30 @@ def deletion(subject: Subject, settings: AuditSettings) -> AuditRow:
     )
 
 
-def _rows(subject: Subject, n_rows: int) -> list[tuple[int, Bool[Tensor, " all"]]]:
+def _rows(subject: AuditSubject, n_rows: int) -> list[tuple[int, Bool[Tensor, " all"]]]:
     """Rows of the inputs, and which features some sample of each keeps."""
     if not subject.engine.per_position:
-        return list(enumerate(subject.kept[:n_rows]))
+        return list(enumerate(subject.is_kept[:n_rows]))
     mask = subject.inputs.mask
     n_real = [subject.inputs.n_pos] * len(subject.inputs) if mask is None else mask.sum(1).tolist()
-    return [(row, kept.any(0)) for row, kept in enumerate(subject.kept.split(n_real)[:n_rows])]
+    return [(row, is_kept.any(0)) for row, is_kept in enumerate(subject.is_kept.split(n_real)[:n_rows])]
 
 
-def _three(subject: Subject, used: Bool[Tensor, " all"], n: int) -> dict[str, LowRank]:
+def _compared_directions(subject: AuditSubject, used: Bool[Tensor, " all"], n: int) -> dict[str, LowRank]:
+    """The directions of `n` unused features, of as many used ones, and as many random directions."""
     v_out = subject.features.v_out
 
-    def some(mask: Bool[Tensor, " all"]) -> list[int]:
+    def drawn(mask: Bool[Tensor, " all"]) -> list[int]:
         places = mask.nonzero()[:, 0]
         return places[torch.randperm(len(places), generator=subject.generator)[:n]].tolist()
 
-    unused = v_out.rows(some(~used))
-    return {"unused": unused, "used": v_out.rows(some(used)), "random": random_like(unused, subject.generator)}
+    unused = v_out.rows(drawn(~used))
+    return {"unused": unused, "used": v_out.rows(drawn(used)), "random": random_like(unused, subject.generator)}
 
 
-def _cost(subject: Subject, row: int, directions: LowRank) -> float:
+def _cost(subject: AuditSubject, row: int, directions: LowRank) -> float:
+    """How far a row's outputs move when the directions are projected out of the weights."""
     delta = -span_coefficients(directions, subject.engine.subset)
     change = deltas_of(directions, dict(enumerate(delta.tolist())), subject.engine.subset)
-    far = distance(subject.features.divergence)
-    return float(read_effects(subject.engine, subject.inputs.rows([row]), [change], far).mean())
+    moved_by = distance(subject.features.divergence)
+    return float(read_effects(subject.engine, subject.inputs.rows([row]), [change], moved_by).mean())

@@ -13,25 +13,24 @@ from param_features.gradients import HarvestSettings
 from param_features.intervene import copied
 from param_features.params import adapter_for, all_parameters
 from param_features.problem import KL, CustomDivergence
+from param_features.run import decompose
 
 
 def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, seed: int) -> Fitted:
-    """The same decomposition of the same parameters with another seed, of the features' own model or another.
+    """Decompose the same parameters again with another seed, in the features' own model or in another.
 
     Cost: that of the first `decompose`.
 
     Raises:
         SettingError: The features were fitted with `output=`, a divergence of the user's own, pairs or a background.
     """
-    from param_features.run import decompose  # the pipeline makes features, on which audits stand
-
     check_refit(features, "Fit a second set yourself and pass it as second=.")
     config = features.config
     reference = features.references if features.reference == "given" else features.reference
     if isinstance(reference, Tensor) and isinstance(features.divergence, KL):
         reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
-    kind = HessianSettings if config["method"] == "hessian" else FitSettings
-    form = {name: config[name] for name in ("rank", "format") if name in {field.name for field in fields(kind)}}
+    settings_type = HessianSettings if config["method"] == "hessian" else FitSettings
+    form = {name: config[name] for name in ("rank", "format") if name in {field.name for field in fields(settings_type)}}
     return decompose(
         features.bound_engine("audit").adapter.model if model is None else model,
         list(features.params),
@@ -44,7 +43,7 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
         method=config["method"],
         seed=seed,
         harvest=HarvestSettings(**{**config["harvest"], **config.get("measure", {})}),
-        fit=kind(**{**config["fit"], **form}),
+        fit=settings_type(**{**config["fit"], **form}),
         progress=False,
     )
 
@@ -71,11 +70,11 @@ def check_refit(features: Fitted, advice: str) -> None:
 @torch.no_grad()
 def untrained(model: Any, seed: int) -> Any:
     """A copy of the model whose every parameter's entries are shuffled: their sizes stay, what was learned goes."""
-    subject, generator = copied(model), torch.Generator().manual_seed(seed)
-    for parameter in all_parameters(adapter_for(subject).module):
+    shuffled, generator = copied(model), torch.Generator().manual_seed(seed)
+    for parameter in all_parameters(adapter_for(shuffled).module):
         order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
         parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
-    return subject
+    return shuffled
 
 
 def comparison_fits(

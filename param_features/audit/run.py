@@ -1,4 +1,4 @@
-"""An audit: every row in turn."""
+"""An audit: every row measured in turn."""
 
 import time
 from dataclasses import asdict, replace
@@ -6,8 +6,8 @@ from typing import Any
 
 from param_features.audit.deletions import deletion
 from param_features.audit.settings import AuditSettings
-from param_features.audit.stepping import linearity, signs, specificity, take_steps
-from param_features.audit.subjects import Subject, subject
+from param_features.audit.stepping import linearity, signs, specificity, step_along
+from param_features.audit.subjects import AuditSubject, audit_subject
 from param_features.audit.table import Audit, AuditRow
 from param_features.audit.together import additivity, adversary
 from param_features.fitted import Fitted
@@ -36,10 +36,10 @@ def run_audit(
         untrained: A fit of a model that has learned nothing, on which the same rows are measured.
     """
     began = time.process_time()
-    rows, curves = _rows(subject(features, inputs, settings), settings)
+    rows, curves = _rows(audit_subject(features, inputs, settings), settings)
     if untrained is not None:
-        blank, _ = _rows(subject(untrained, inputs, settings), settings)
-        values = {row.name: row.value for row in blank if row.value is not None and row.name not in _NOT_UNTRAINED}
+        blank_rows, _ = _rows(audit_subject(untrained, inputs, settings), settings)
+        values = {row.name: row.value for row in blank_rows if row.value is not None and row.name not in _NOT_UNTRAINED}
         rows = [
             replace(row, controls={**row.controls, "untrained": values[row.name]}) if row.name in values else row
             for row in rows
@@ -49,19 +49,21 @@ def run_audit(
     return Audit(tuple(rows), curves, settings.steps, time.process_time() - began, record)
 
 
-def _rows(audited: Subject, settings: AuditSettings) -> tuple[list[AuditRow], dict[str, tuple[float, ...]]]:
-    steps = take_steps(audited, settings)
-    specific, curves = specificity(audited, steps, settings)
-    linear, more = linearity(audited, steps, settings)
-    rest = [additivity(audited, steps, settings), deletion(audited, settings), adversary(audited, settings)]
-    return [*specific, signs(audited, steps, settings), linear, *rest], curves | more
+def _rows(subject: AuditSubject, settings: AuditSettings) -> tuple[list[AuditRow], dict[str, tuple[float, ...]]]:
+    """Every row but stability, and the curves that they were read from."""
+    effects = step_along(subject, settings)
+    specific, curves = specificity(subject, effects, settings)
+    linear, linear_curves = linearity(subject, effects, settings)
+    joint = [additivity(subject, effects, settings), deletion(subject, settings), adversary(subject, settings)]
+    sign = signs(subject, effects, settings)  # all draw from one generator, this one last
+    return [*specific, sign, linear, *joint], curves | linear_curves
 
 
 def _stability(features: Fitted, second: Fitted | None, settings: AuditSettings) -> AuditRow:
     meaning = "mean |cosine| with the features of a second fit, matched one to one"
     if second is None:
         return AuditRow("stability", None, {}, settings.least_agreement, True, f"{meaning}; give refit= or second=")
-    found = match(features, second, seed=settings.seed)
-    agreement, controls = found.mean_cosine, {"random": found.control_cosine}
-    meaning = f"{meaning}; {found.share_above(0.8):.0%} of them above 0.8"
+    matches = match(features, second, seed=settings.seed)
+    agreement, controls = matches.mean_cosine, {"random": matches.control_cosine}
+    meaning = f"{meaning}; {matches.share_above(0.8):.0%} of them above 0.8"
     return AuditRow("stability", agreement, controls, settings.least_agreement, True, meaning, ("random",))

@@ -58,7 +58,7 @@ class AuditSettings:
     least_agreement: float = 0.75
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run.
+        """Refuse settings with which no audit can be run.
 
         Raises:
             SettingError: Names the setting.

@@ -1,5 +1,6 @@
 """Steps along single features, both ways and ever longer: specificity, sign and linearity."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,15 +8,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from param_features.audit.settings import AuditSettings
-from param_features.audit.subjects import Subject
+from param_features.audit.subjects import AuditSubject
 from param_features.audit.table import AuditRow
 from param_features.intervene import deltas_of
 from param_features.measure import auroc, distance, mean_value, read_effects
 from param_features.problem import CustomDivergence
 
+_SPECIFICITY = {
+    "auroc": "area under ROC with which the outputs' movement ranks the feature's top inputs; median over features",
+    "ratio": "movement on the feature's top inputs over that on all others; median over features",
+}
+
 
 @dataclass(frozen=True)
-class Steps:
+class StepEffects:
     """What every step did to every sample.
 
     Attributes:
@@ -27,7 +33,7 @@ class Steps:
     change: Float[Tensor, "step sign direction sample"]
 
 
-def take_steps(subject: Subject, settings: AuditSettings) -> Steps:
+def step_along(subject: AuditSubject, settings: AuditSettings) -> StepEffects:
     """Step along every chosen feature and every random direction. Cost: two forward passes for each, at each length."""
     n = subject.directions.n_features
     changes = [
@@ -36,26 +42,26 @@ def take_steps(subject: Subject, settings: AuditSettings) -> Steps:
         for sign in (1, -1)
         for k in range(n)
     ]
-    found = read_effects(subject.engine, subject.inputs, changes, reader(subject))
-    found = found.reshape(len(settings.steps), 2, n, -1, 2)
-    return Steps(found[..., 0], found[..., 1])
+    effects = read_effects(subject.engine, subject.inputs, changes, effect_reader(subject))
+    effects = effects.reshape(len(settings.steps), 2, n, -1, 2)
+    return StepEffects(effects[..., 0], effects[..., 1])
 
 
-def reader(subject: Subject):
-    """Reads how far outputs moved and how D changed, [sample two].
+def effect_reader(subject: AuditSubject) -> Callable[[Tensor, Tensor], Float[Tensor, "sample two"]]:
+    """A function of the outputs before and after a step: how far they moved and how D changed, [sample two].
 
     For the built-in divergences the mean change over references is the change against the mean reference.
     """
-    divergence, far = subject.features.divergence, distance(subject.features.divergence)
+    divergence, moved_by = subject.features.divergence, distance(subject.features.divergence)
     references = subject.features.references
     if not isinstance(divergence, CustomDivergence):
         references = references.mean(0, keepdim=True)
 
-    def read(before: Tensor, after: Tensor) -> Float[Tensor, "sample two"]:
+    def effect(before: Tensor, after: Tensor) -> Float[Tensor, "sample two"]:
         change = mean_value(divergence, after, references) - mean_value(divergence, before, references)
-        return torch.stack([far(before, after), change], 1)
+        return torch.stack([moved_by(before, after), change], 1)
 
-    return read
+    return effect
 
 
 def ranking(moved: Float[Tensor, "direction sample"], top: Bool[Tensor, "sample feature"]) -> Float[Tensor, " direction"]:
@@ -70,44 +76,53 @@ def ratio(moved: Float[Tensor, "direction sample"], top: Bool[Tensor, "sample fe
     return on / off.clamp(min=1e-30)
 
 
-def specificity(subject: Subject, steps: Steps, settings: AuditSettings) -> tuple[list[AuditRow], dict]:
+def specificity(subject: AuditSubject, effects: StepEffects, settings: AuditSettings) -> tuple[list[AuditRow], dict]:
     """Whether a step moves the outputs of the feature's top inputs more than others'; read at the shortest step."""
     n, top = len(subject.chosen), subject.top
-    moved = steps.distance.mean(1)
+    moved = effects.distance.mean(1)
     shuffled = top[torch.randperm(len(top), generator=subject.generator)]
     curves = {}
     for name, measure in (("auroc", ranking), ("ratio", ratio)):
         by_step = {
-            "features": [measure(each[:n], top) for each in moved],
-            "random": [measure(each[n:], top) for each in moved],
-            "matched": [measure(each[:n][subject.matched], top) for each in moved],
-            "shuffled": [measure(each[:n], shuffled) for each in moved],
+            "features": [measure(movement[:n], top) for movement in moved],
+            "random": [measure(movement[n:], top) for movement in moved],
+            "matched": [measure(movement[:n][subject.matched], top) for movement in moved],
+            "shuffled": [measure(movement[:n], shuffled) for movement in moved],
         }
-        curves |= {f"{name} {who}": tuple(float(v.median()) for v in values) for who, values in by_step.items()}
-    margins = {"auroc": {"margin": settings.margin}, "ratio": {"factor": settings.factor}}
-    limits = {"auroc": settings.least_auroc, "ratio": settings.least_ratio}
-    meanings = {
-        "auroc": "area under ROC with which the outputs' movement ranks the feature's top inputs; median over features",
-        "ratio": "movement on the feature's top inputs over that on all others; median over features",
-    }
+        curves |= {f"{name} {group}": tuple(float(v.median()) for v in values) for group, values in by_step.items()}
     rows = [
-        AuditRow(
-            f"specificity, {name}",
-            curves[f"{name} features"][0],
-            {who: curves[f"{name} {who}"][0] for who in ("random", "matched", "shuffled")},
-            limits[name],
-            True,
-            f"{meanings[name]}; ‖δv‖ = {settings.steps[0]:g} ‖W‖. At {settings.steps[-1]:g}: "
-            f"{curves[f'{name} features'][-1]:.2f}",
-            ("random", "matched", "shuffled"),
-            **margins[name],
-        )
-        for name in ("auroc", "ratio")
+        _specificity_row("auroc", curves, settings, limit=settings.least_auroc, margin=settings.margin),
+        _specificity_row("ratio", curves, settings, limit=settings.least_ratio, factor=settings.factor),
     ]
-    return rows, curves | {"movement": tuple(float(each[:n].mean()) for each in moved)}
+    return rows, curves | {"movement": tuple(float(movement[:n].mean()) for movement in moved)}
 
 
-def signs(subject: Subject, steps: Steps, settings: AuditSettings) -> AuditRow:
+def _specificity_row(
+    name: str,
+    curves: Mapping[str, Sequence[float]],
+    settings: AuditSettings,
+    *,
+    limit: float,
+    margin: float = 0.0,
+    factor: float = 1.0,
+) -> AuditRow:
+    """One of the two measures of specificity, at the shortest step."""
+    controls = ("random", "matched", "shuffled")
+    return AuditRow(
+        f"specificity, {name}",
+        curves[f"{name} features"][0],
+        {control: curves[f"{name} {control}"][0] for control in controls},
+        limit,
+        True,
+        f"{_SPECIFICITY[name]}; ‖δv‖ = {settings.steps[0]:g} ‖W‖. At {settings.steps[-1]:g}: "
+        f"{curves[f'{name} features'][-1]:.2f}",
+        controls,
+        margin,
+        factor,
+    )
+
+
+def signs(subject: AuditSubject, effects: StepEffects, settings: AuditSettings) -> AuditRow:
     """Whether D rises where the activation is positive and falls where it is negative, on the top inputs."""
     n, top = len(subject.chosen), subject.top
 
@@ -115,7 +130,7 @@ def signs(subject: Subject, steps: Steps, settings: AuditSettings) -> AuditRow:
         agrees = (change.sign() == acts.T.sign()) & top.T
         return float((agrees.sum(1) / top.T.sum(1)).median())
 
-    change = (steps.change[0, 0] - steps.change[0, 1]) / 2
+    change = (effects.change[0, 0] - effects.change[0, 1]) / 2
     mixed = subject.acts[torch.randperm(len(subject.acts), generator=subject.generator)]
     controls = {
         "random": agreement(change[n:], subject.acts),
@@ -135,21 +150,21 @@ def signs(subject: Subject, steps: Steps, settings: AuditSettings) -> AuditRow:
     )
 
 
-def linearity(subject: Subject, steps: Steps, settings: AuditSettings) -> tuple[AuditRow, dict]:
+def linearity(subject: AuditSubject, effects: StepEffects, settings: AuditSettings) -> tuple[AuditRow, dict]:
     """How far δ ⟨∇D, v⟩ foretells the change of D as δ grows."""
     n, norm = len(subject.chosen), subject.norm
     by_step = []
-    for step, change in zip(settings.steps, steps.change, strict=True):
-        foretold = step * norm * subject.slopes.T
-        by_step.append(_correlation(torch.cat([foretold, -foretold], 1), torch.cat([change[0], change[1]], 1)))
-    found = torch.stack(by_step)
+    for step, change in zip(settings.steps, effects.change, strict=True):
+        predicted = step * norm * subject.slopes.T
+        by_step.append(_correlation(torch.cat([predicted, -predicted], 1), torch.cat([change[0], change[1]], 1)))
+    correlations = torch.stack(by_step)
     order = torch.randperm(len(subject.slopes), generator=subject.generator)
-    mixed = _correlation(subject.slopes[order].T, steps.change[0, 0])[:n]
-    breaks = _breaks(found, settings)
+    mixed = _correlation(subject.slopes[order].T, effects.change[0, 0])[:n]
+    breaks = _breaks(correlations, settings)
     row = AuditRow(
         "linearity",
-        float(found[0, :n].median()),
-        {"shuffled": float(mixed.median()), "random": float(found[0, n:].median())},
+        float(correlations[0, :n].median()),
+        {"shuffled": float(mixed.median()), "random": float(correlations[0, n:].median())},
         settings.least_correlation,
         True,
         f"correlation of D's change with δ⟨∇D, v⟩ over samples at ‖δv‖ = {settings.steps[0]:g} ‖W‖; median over features. "
@@ -157,7 +172,10 @@ def linearity(subject: Subject, steps: Steps, settings: AuditSettings) -> tuple[
         f"effects are smaller: {_in_words(breaks[n:], settings)})",
         ("shuffled",),
     )
-    curves = {"linearity features": found[:, :n].median(1).values, "linearity random": found[:, n:].median(1).values}
+    curves = {
+        "linearity features": correlations[:, :n].median(1).values,
+        "linearity random": correlations[:, n:].median(1).values,
+    }
     return row, {name: tuple(values.tolist()) for name, values in curves.items()}
 
 
@@ -166,9 +184,9 @@ def _correlation(a: Float[Tensor, "row sample"], b: Float[Tensor, "row sample"])
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-30)
 
 
-def _breaks(found: Float[Tensor, "step direction"], settings: AuditSettings) -> Float[Tensor, " direction"]:
+def _breaks(correlations: Float[Tensor, "step direction"], settings: AuditSettings) -> Float[Tensor, " direction"]:
     """The first step at which the correlation is too low; infinite where it never is."""
-    low = found < settings.least_correlation
+    low = correlations < settings.least_correlation
     steps = torch.tensor(settings.steps, dtype=torch.float64)
     return torch.where(low.any(0), steps[low.double().argmax(0)], torch.inf)
 

@@ -17,7 +17,7 @@ from param_features.problem import ModelInputs
 
 
 @dataclass(frozen=True)
-class Subject:
+class AuditSubject:
     """Features that are stepped along, and what is known of them before any step.
 
     Attributes:
@@ -27,7 +27,7 @@ class Subject:
         random: As many unit-norm random directions of the same ranks.
         acts: Activations of the chosen, by V_in.
         slopes: ⟨∇D, v⟩ of the chosen, then of the random directions: the exact derivative of D along each.
-        kept: Where each of all features is kept.
+        is_kept: Where each of all features is kept.
         n_top: How many samples are top inputs.
         generator: For every random choice.
     """
@@ -38,13 +38,13 @@ class Subject:
     random: LowRank
     acts: Float[Tensor, "sample feature"]
     slopes: Float[Tensor, "sample direction"]
-    kept: Bool[Tensor, "sample all"]
+    is_kept: Bool[Tensor, "sample all"]
     n_top: int
     generator: torch.Generator
 
     @property
     def engine(self) -> GradientEngine:
-        """Of the features' model."""
+        """The engine of the features' model."""
         return self.features.bound_engine("audit")
 
     @property
@@ -54,7 +54,7 @@ class Subject:
 
     @property
     def norm(self) -> float:
-        """‖W‖."""
+        """‖W‖, the norm of the decomposed parameters."""
         return weight_norm(self.engine.subset)
 
     @property
@@ -72,24 +72,22 @@ class Subject:
         return [place + 1 if place % 2 == 0 and place + 1 < n else place - 1 for place in range(n)]
 
 
-def subject(features: Fitted, inputs: ModelInputs, settings: AuditSettings) -> Subject:
+def audit_subject(features: Fitted, inputs: ModelInputs, settings: AuditSettings) -> AuditSubject:
     """Choose features and random directions, and read both off every sample's gradient.
 
     Cost: one pass of activations.
     """
     engine, generator = features.bound_engine("audit"), torch.Generator().manual_seed(settings.seed)
     inputs = inputs.rows(slice(0, settings.n_rows))
-    read = features.dictionary.code_directions
-    n = features.n_features
-    everything = features.v_in.joined(features.v_out).joined(read)
-    found = samples_of(engine, inputs, activations(engine, everything, features.question, inputs))
-    acts, slopes, overlaps = found.split(n, 1)
-    kept = features.dictionary.codes(overlaps) != 0
-    chosen = spread_by(kept.double().mean(0), settings.n_features)
+    directions = features.v_in.joined(features.v_out).joined(features.dictionary.code_directions)
+    products = samples_of(engine, inputs, activations(engine, directions, features.question, inputs))
+    acts, slopes, overlaps = products.split(features.n_features, 1)
+    is_kept = features.dictionary.codes(overlaps) != 0
+    chosen = spread_by(is_kept.double().mean(0), settings.n_features)
     random = random_like(features.v_out.rows(chosen), generator)
     random_slopes = activations(engine, random, features.question, inputs)
     slopes = torch.cat([slopes[:, chosen], samples_of(engine, inputs, random_slopes)], 1)
-    return Subject(features, inputs, chosen, random, acts[:, chosen], slopes, kept, settings.n_top, generator)
+    return AuditSubject(features, inputs, chosen, random, acts[:, chosen], slopes, is_kept, settings.n_top, generator)
 
 
 def samples_of(
@@ -102,9 +100,10 @@ def samples_of(
 
 
 def spread_by(density: Float[Tensor, " feature"], n: int) -> list[int]:
-    """N of the features that fire at all, evenly over their order by density; all of them where there are fewer."""
+    """`n` of the features that fire at all, evenly over their order by density; all of them where there are fewer."""
     order: Int[Tensor, " feature"] = density.argsort()
     alive = order[density[order] > 0]
-    alive = alive if len(alive) >= 2 else order
+    if len(alive) < 2:
+        alive = order
     places = torch.linspace(0, len(alive) - 1, min(n, len(alive))).round().long()
     return alive[places].tolist()

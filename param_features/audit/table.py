@@ -14,8 +14,8 @@ class AuditRow:
 
     Attributes:
         name: What is claimed.
-        value: Of the features; None where the row was not run.
-        controls: The same number of what must not do as well, by name.
+        value: The number of the features; None where the row was not run.
+        controls: The number of what must not do as well, by name.
         limit: The value passes from here (or up to here, where less is better).
         is_more_better: Which of the two.
         beaten: Controls that the value must also beat; the others stand there for comparison.
@@ -52,7 +52,7 @@ class AuditRow:
 
     @property
     def rule(self) -> str:
-        """When the row passes, in words."""
+        """The rule by which the row passes, in words."""
         side = "at least" if self.is_more_better else "at most"
         if not self.beaten:
             return f"{side} {self.limit:g}"
@@ -99,12 +99,12 @@ class Audit:
 
     @property
     def n_passed(self) -> int:
-        """Rows that pass."""
+        """How many rows pass."""
         return sum(row.passed is True for row in self.rows)
 
     @property
     def n_failed(self) -> int:
-        """Rows that fail."""
+        """How many rows fail."""
         return sum(row.passed is False for row in self.rows)
 
     def __repr__(self) -> str:

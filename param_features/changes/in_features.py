@@ -1,20 +1,18 @@
 """A change of the weights, told in features: a gradient, an optimiser's step, a checkpoint's difference, a LoRA."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from param_features.changes.lora import is_lora, lora_change
-from param_features.changes.weights import Matrices, chosen_matrices, read_state
+from param_features.changes.weights import ParamMatrices, chosen_matrices, read_state
 from param_features.fit.formats import LowRank
+from param_features.fitted import Fitted
 from param_features.gradients import Dense, GradientEngine
 from param_features.measure import random_like
-
-if TYPE_CHECKING:
-    from param_features.fitted import Fitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +25,7 @@ class Coordinates:
         overlaps: ⟨Δ, v_k⟩: how far Δ goes along each direction alone.
         norm: ‖Δ‖.
         share: ‖Σ_k c_k v_k‖² / ‖Δ‖², 0 to 1; NaN where Δ is 0.
-        share_random: The same for as many random directions of the features' shapes and ranks. A share that this one
+        share_random: The share for as many random directions of the features' shapes and ranks. A share that this one
             matches says nothing.
     """
 
@@ -51,19 +49,33 @@ class Coordinates:
         )
 
 
+class Projection(NamedTuple):
+    """What of a change Δ lies in the span of directions.
+
+    Attributes:
+        overlaps: ⟨Δ, v_k⟩.
+        steps: c, with Σ_k c_k v_k the point of the span nearest to Δ.
+        share: ‖Σ_k c_k v_k‖² / ‖Δ‖²; NaN where Δ is 0.
+    """
+
+    overlaps: Float[Tensor, " feature"]
+    steps: Float[Tensor, " feature"]
+    share: float
+
+
 @torch.no_grad()
-def coordinates(features: "Fitted", change: Any, *, since: Any = None, seed: int = 0) -> Coordinates:
-    """What a change of the weights is in features' coordinates. See `Fitted.coordinates`; the features are bound."""
+def coordinates(features: Fitted, change: Any, *, since: Any = None, seed: int = 0) -> Coordinates:
+    """What a change of the weights is in features' coordinates; see `ParamFeatures.coordinates`."""
     engine = features.bound_engine("coordinates")
     delta = read_change(engine, change, since)
     random = random_like(features.v_out, torch.Generator().manual_seed(seed))
-    overlaps, steps, share = projected(features.v_out, delta)
+    inside = projected(features.v_out, delta)
     norm = float(torch.stack([matrix.square().sum() for matrix in delta.values()]).sum().sqrt())
-    return Coordinates(steps, overlaps, norm, share, projected(random, delta)[2])
+    return Coordinates(inside.steps, inside.overlaps, norm, inside.share, projected(random, delta).share)
 
 
-def projected(directions: LowRank, delta: Matrices) -> tuple[Float[Tensor, " feature"], Float[Tensor, " feature"], float]:
-    """⟨Δ, v_k⟩, the steps of Δ's projection onto the span, and its share of ‖Δ‖²; in float64 on the CPU.
+def projected(directions: LowRank, delta: ParamMatrices) -> Projection:
+    """Project a change onto the span of directions, in float64 on the CPU.
 
     Cost: an eigendecomposition of the Gram matrix.
     """
@@ -71,10 +83,11 @@ def projected(directions: LowRank, delta: Matrices) -> tuple[Float[Tensor, " fea
     overlaps = wide.inner({name: Dense(delta[name].unsqueeze(0)) for name in wide.factors})[0]
     steps = torch.linalg.pinv(wide.gram(), hermitian=True, rtol=1e-6) @ overlaps
     square = torch.stack([matrix.square().sum() for matrix in delta.values()]).sum()
-    return overlaps, steps, float((steps @ overlaps) / square) if square > 0 else float("nan")
+    share = float((steps @ overlaps) / square) if square > 0 else float("nan")
+    return Projection(overlaps, steps, share)
 
 
-def read_change(engine: GradientEngine, change: Any, since: Any) -> Matrices:
+def read_change(engine: GradientEngine, change: Any, since: Any) -> ParamMatrices:
     """What the user means by a change, as matrices of the decomposed parameters.
 
     Args:
@@ -84,7 +97,7 @@ def read_change(engine: GradientEngine, change: Any, since: Any) -> Matrices:
         since: The weights before, for a change given as the weights after.
     """
     if since is not None:
-        after, before = (chosen_matrices(engine, read_state(given)) for given in (change, since))
+        after, before = (chosen_matrices(engine, read_state(weights)) for weights in (change, since))
         return {name: after[name] - before[name] for name in after}
     if is_lora(change):
         return lora_change(engine, change)

@@ -7,33 +7,34 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from param_features.errors import InputError, NonFiniteError, StoreError, UnknownParameterError, nearest
 from param_features.gradients import GradientEngine
 from param_features.params import ParamView
 
-Matrices = dict[str, Float[Tensor, "d_out d_in"]]
+ParamMatrices = dict[str, Float[Tensor, "d_out d_in"]]
 """By parameter, each with sides of its own; float64 on the CPU."""
 
 
-def read_state(given: Any) -> dict[str, Tensor]:
+def read_state(weights: Any) -> dict[str, Tensor]:
     """Tensors by name from a module, a state dict, or a file of one (.safetensors, or torch's own; no code is executed).
 
     Raises:
         StoreError: The file is missing or holds no tensors by name.
         InputError: It is none of these.
     """
-    if isinstance(given, nn.Module):
-        return dict(given.state_dict(keep_vars=True))
-    if isinstance(given, str | PathLike):
-        given = _read_file(Path(given))
-    if not isinstance(given, Mapping) or not all(isinstance(tensor, Tensor) for tensor in given.values()):
+    if isinstance(weights, nn.Module):
+        return dict(weights.state_dict(keep_vars=True))
+    if isinstance(weights, str | PathLike):
+        weights = _read_file(Path(weights))
+    if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise InputError(
-            f"Weights were given as a {type(given).__name__}. Give a state dict, a module, or the path of a .safetensors or "
-            "torch file with tensors by name."
+            f"Weights were given as a {type(weights).__name__}. Give a state dict, a module, or the path of a .safetensors "
+            "or torch file with tensors by name."
         )
-    return dict(given)
+    return dict(weights)
 
 
 def _read_file(path: Path) -> Any:
@@ -41,15 +42,13 @@ def _read_file(path: Path) -> Any:
         raise StoreError(f"There is no file {str(path)!r}. Give the path of a .safetensors or torch file.")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes its reader raise
         raise StoreError(f"{str(path)!r} cannot be read as tensors by name: {error}") from error
 
 
-def chosen_matrices(engine: GradientEngine, state: Mapping[str, Tensor]) -> Matrices:
+def chosen_matrices(engine: GradientEngine, state: Mapping[str, Tensor]) -> ParamMatrices:
     """The decomposed parameters' matrices out of tensors by name; others are ignored.
 
     Args:
@@ -78,10 +77,10 @@ def _matrix(view: ParamView, state: Mapping[str, Tensor], aliases: Mapping[str, 
 def _named(view: ParamView, state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> Tensor:
     """The tensor of that name, or read out of the stored one that holds it."""
     stored = view.name.partition("[")[0] if view.layout.part is not None else view.name
-    for name in (view.name, *(said for said, real in aliases.items() if real == view.name)):
+    for name in (view.name, *(alias for alias, real in aliases.items() if real == view.name)):
         if name in state and state[name].shape == view.shape:
             return state[name]
-    for name in (stored, *(said for said, real in aliases.items() if real == stored)):
+    for name in (stored, *(alias for alias, real in aliases.items() if real == stored)):
         if name in state:
             is_stored = state[name].shape == view.stored.shape
             return view.layout.read(state[name]) if is_stored else state[name]

@@ -16,7 +16,7 @@ from param_features.params import Adapter, adapter_for, held_still
 from param_features.problem import ModelInputs, read_inputs
 
 _BATCH = 64
-_EARLY, _LATE, _OF = 50, 500, 512
+_EARLY, _LATE, _ROW_LENGTH = 50, 500, 512
 _LONGEST = 50
 
 
@@ -43,7 +43,7 @@ class PrefixMatching:
         return [(self.layers[i // n_heads], i % n_heads, float(self.scores[i // n_heads, i % n_heads])) for i in order]
 
     def __repr__(self) -> str:
-        """The first heads."""
+        """The heads that match prefixes most."""
         heads = ", ".join(f"{layer} head {head}: {score:.3f}" for layer, head, score in self.top(3))
         return f"PrefixMatching over {self.n_places} places: {heads}; attending evenly: {self.even:.3f}"
 
@@ -80,7 +80,7 @@ def prefix_matching(model: Any, tokens: Any = None, *, n_rows: int = 32, seed: i
         batch = inputs.rows(slice(start, start + _BATCH))
         targets, is_place = followers(batch)
         n_places += int(is_place.sum())
-        even += float((targets.sum(2) / _n_seen(batch))[is_place].sum())
+        even += float((targets.sum(2) / _n_before(batch))[is_place].sum())
         for name, pattern in attention_patterns(adapter, batch).items():
             attended = (pattern.double() * targets.unsqueeze(1).to(pattern.device)).sum((0, 2, 3)).cpu()
             sums[name] = sums.get(name, 0) + attended
@@ -95,8 +95,8 @@ def prefix_matching(model: Any, tokens: Any = None, *, n_rows: int = 32, seed: i
 
 def followers(inputs: ModelInputs) -> tuple[Bool[Tensor, "row query key"], Bool[Tensor, "row query"]]:
     """Which positions follow an earlier occurrence of each position's token, and which positions have such a one."""
-    tokens, real = _tokens(inputs), _real(inputs)
-    same = (tokens[:, :, None] == tokens[:, None, :]) & real[:, :, None] & real[:, None, :]
+    tokens, is_real = _tokens(inputs), _is_real(inputs)
+    same = (tokens[:, :, None] == tokens[:, None, :]) & is_real[:, :, None] & is_real[:, None, :]
     follows = torch.zeros_like(same)
     follows[:, :, 1:] = same[:, :, :-1]
     follows = follows.tril(-1)
@@ -155,15 +155,15 @@ def in_context_score(
     Cost: as `pf.development.token_losses`.
 
     Args:
-        model: As there.
-        tokens: As there.
+        model: Any that the adapters read and that predicts the next token.
+        tokens: Rows [row, pos], strings, or an encoding, long enough for both positions.
         late: Position of the late token, from 1; or several. By default what token 500 is to a row of 512.
-        early: Of the early one; by default what token 50 is there.
+        early: Of the early one; by default what token 50 is to it.
 
     Raises:
         SettingError: A position is outside the rows, or late ones do not lie behind early ones.
-        InputError: As `pf.development.token_losses`; or no row is long enough.
-        NonFiniteError: As there.
+        InputError: No row is long enough, or the model cannot take the tokens.
+        NonFiniteError: A loss is NaN or infinite.
 
     Source: Olsson et al. 2022 (2209.11895), "In-context learning score": the loss of the 500th token less that of the 50th.
     """
@@ -173,29 +173,32 @@ def in_context_score(
 def score_of_losses(
     losses: Float[Tensor, "row pos"], *, late: int | Sequence[int] | None = None, early: int | Sequence[int] | None = None
 ) -> float:
-    """`in_context_score` out of `token_losses`.
+    """The mean loss of late tokens less that of early ones, out of what `token_losses` returned.
 
     Raises:
-        SettingError: As there.
+        SettingError: A position is outside the rows, or late ones do not lie behind early ones.
         InputError: No row is long enough.
     """
     n_pos = losses.shape[1] + 1
-    behind, before = _positions(late, n_pos * _LATE // _OF, n_pos), _positions(early, n_pos * _EARLY // _OF, n_pos)
-    if min(behind) <= max(before):
+    late_at = _positions(late, n_pos * _LATE // _ROW_LENGTH, n_pos)
+    early_at = _positions(early, n_pos * _EARLY // _ROW_LENGTH, n_pos)
+    if min(late_at) <= max(early_at):
         raise SettingError(
-            f"late={behind} and early={before}, in rows of {n_pos} tokens. Late positions must lie behind early ones."
+            f"late={late_at} and early={early_at}, in rows of {n_pos} tokens. Late positions must lie behind early ones."
         )
-    score = _mean_at(losses, behind) - _mean_at(losses, before)
+    score = _mean_at(losses, late_at) - _mean_at(losses, early_at)
     if score != score:
-        raise InputError(f"No row has real tokens at {behind} and {before}. Give longer rows, or other positions.")
+        raise InputError(f"No row has real tokens at {late_at} and {early_at}. Give longer rows, or other positions.")
     return score
 
 
-def _positions(given: int | Sequence[int] | None, usual: int, n_pos: int) -> list[int]:
-    found = [min(max(usual, 1), n_pos - 1)] if given is None else [given] if isinstance(given, int) else list(given)
-    if not found or min(found) < 1 or max(found) >= n_pos:
-        raise SettingError(f"Positions {found} of rows of {n_pos} tokens: accepted are 1 to {n_pos - 1}.")
-    return found
+def _positions(positions: int | Sequence[int] | None, usual: int, n_pos: int) -> list[int]:
+    if positions is None:
+        positions = min(max(usual, 1), n_pos - 1)
+    listed = [positions] if isinstance(positions, int) else list(positions)
+    if not listed or min(listed) < 1 or max(listed) >= n_pos:
+        raise SettingError(f"Positions {listed} of rows of {n_pos} tokens: accepted are 1 to {n_pos - 1}.")
+    return listed
 
 
 def _mean_at(losses: Float[Tensor, "row pos"], positions: Sequence[int]) -> float:
@@ -203,7 +206,7 @@ def _mean_at(losses: Float[Tensor, "row pos"], positions: Sequence[int]) -> floa
 
 
 def _losses(adapter: Adapter, batch: ModelInputs) -> Float[Tensor, "row pos"]:
-    tokens, real = _tokens(batch), _real(batch)
+    tokens, is_real = _tokens(batch), _is_real(batch)
     logits = adapter.run(*batch.args, **batch.kwargs)
     if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
         raise InputError(
@@ -211,7 +214,7 @@ def _losses(adapter: Adapter, batch: ModelInputs) -> Float[Tensor, "row pos"]:
             "[row, pos, vocab], such as a language model's."
         )
     losses = next_token_losses(logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens).cpu()
-    counts = real[:, 1:] & real[:, :-1]
+    counts = is_real[:, 1:] & is_real[:, :-1]
     if not bool(torch.isfinite(losses[counts]).all()):
         raise NonFiniteError("A token's loss is NaN or infinite. Check the model and its tokens.")
     return losses.masked_fill(~counts, float("nan"))
@@ -222,10 +225,10 @@ def _tokens(inputs: ModelInputs) -> Int[Tensor, "row pos"]:
     return inputs.tokens.cpu()
 
 
-def _real(inputs: ModelInputs) -> Bool[Tensor, "row pos"]:
+def _is_real(inputs: ModelInputs) -> Bool[Tensor, "row pos"]:
     return torch.ones_like(_tokens(inputs), dtype=torch.bool) if inputs.mask is None else inputs.mask.cpu()
 
 
-def _n_seen(inputs: ModelInputs) -> Int[Tensor, "row pos"]:
-    """Real positions up to each one, itself included."""
-    return _real(inputs).long().cumsum(1).clamp(min=1)
+def _n_before(inputs: ModelInputs) -> Int[Tensor, "row pos"]:
+    """How many real positions there are up to each one, itself included."""
+    return _is_real(inputs).long().cumsum(1).clamp(min=1)

@@ -5,6 +5,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -15,27 +16,70 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from param_features.circuits import Metric, checked_values
-from param_features.errors import MissingExtraError
+from param_features.errors import MissingExtraError, SettingError
 from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
 from param_features.params import ParamSubset
 from param_features.problem import ModelInputs
 
-_RANK = 1e-6
+_LEAST_SHARE = 1e-6
 """Directions of the span whose share of the largest eigenvalue of the Gram matrix is smaller are left out."""
 
 
-class Moving(nn.Module):
+@dataclass(frozen=True)
+class ChainSettings:
+    """How chains are sampled; see `learning_coefficient`.
+
+    Attributes:
+        n_beta: nβ.
+        lr: Step size of the dynamics.
+        localization: γ.
+        n_chains: Independent chains.
+        n_steps: Steps of each chain.
+        n_burn_in: Of these, how many are left out.
+        batch_size: Rows of a step.
+        seed: Of chains and batches.
+    """
+
+    n_beta: float
+    lr: float
+    localization: float
+    n_chains: int
+    n_steps: int
+    n_burn_in: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            SettingError: Names the setting.
+        """
+        if not self.n_beta > 0:
+            raise SettingError(f"n_beta={self.n_beta} must be positive; n / log n is usual.")
+        if not self.lr > 0 or not self.localization >= 0:
+            raise SettingError(f"lr={self.lr} must be positive and localization={self.localization} at least 0.")
+        if min(self.n_chains, self.batch_size) < 1 or self.n_steps < 8:
+            raise SettingError(
+                f"n_chains={self.n_chains} and batch_size={self.batch_size} must be positive, n_steps={self.n_steps} 8 or "
+                "more."
+            )
+        if not 0 <= self.n_burn_in <= self.n_steps - 4:
+            raise SettingError(f"n_burn_in={self.n_burn_in} must leave four of n_steps={self.n_steps} or more.")
+
+
+class LocalLoss(nn.Module):
     """The model's losses on chosen rows, with coordinates of the weights as its only parameters; 0 is where they are.
 
     Along directions one parameter z holds orthonormal coordinates of the span, W + Σ_k (z G^{-1/2})_k v_k; else each
     decomposed matrix has a parameter of its own.
     """
 
-    def __init__(self, engine: GradientEngine, directions: "LowRank | None", inputs: ModelInputs, metric: Metric) -> None:
-        """Keep the model beside the parameters, not as a submodule: its weights are not to be sampled."""
+    def __init__(self, engine: GradientEngine, directions: LowRank | None, inputs: ModelInputs, metric: Metric) -> None:
+        """Keep the model in a tuple, so that it is no submodule: its weights are not to be sampled."""
         super().__init__()
-        self.held = (engine, inputs, metric)
+        self.measured = (engine, inputs, metric)
         subset = engine.subset
         self.factors, self.to_steps = None, None
         if directions is None:
@@ -44,34 +88,34 @@ class Moving(nn.Module):
             return
         fixed = directions.map(lambda tensor: tensor.detach())
         square, axes = torch.linalg.eigh(fixed.gram().double())
-        is_kept = square > _RANK * square.max()
+        is_kept = square > _LEAST_SHARE * square.max()
         self.to_steps = (axes[:, is_kept] / square[is_kept].sqrt()).T  # [axis feature]
         self.factors = fixed.factors
         self.n_dimensions = int(is_kept.sum())
         self.moves = nn.ParameterList([torch.zeros(self.n_dimensions, device=square.device)])
 
-    def __deepcopy__(self, memo: dict) -> "Moving":
+    def __deepcopy__(self, memo: dict) -> "LocalLoss":
         """Coordinates of its own, beside the same model: each chain copies this module."""
-        copy = object.__new__(Moving)
+        copy = object.__new__(LocalLoss)
         copy.__dict__.update(self.__dict__)
         copy._modules = {"moves": nn.ParameterList([move.detach().clone() for move in self.moves])}
         return copy
 
-    def train(self, mode: bool = True) -> "Moving":
+    def train(self, mode: bool = True) -> "LocalLoss":
         """Nothing: the model stays in the mode that it is in."""
         return self
 
     def forward(self, rows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """The loss of each row; the model is held still by the caller."""
-        engine, inputs, metric = self.held
+        engine, inputs, metric = self.measured
         chosen = inputs.rows(rows)
         with engine.subset.replaced(self._weights(engine.subset)):
             return metric.on(engine.adapter, chosen)(engine.adapter.run(*chosen.args, **chosen.kwargs))
 
     @torch.no_grad()
     def mean_loss(self, batch_size: int) -> float:
-        """Over all rows."""
-        _, inputs, metric = self.held
+        """The mean loss over all rows."""
+        _, inputs, metric = self.measured
         parts = [checked_values(self(rows), len(rows), metric.name) for rows in torch.arange(len(inputs)).split(batch_size)]
         return float(torch.cat(parts).double().mean())
 
@@ -87,7 +131,7 @@ class Moving(nn.Module):
         return view.from_matrix(einsum(steps.to(left), left, right, "k, k o rank, k i rank -> o i")).to(view.tensor)
 
 
-def chains(moving: Moving, *, batch_size: int, **settings: Any) -> Float[Tensor, "chain step"]:
+def sampled_losses(local_loss: LocalLoss, settings: ChainSettings) -> Float[Tensor, "chain step"]:
     """Every step's mean loss, by devinterp's sampler on row numbers."""
     try:
         from datasets import Dataset
@@ -97,37 +141,42 @@ def chains(moving: Moving, *, batch_size: int, **settings: Any) -> Float[Tensor,
             f"The learning coefficient needs devinterp, and the import failed: {error}. From 2.0.1 up is accepted. "
             'Run: pip install "param_features[devinterp]".'
         ) from error
-    rows = torch.arange(len(moving.held[1]))
+    rows = torch.arange(len(local_loss.measured[1]))
     data = Dataset.from_dict({"input_ids": torch.stack([rows, rows], 1).tolist()}).with_format("torch")
 
     def loss_fn(model: nn.Module, ids: Tensor) -> Tensor:
         return model(ids[:, 0]).float().unsqueeze(1)
 
     with (
-        _own_random_state(),
+        _users_random_state(),
         _left_uncollected(),
         TemporaryDirectory() as folder,
         warnings.catch_warnings(),
         torch.enable_grad(),
     ):
         warnings.simplefilter("ignore")
-        found = sample(
-            moving,
+        samples = sample(
+            local_loss,
             data,
             {},
-            batch_size=batch_size,
+            batch_size=settings.batch_size,
             num_init_loss_batches=1,
             loss_fn=loss_fn,
-            device=str(moving.moves[0].device),
+            device=str(local_loss.moves[0].device),
             output_path=f"{folder}/samples.zarr",
-            **settings,
+            init_seed=settings.seed,
+            lr=settings.lr,
+            n_beta=settings.n_beta,
+            localization=settings.localization,
+            num_chains=settings.n_chains,
+            num_draws=settings.n_steps,
         )
-        losses = found.dataset.sampling_loss_micro.mean(dim=["batch_sampling", "token_pos"]).values
+        losses = samples.dataset.sampling_loss_micro.mean(dim=["batch_sampling", "token_pos"]).values
     return torch.from_numpy(np.asarray(losses, dtype=np.float64).copy())
 
 
 @contextmanager
-def _own_random_state() -> Iterator[None]:
+def _users_random_state() -> Iterator[None]:
     """Run a block that seeds every global generator, and put the user's states back."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
@@ -157,5 +206,5 @@ def r_hat(losses: Float[Tensor, "chain step"]) -> float:
         return float("nan")
     from arviz_stats.base.array import array_stats
 
-    found: Any = array_stats.rhat(losses.numpy(), chain_axis=0, draw_axis=1)
-    return float(found)
+    value: Any = array_stats.rhat(losses.numpy(), chain_axis=0, draw_axis=1)
+    return float(value)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.circuits import read_metric
-from param_features.development.langevin import Moving, chains, r_hat
+from param_features.development.langevin import ChainSettings, LocalLoss, r_hat, sampled_losses
 from param_features.errors import ConvergenceError, InputError, SettingError
 from param_features.fit.formats import LowRank
 from param_features.fitted import Fitted
@@ -40,12 +40,12 @@ class LearningCoefficient:
 
     @property
     def mean(self) -> float:
-        """Over chains: the estimate."""
+        """The estimate: the mean over chains."""
         return float(self.of_chains.mean())
 
     @property
     def std(self) -> float:
-        """Between chains."""
+        """The standard deviation between chains."""
         return float(self.of_chains.std())
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ def learning_coefficient(
         localization: γ. It lends curvature to directions that have none: the estimate is right where nβ times the loss's
             own curvature is far above it.
         n_chains: Independent chains.
-        n_steps: Of each.
+        n_steps: Steps of each chain.
         n_burn_in: Of these, how many are left out; a half by default.
         batch_size: Rows of a step, drawn anew each time.
         max_r_hat: Above it the chains have not converged.
@@ -114,21 +114,33 @@ def learning_coefficient(
 
     Source: Lau et al. 2023 (2308.12108), "The Local Learning Coefficient"; Vehtari et al. 2021 (1903.08008) for R̂.
     """
-    _check(n_beta, lr, localization, n_chains, n_steps, n_burn_in, batch_size)
     engine, metric = features.bound_engine("learning_coefficient"), read_metric(loss)
-    found = features.inputs_or_examples(tokens, inputs)
-    if len(found) < batch_size:
-        raise InputError(f"{len(found)} rows are fewer than batch_size={batch_size}. Give more rows, or a smaller batch.")
-    n_beta = len(found) / log(max(len(found), 3)) if n_beta is None else n_beta
-    n_burn_in = n_steps // 2 if n_burn_in is None else n_burn_in
-    moving = Moving(engine, _basis(features, along), found, metric)
-    settings = {"lr": lr, "n_beta": n_beta, "localization": localization, "num_chains": n_chains, "num_draws": n_steps}
+    rows = features.inputs_or_examples(tokens, inputs)
+    settings = ChainSettings(
+        n_beta=len(rows) / log(max(len(rows), 3)) if n_beta is None else n_beta,
+        lr=lr,
+        localization=localization,
+        n_chains=n_chains,
+        n_steps=n_steps,
+        n_burn_in=n_steps // 2 if n_burn_in is None else n_burn_in,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    if len(rows) < batch_size:
+        raise InputError(f"{len(rows)} rows are fewer than batch_size={batch_size}. Give more rows, or a smaller batch.")
+    local_loss = LocalLoss(engine, _basis(features, along), rows, metric)
     with held_still(engine.adapter.module):
-        start = moving.mean_loss(batch_size)
-        losses = chains(moving, batch_size=batch_size, init_seed=seed, **settings)
-    kept = losses[:, n_burn_in:]
+        start = local_loss.mean_loss(batch_size)
+        losses = sampled_losses(local_loss, settings)
+    settled = losses[:, settings.n_burn_in :]
     result = LearningCoefficient(
-        n_beta * (kept.mean(1) - start), losses, start, n_beta, n_burn_in, r_hat(kept), moving.n_dimensions
+        of_chains=settings.n_beta * (settled.mean(1) - start),
+        losses=losses,
+        start=start,
+        n_beta=settings.n_beta,
+        n_burn_in=settings.n_burn_in,
+        r_hat=r_hat(settled),
+        d=local_loss.n_dimensions,
     )
     _check_converged(result, max_r_hat)
     return result
@@ -145,18 +157,7 @@ def _check_converged(result: LearningCoefficient, max_r_hat: float) -> None:
         )
 
 
-def _check(n_beta, lr, localization, n_chains, n_steps, n_burn_in, batch_size) -> None:
-    if n_beta is not None and not n_beta > 0:
-        raise SettingError(f"n_beta={n_beta} must be positive; n / log n is usual.")
-    if not lr > 0 or not localization >= 0:
-        raise SettingError(f"lr={lr} must be positive and localization={localization} at least 0.")
-    if min(n_chains, batch_size) < 1 or n_steps < 8:
-        raise SettingError(f"n_chains={n_chains} and batch_size={batch_size} must be positive, n_steps={n_steps} 8 or more.")
-    if n_burn_in is not None and not 0 <= n_burn_in <= n_steps - 4:
-        raise SettingError(f"n_burn_in={n_burn_in} must leave four of n_steps={n_steps} or more.")
-
-
-def _basis(features: Fitted, along: Any) -> "LowRank | None":
+def _basis(features: Fitted, along: Any) -> LowRank | None:
     """The directions meant; None for every parameter in full."""
     if isinstance(along, str):
         if along not in ("span", "all"):

@@ -31,20 +31,20 @@ def attention_patterns(adapter: Adapter, inputs: ModelInputs) -> Patterns:
     Raises:
         AdapterError: The model shows no attention patterns.
     """
-    found: Patterns = {}
+    patterns: Patterns = {}
     points = _pattern_points(adapter)
     with held_still(adapter.module), _eager(adapter.module), ExitStack() as hooks:
-        for name, point in (points or _named(adapter.module)).items():
-            keep = _keep(found, name.removesuffix(_HOOK), inputs, is_point=bool(points))
+        for name, point in (points or _children(adapter.module)).items():
+            keep = _keep(patterns, name.removesuffix(_HOOK), inputs, is_point=bool(points))
             hooks.callback(point.register_forward_hook(keep).remove)
         adapter.run(*inputs.args, **inputs.kwargs)
-    if not found:
+    if not patterns:
         raise AdapterError(
             f"{type(adapter.model).__name__} shows no attention patterns. Models of TransformerLens (hook points named "
             "'…attn.hook_pattern') and Hugging Face models whose attention layers return their weights are read; load the "
             "model into one of these."
         )
-    return found
+    return patterns
 
 
 def _pattern_points(adapter: Adapter) -> dict[str, nn.Module]:
@@ -53,20 +53,20 @@ def _pattern_points(adapter: Adapter) -> dict[str, nn.Module]:
     for name, point in adapter.hook_points().items():
         if name.endswith(_HOOK):
             names.setdefault(point, []).append(name)
-    return {min(said, key=len): point for point, said in names.items()}
+    return {min(aliases, key=len): point for point, aliases in names.items()}
 
 
-def _named(module: nn.Module) -> dict[str, nn.Module]:
+def _children(module: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in module.named_modules() if name}
 
 
-def _keep(found: Patterns, name: str, inputs: ModelInputs, *, is_point: bool) -> Callable[..., None]:
+def _keep(patterns: Patterns, name: str, inputs: ModelInputs, *, is_point: bool) -> Callable[..., None]:
     """A hook that keeps the pattern in what a module gives; where layers lie in each other, the inner one has it."""
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         value: Any = output if is_point else output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if _is_pattern(value, inputs) and not any(value is other for other in found.values()):
-            found[name] = value
+        if _is_pattern(value, inputs) and not any(value is pattern for pattern in patterns.values()):
+            patterns[name] = value
 
     return keep
 

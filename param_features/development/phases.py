@@ -10,10 +10,11 @@ FEWEST = 6
 """Checkpoints of the shortest curve that can change: two lines of three points each."""
 PENALTY = 6.0
 """Times log n for each change: twice what the Bayesian information criterion takes for a slope, a height and a place."""
-_OF_RANGE, _LEAST = 0.05, 0.02
+_SHARE_OF_RANGE, _LEAST_NOISE = 0.05, 0.02
 _NOTHING = 1e-3
 """Of the largest value: what is far below counts as nothing."""
-_NORMAL = 0.6745
+_MEDIAN_OF_NORMAL = 0.6745
+"""Median of the size of a standard normal number."""
 
 
 def log_curve(curve: Float[Tensor, "*curve"]) -> Float[Tensor, "*curve"]:
@@ -30,7 +31,11 @@ def noise_of(values: Float[Tensor, " checkpoint"]) -> float:
     no noise, from changing all the time: a change must be worth seeing in the picture of the whole.
     """
     distances = values.diff().abs()
-    return max(float(distances.median()) / _NORMAL / 2**0.5, _OF_RANGE * float(values.max() - values.min()), _LEAST)
+    return max(
+        float(distances.median()) / _MEDIAN_OF_NORMAL / 2**0.5,
+        _SHARE_OF_RANGE * float(values.max() - values.min()),
+        _LEAST_NOISE,
+    )
 
 
 def change_points(curve: Float[Tensor, " checkpoint"], penalty: float = PENALTY) -> list[int]:

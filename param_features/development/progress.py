@@ -9,7 +9,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.changes import Matrices, chosen_matrices, projected, read_state
+from param_features.changes import ParamMatrices, chosen_matrices, projected, read_state
 from param_features.circuits import Metric, checked_values, read_metric
 from param_features.errors import SettingError
 from param_features.fit.formats import LowRank
@@ -43,7 +43,7 @@ class ProgressLosses:
     excluded_random: float
 
     def __repr__(self) -> str:
-        """All six."""
+        """All six losses."""
         return (
             f"ProgressLosses: trained {self.trained:.4f}, restricted {self.restricted:.4f} (random directions "
             f"{self.restricted_random:.4f}), excluded {self.excluded:.4f} ({self.excluded_random:.4f}), untrained "
@@ -91,22 +91,22 @@ def progress_losses(
     Source: Nanda et al. 2023 (2301.05217), section 5.1, for Fourier components of the logits; here for parts of the weights.
     """
     engine, metric = features.bound_engine("progress_losses"), read_metric(loss)
-    found = features.inputs_or_examples(tokens, inputs)
+    rows = features.inputs_or_examples(tokens, inputs)
     directions = features.v_out if chosen is None else _chosen(features, chosen)
     random = random_like(directions, torch.Generator().manual_seed(seed))
-    away = _away(engine, initial)
-    own, others = _inside(directions, away), _inside(random, away)
+    undone = _to_initial(engine, initial)
+    undone_inside, undone_random = _inside(directions, undone), _inside(random, undone)
 
-    def mean_loss(delta: Matrices) -> float:
-        return _mean_loss(engine, found, metric, delta)
+    def mean_loss(delta: ParamMatrices) -> float:
+        return _mean_loss(engine, rows, metric, delta)
 
     return ProgressLosses(
         trained=mean_loss({}),
-        restricted=mean_loss(_less(away, own)),
-        excluded=mean_loss(own),
-        untrained=mean_loss(away),
-        restricted_random=mean_loss(_less(away, others)),
-        excluded_random=mean_loss(others),
+        restricted=mean_loss(_less(undone, undone_inside)),
+        excluded=mean_loss(undone_inside),
+        untrained=mean_loss(undone),
+        restricted_random=mean_loss(_less(undone, undone_random)),
+        excluded_random=mean_loss(undone_random),
     )
 
 
@@ -118,8 +118,8 @@ def _chosen(features: Fitted, chosen: Sequence[int]) -> LowRank:
     return features.v_out.rows(list(chosen))
 
 
-def _away(engine: GradientEngine, initial: Any) -> Matrices:
-    """W₀ − W."""
+def _to_initial(engine: GradientEngine, initial: Any) -> ParamMatrices:
+    """W₀ − W, the change that undoes the training."""
     trained = chosen_matrices(engine, engine.subset.tensors)
     if isinstance(initial, str) and initial == "mean":
         return {name: matrix.mean() - matrix for name, matrix in trained.items()}
@@ -127,20 +127,20 @@ def _away(engine: GradientEngine, initial: Any) -> Matrices:
     return {name: before[name] - matrix for name, matrix in trained.items()}
 
 
-def _inside(directions: LowRank, delta: Matrices) -> Matrices:
+def _inside(directions: LowRank, delta: ParamMatrices) -> ParamMatrices:
     """The part of a change that lies in the directions' span. Cost: |W| for each direction, one after the other."""
-    steps = projected(directions, delta)[1]
+    steps = projected(directions, delta).steps
     factors = directions.map(lambda tensor: tensor.detach().double().cpu()).factors
     return {name: einsum(steps, left, right, "k, k o rank, k i rank -> o i") for name, (left, right) in factors.items()}
 
 
-def _less(whole: Matrices, part: Matrices) -> Matrices:
+def _less(whole: ParamMatrices, part: ParamMatrices) -> ParamMatrices:
     return {name: matrix - part[name] for name, matrix in whole.items()}
 
 
 @torch.no_grad()
-def _mean_loss(engine: GradientEngine, inputs: ModelInputs, metric: Metric, delta: Matrices) -> float:
-    """Over rows, with W + Δ."""
+def _mean_loss(engine: GradientEngine, inputs: ModelInputs, metric: Metric, delta: ParamMatrices) -> float:
+    """The mean loss over rows, with W + Δ."""
     views = {view.name: view for view in engine.subset.views}
     moved = {name: views[name].from_matrix(matrix).to(views[name].tensor.device) for name, matrix in delta.items()}
     with held_still(engine.adapter.module), engine.subset.edited(moved):

@@ -16,7 +16,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Pushes:
-    """What training examples do along features.
+    """How far one step of gradient descent on each training example moves along each feature.
 
     Attributes:
         values: −∂loss/∂(step along v_k) of each row: what gradient descent on that row alone adds along each direction, per
@@ -77,10 +77,10 @@ def pushes(features: Fitted, tokens: Any = None, *, inputs: Any = None, loss: An
     """
     group = weight_group(features, "features", has_error=False)
     adapter, metric = features.bound_engine("pushes").adapter, read_metric(loss)
-    found = features.inputs_or_examples(tokens, inputs)
-    parts = [_of_batch(CircuitSubject(adapter, (group,), found.rows(rows), metric)) for rows in _batches(len(found))]
-    values, losses = (torch.cat(each) for each in zip(*parts, strict=True))
-    strings = tuple(tuple(adapter.to_strings(row)) for row in found.token_rows)
+    rows = features.inputs_or_examples(tokens, inputs)
+    parts = [_of_batch(CircuitSubject(adapter, (group,), rows.rows(batch), metric)) for batch in _batches(len(rows))]
+    values, losses = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    strings = tuple(tuple(adapter.to_strings(row)) for row in rows.token_rows)
     return Pushes(-values, losses, strings)
 
 

@@ -8,7 +8,7 @@ from param_features.errors import SettingError
 from param_features.fitted import Fitted
 
 _RULES = ("features", "saliency", "magnitude", "random")
-Scores = dict[str, Float[Tensor, "d_out d_in"]]
+EntryScores = dict[str, Float[Tensor, "d_out d_in"]]
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def ticket_masks(
     return {view.name: view.from_matrix(_largest(scores[view.name], keep)).bool() for view in views}
 
 
-def _scores(features: Fitted, by: str, seed: int) -> Scores:
+def _scores(features: Fitted, by: str, seed: int) -> EntryScores:
     views = features.bound_engine("ticket_masks").subset.views
     sizes = {view.name: view.to_matrix(view.tensor.detach()).double().abs().cpu() for view in views}
     if by == "magnitude":
@@ -57,22 +57,22 @@ def _scores(features: Fitted, by: str, seed: int) -> Scores:
     if by == "random":
         generator = torch.Generator().manual_seed(seed)
         return {name: torch.rand(size.shape, generator=generator) for name, size in sizes.items()}
-    moved = _moved(features)
-    return moved if by == "features" else {name: moved[name] * size for name, size in sizes.items()}
+    scores = _feature_scores(features)
+    return scores if by == "features" else {name: scores[name] * size for name, size in sizes.items()}
 
 
-def _moved(features: Fitted) -> Scores:
-    """Σ_k I_k |v_k|."""
+def _feature_scores(features: Fitted) -> EntryScores:
+    """Σ_k I_k |v_k|: how far active features move each entry."""
     acts = features.activations_on(features.own_examples)
     impacts = acts.detach().double().abs().flatten(0, -2).mean(0).cpu()
     factors = features.v_out.map(lambda tensor: tensor.detach().double().cpu()).factors
-    found = {}
+    scores = {}
     for name, (left, right) in factors.items():
         score = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64)
         for impact, a, b in zip(impacts, left, right, strict=True):
             score += impact * (a @ b.T).abs()
-        found[name] = score
-    return found
+        scores[name] = score
+    return scores
 
 
 def _largest(score: Float[Tensor, "d_out d_in"], keep: float) -> Float[Tensor, "d_out d_in"]:

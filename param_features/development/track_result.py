@@ -1,6 +1,6 @@
 """What `pf.track` returns: features through training, and what can be read off."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from param_features.development.checkpoints import Step
+from param_features.development.checkpoints import TrainingStep
 from param_features.development.phases import PENALTY, change_points, log_curve
+from param_features.development.track_rows import TrackRow
 from param_features.errors import FeatureCountError, SettingError, nearest
 from param_features.fitted import Fitted
-from param_features.run.sweeping import SweepSettings
+from param_features.run import SweepSettings
 
 Features = TypeVar("Features", bound=Fitted)
 
@@ -20,7 +21,8 @@ BY_FEATURE = ("impact", "density", "curvature", "match")
 """Curves that each feature has one of."""
 OF_ALL = ("error", "share", "norm")
 """Curves that all features have together."""
-_OF_HOME = 0.2
+_SHARE_OF_HOME = 0.2
+"""Of the advantage at home: features are stale below it."""
 _FIT, _RANDOM = "reconstruction_error", "control_random"
 
 
@@ -39,7 +41,7 @@ class Track(Generic[Features]):
         moves: ⟨Δ, v_k⟩ of the change Δ of the decomposed parameters since the last checkpoint, signed; NaN at the first.
         norm: ‖Δ‖.
         share: The share of ‖Δ‖² that lies in the span of all features, 0 to 1; NaN where nothing changed.
-        share_random: The same for random directions of the same shapes and ranks.
+        share_random: The share for random directions of the same shapes and ranks.
         errors: Reconstruction error of that checkpoint's own gradients at the fit's l0, by `reconstruction_error` (these
             features), `control_pca`, `control_random` (the mean over four draws) and `control_svd_w`, found at that
             checkpoint, and, where refits were asked for, `refit`. 0 is perfect, 1 predicts nothing.
@@ -52,7 +54,7 @@ class Track(Generic[Features]):
         n_asked: Checkpoints that were asked for: more than there are steps after Ctrl-C.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[TrainingStep, ...]
     impact: Float[Tensor, "checkpoint feature"]
     density: Float[Tensor, "checkpoint feature"]
     curvature: Float[Tensor, "checkpoint feature"]
@@ -91,10 +93,10 @@ class Track(Generic[Features]):
     def is_stale(self) -> Bool[Tensor, " checkpoint"]:
         """Where the advantage is less than a fifth of that at home, or than 5 %, the margin of `pf.sweep`."""
         at_home = 1 - self.home_errors[_FIT] / self.home_errors[_RANDOM] if self.home_errors else 0.0
-        return self.advantage < max(_OF_HOME * at_home, SweepSettings().least_gain)
+        return self.advantage < max(_SHARE_OF_HOME * at_home, SweepSettings().least_gain)
 
     @property
-    def valid(self) -> tuple[Step, Step] | None:
+    def valid(self) -> tuple[TrainingStep, TrainingStep] | None:
         """The first and the last step around home between which the features are not stale; None without one."""
         if self.home is None or bool(self.is_stale[self.home]):
             return None
@@ -125,12 +127,12 @@ class Track(Generic[Features]):
             return "Clearly better than random directions at every checkpoint."
         if len(stale) == len(self):
             return "Stale throughout: hardly better than random directions at any checkpoint."
-        said = ", ".join(map(str, stale[:8])) + (" …" if len(stale) > 8 else "")
+        steps = ", ".join(map(str, stale[:8])) + (" …" if len(stale) > 8 else "")
         valid = "" if self.valid is None else f"; go by them from step {self.valid[0]} to {self.valid[1]}"
-        return f"Stale, hardly better than random directions, at step {said}{valid}."
+        return f"Stale, hardly better than random directions, at step {steps}{valid}."
 
     def curve(self, of: str = "impact", feature: int | None = None) -> Float[Tensor, " checkpoint"]:
-        """One curve over the checkpoints.
+        """One number for each checkpoint, of a feature or of all together.
 
         Args:
             of: `"impact"`, `"density"`, `"curvature"` or `"match"`, a feature's or the mean over features; `"error"`,
@@ -150,7 +152,9 @@ class Track(Generic[Features]):
             raise FeatureCountError(f"There is no feature {feature!r}. Features are numbered 0 to {self.n_features - 1}.")
         return rows[:, feature]
 
-    def change_points(self, of: str = "impact", *, feature: int | None = None, penalty: float = PENALTY) -> tuple[Step, ...]:
+    def change_points(
+        self, of: str = "impact", *, feature: int | None = None, penalty: float = PENALTY
+    ) -> tuple[TrainingStep, ...]:
         """Steps at which a curve begins a new phase: a jump or a bend of its log, beyond what neighbours differ by.
 
         The rule is in `development/phases.py`: lines fitted to the log by PELT, under a penalty. It takes checkpoints
@@ -172,7 +176,7 @@ class Track(Generic[Features]):
         return tuple(self.steps[place] for place in change_points(self.curve(of, feature), penalty))
 
     def top(
-        self, n: int = 10, *, of: str = "impact", at: Step | None = None, since: Step | None = None
+        self, n: int = 10, *, of: str = "impact", at: TrainingStep | None = None, since: TrainingStep | None = None
     ) -> list[tuple[int, float]]:
         """Features with the largest values at a step, or those that changed most since another.
 
@@ -217,7 +221,7 @@ class Track(Generic[Features]):
         return "\n".join([_head(self), *(_line(self, row, place) for place, row in enumerate(self.as_rows()))])
 
     def __repr__(self) -> str:
-        """The table, then the drift."""
+        """The table of checkpoints, then the drift."""
         head = f"Track of {self.n_features} features over {len(self)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}"
         cut = [f"Interrupted after {len(self)} of {self.n_asked} checkpoints."] if len(self) < self.n_asked else []
         return "\n".join([head, self.table(), *cut, f"drift: {self.drift}"])
@@ -237,9 +241,9 @@ class Track(Generic[Features]):
             )
         return self.errors[_FIT] if of == "error" else getattr(self, of)
 
-    def _place(self, step: Step) -> int:
+    def _place(self, step: TrainingStep) -> int:
         if step not in self.steps:
-            close = min(self.steps, key=lambda one: abs(one - step))
+            close = min(self.steps, key=lambda known: abs(known - step))
             raise SettingError(f"No checkpoint has step {step}. The nearest has {close}; track.steps holds all.")
         return self.steps.index(step)
 
@@ -267,22 +271,34 @@ def _or_dash(value: float, width: int) -> str:
 
 
 def track_of(
-    steps: list[Step], rows: list[Any], features: Fitted, home: tuple[int | None, Mapping[str, float]], n_asked: int
-) -> Track:
-    """Stack the checkpoints' rows."""
+    steps: Sequence[TrainingStep],
+    rows: Sequence[TrackRow],
+    features: Fitted,
+    *,
+    home: int | None,
+    home_errors: Mapping[str, float],
+    n_asked: int,
+) -> Track[Fitted]:
+    """Put the checkpoints' rows together as a track."""
 
-    def stacked(name: str) -> Tensor:
-        values = [getattr(row, name) for row in rows]
-        return torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values, dtype=torch.float64)
+    def numbers(name: str) -> Float[Tensor, " checkpoint"]:
+        return torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64)
 
-    names = ("impact", "density", "curvature", "moves", "norm", "share", "share_random", "match_random")
+    match = [row.match for row in rows if row.match is not None]
     return Track(
         steps=tuple(steps),
-        **{name: stacked(name) for name in names},
+        impact=torch.stack([row.impact for row in rows]),
+        density=torch.stack([row.density for row in rows]),
+        curvature=torch.stack([row.curvature for row in rows]),
+        moves=torch.stack([row.moves for row in rows]),
+        norm=numbers("norm"),
+        share=numbers("share"),
+        share_random=numbers("share_random"),
         errors={name: torch.tensor([row.errors[name] for row in rows], dtype=torch.float64) for name in rows[0].errors},
-        match=None if rows[0].match is None else stacked("match"),
-        home=home[0],
-        home_errors=home[1],
+        match=torch.stack(match) if match else None,
+        match_random=numbers("match_random"),
+        home=home,
+        home_errors=home_errors,
         features=features,
         n_asked=n_asked,
     )

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from param_features.audit import refitted
-from param_features.changes import Matrices, projected
+from param_features.changes import ParamMatrices, projected
 from param_features.fit import curvatures
 from param_features.fitted import Fitted
 from param_features.gradients import SampleGradients, collect_references
@@ -30,8 +30,8 @@ _DRAWS = 4
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How much is measured at a checkpoint.
+class TrackPlan:
+    """What is measured at every checkpoint, and how much.
 
     Attributes:
         inputs: Where.
@@ -51,8 +51,17 @@ class Asked:
         return self.inputs.rows(slice(0, max(_FEWEST_ROWS, -(-self.n_samples // self.inputs.n_pos))))
 
     def generator(self) -> torch.Generator:
-        """The same at every checkpoint, so that checkpoints are compared on the same samples and controls."""
+        """The same draws at every checkpoint, so that checkpoints are compared on the same samples and controls."""
         return torch.Generator().manual_seed(self.seed)
+
+
+class Movement(NamedTuple):
+    """A change of the decomposed parameters in features' coordinates; attributes as in `Track`."""
+
+    moves: Float[Tensor, " feature"]
+    norm: float
+    share: float
+    share_random: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,41 +80,45 @@ class TrackRow:
     match_random: float
 
 
-def row_at(features: Fitted, asked: Asked, change: Matrices | None) -> TrackRow:
+def row_at(features: Fitted, plan: TrackPlan, change: ParamMatrices | None) -> TrackRow:
     """Measure the features at the weights that their model has now.
 
     Args:
         features: Bound to the model.
-        asked: How much.
+        plan: What is measured, and how much.
         change: Of the decomposed parameters since the last checkpoint; None at the first.
     """
-    question = _question(features, asked)
-    rows = asked.rows
+    question = _question(features, plan)
+    rows = plan.rows
     impact, density = _activity(features, rows, question)
-    refit = _refit(features, asked) if asked.refit else None
-    found = None if refit is None else match_directions(features.v_out, refit.v_out, asked.generator())
+    refit = _refit(features, plan) if plan.refit else None
+    matches = None if refit is None else match_directions(features.v_out, refit.v_out, plan.generator())
+    movement = _movement(features, change, plan)
     return TrackRow(
-        impact,
-        density,
-        _curvature(features, rows),
-        **_moved(features, change, asked),
-        errors=errors_at(features, asked, question, refit),
-        match=None if found is None else _by_feature(found.pairs[:, 0], found.cosine.abs(), features.n_features),
-        match_random=float("nan") if found is None else found.control_cosine,
+        impact=impact,
+        density=density,
+        curvature=_curvature(features, rows),
+        moves=movement.moves,
+        norm=movement.norm,
+        share=movement.share,
+        share_random=movement.share_random,
+        errors=errors_at(features, plan, question, refit),
+        match=None if matches is None else _by_feature(matches.pairs[:, 0], matches.cosine.abs(), features.n_features),
+        match_random=float("nan") if matches is None else matches.control_cosine,
     )
 
 
 def errors_at(
-    features: Fitted, asked: Asked, question: Question | None = None, refit: Fitted | None = None
+    features: Fitted, plan: TrackPlan, question: Question | None = None, refit: Fitted | None = None
 ) -> dict[str, float]:
     """Reconstruction error of the present gradients by the features and by controls of as many directions at the same l0.
 
     Principal directions, and a refit, are of the first half of the rows; all is measured on the other half. The error of
     random directions, by which staleness is judged, is the mean over four draws: in few dimensions they differ.
     """
-    engine, generator = features.bound_engine("track"), asked.generator()
-    question = _question(features, asked) if question is None else question
-    halves = harvest_halves(engine, question, asked.inputs, n_samples=asked.n_samples, generator=generator)
+    engine, generator = features.bound_engine("track"), plan.generator()
+    question = _question(features, plan) if question is None else question
+    halves = harvest_halves(engine, question, plan.inputs, n_samples=plan.n_samples, generator=generator)
     l0 = features.metrics["l0"]
     curve = errors_by_l0(features.dictionary, halves, engine, l0s=[l0], generator=generator)
     errors = {name: values[0] for name, values in curve.errors.items()}
@@ -117,19 +130,19 @@ def errors_at(
 
 def _random_errors(features: Fitted, store: SampleGradients, generator: torch.Generator) -> list[float]:
     """Reconstruction errors of further draws of random directions of the features' shapes and ranks."""
-    drawn = [ControlDictionary.of(random_like(features.v_out, generator)) for _ in range(_DRAWS - 1)]
+    controls = [ControlDictionary.of(random_like(features.v_out, generator)) for _ in range(_DRAWS - 1)]
     is_pursued, l0 = features.dictionary.encoder.n_rounds is not None, features.metrics["l0"]
-    return [dictionary_error(dictionary, store, l0, is_pursued=is_pursued) for dictionary in drawn]
+    return [dictionary_error(dictionary, store, l0, is_pursued=is_pursued) for dictionary in controls]
 
 
-def _question(features: Fitted, asked: Asked) -> Question:
+def _question(features: Fitted, plan: TrackPlan) -> Question:
     """Outputs of the present weights to compare with, of the fit's kind; the user's own, and those of pairs, stay."""
     question = features.question
     if question.kind in ("given", "pairs"):
         return question
     n, engine = len(question.references), features.bound_engine("track")
-    found = collect_references(engine, question.divergence, asked.inputs, question.kind, n, asked.generator())
-    return replace(question, references=found)
+    references = collect_references(engine, question.divergence, plan.inputs, question.kind, n, plan.generator())
+    return replace(question, references=references)
 
 
 @torch.no_grad()
@@ -152,34 +165,36 @@ def _curvature(features: Fitted, rows: ModelInputs) -> Float[Tensor, " feature"]
     return torch.cat([curvatures(engine, divergence, v_out, batch).detach().cpu() for batch in batches]).double().mean(0)
 
 
-def _moved(features: Fitted, change: Matrices | None, asked: Asked) -> dict[str, Any]:
+def _movement(features: Fitted, change: ParamMatrices | None, plan: TrackPlan) -> Movement:
+    """What the change does along features; NaN at the first checkpoint."""
+    nan = float("nan")
     if change is None:
-        nothing = torch.full((features.n_features,), float("nan"), dtype=torch.float64)
-        return {"moves": nothing, "norm": float("nan"), "share": float("nan"), "share_random": float("nan")}
-    moves, _, share = projected(features.v_out, change)
-    _, _, share_random = projected(random_like(features.v_out, asked.generator()), change)
+        return Movement(torch.full((features.n_features,), nan, dtype=torch.float64), nan, nan, nan)
+    inside = projected(features.v_out, change)
+    random = projected(random_like(features.v_out, plan.generator()), change)
     norm = float(torch.stack([matrix.square().sum() for matrix in change.values()]).sum().sqrt())
-    return {"moves": moves, "norm": norm, "share": share, "share_random": share_random}
+    return Movement(inside.overlaps, norm, inside.share, random.share)
 
 
-def _refit(features: Fitted, asked: Asked) -> Fitted:
+def _refit(features: Fitted, plan: TrackPlan) -> Fitted:
     """Features of the present weights, fitted as these were but with another seed, to the first half of the rows.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended the fit early.
     """
-    half = asked.inputs.rows(slice(0, len(asked.inputs) // 2))
-    found = refitted(features, **_as_given(half), seed=asked.seed + (asked.seed == features.config["seed"]))
-    if found.config["steps_done"] < found.config["fit"]["steps"]:
+    half = plan.inputs.rows(slice(0, len(plan.inputs) // 2))
+    tokens, inputs = _as_arguments(half)
+    refit = refitted(features, tokens, inputs, seed=plan.seed + (plan.seed == features.config["seed"]))
+    if refit.config["steps_done"] < refit.config["fit"]["steps"]:
         raise KeyboardInterrupt
-    return found
+    return refit
 
 
-def _as_given(inputs: ModelInputs) -> dict[str, Any]:
-    """The same inputs as a user gives them."""
+def _as_arguments(inputs: ModelInputs) -> tuple[Any, Any]:
+    """The same inputs as a user gives them: tokens, and inputs instead of tokens."""
     if inputs.mask is not None and inputs.args:
-        return {"tokens": {"input_ids": inputs.args[0], "attention_mask": inputs.mask.long()}, "inputs": None}
-    return {"tokens": None, "inputs": inputs.args or inputs.kwargs}
+        return {"input_ids": inputs.args[0], "attention_mask": inputs.mask.long()}, None
+    return None, inputs.args or inputs.kwargs
 
 
 def _by_feature(places: Tensor, values: Tensor, n: int) -> Float[Tensor, " feature"]:

@@ -8,10 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from param_features.audit import check_refit
-from param_features.changes import Matrices, chosen_matrices
-from param_features.development.checkpoints import Step, check_checkpoints, lent, read_steps
+from param_features.changes import ParamMatrices, chosen_matrices
+from param_features.development.checkpoints import TrainingStep, check_checkpoints, lent, read_steps
 from param_features.development.track_result import Track, track_of
-from param_features.development.track_rows import Asked, TrackRow, errors_at, row_at
+from param_features.development.track_rows import TrackPlan, TrackRow, errors_at, row_at
 from param_features.errors import ModelStateError, SampleCountError, SettingError
 from param_features.fitted import Fitted
 from param_features.gradients import GradientEngine, HarvestSettings
@@ -30,7 +30,7 @@ def track(
     *,
     params: ParamSpec | None = None,
     inputs: Any = None,
-    steps: Sequence[Step] | None = None,
+    steps: Sequence[TrainingStep] | None = None,
     refit: bool = False,
     fit: Mapping[str, Any] | None = None,
     n_samples: int = 1024,
@@ -88,7 +88,7 @@ def track(
     listed = read_steps(checkpoints, steps)
     if n_samples < 1:
         raise SettingError(f"n_samples={n_samples} must be at least 1; about 1000 is usual.")
-    adapter = _adapter(features, params, fit)
+    adapter = _whole_adapter(features, params, fit)
     check_checkpoints(adapter, listed)
     if not isinstance(features, Fitted):
         _check_rows(len(read_inputs(adapter, tokens, inputs)), 4 / _HELD_OUT)
@@ -96,28 +96,29 @@ def track(
         if not isinstance(features, Fitted):
             step, last = listed[-1]
             load(last, step)
-            given = {"harvest": HarvestSettings(held_out_fraction=_HELD_OUT), "seed": seed, "progress": progress}
-            features = decompose(features, params, tokens, inputs=inputs, **given | dict(fit or {}))
+            harvest = HarvestSettings(held_out_fraction=_HELD_OUT)
+            settings = {"harvest": harvest, "seed": seed, "progress": progress} | dict(fit or {})
+            features = decompose(features, params, tokens, inputs=inputs, **settings)
             tokens = inputs = None
-        asked = Asked(features.inputs_or_examples(tokens, inputs), n_samples, refit, seed)
-        _check_rows(len(asked.inputs), 4)
+        plan = TrackPlan(features.inputs_or_examples(tokens, inputs), n_samples, refit, seed)
+        _check_rows(len(plan.inputs), 4)
         if refit:
             check_refit(features, "Leave refit= out.")
-        run = _Run(features, asked)
-        steps_done, rows, homes = run.over(listed, load, progress)
+        follower = _Follower(features, plan)
+        steps_done, rows, homes = follower.over(listed, load, progress)
     if homes:
-        home, errors = homes[-1], rows[homes[-1]].errors
+        home, home_errors = homes[-1], rows[homes[-1]].errors
     else:
-        home, errors = None, errors_at(features, asked) if run.is_home else {}
-    return track_of(steps_done, rows, features, (home, errors), len(listed))
+        home, home_errors = None, errors_at(features, plan) if follower.is_home else {}
+    return track_of(steps_done, rows, features, home=home, home_errors=home_errors, n_asked=len(listed))
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Features and what is asked of them at each checkpoint."""
+class _Follower:
+    """Features, and what is measured of them at each checkpoint."""
 
     features: Fitted
-    asked: Asked
+    plan: TrackPlan
 
     @property
     def is_home(self) -> bool:
@@ -130,16 +131,16 @@ class _Run:
         return self.features.bound_engine("track")
 
     def over(
-        self, listed: Sequence[tuple[Step, Any]], load: Any, progress: bool
-    ) -> tuple[list[Step], list[TrackRow], list[int]]:
+        self, listed: Sequence[tuple[TrainingStep, Any]], load: Any, progress: bool
+    ) -> tuple[list[TrainingStep], list[TrackRow], list[int]]:
         """Steps and rows of the checkpoints that were finished, and which of them are home."""
-        steps: list[Step] = []
+        steps: list[TrainingStep] = []
         rows: list[TrackRow] = []
         homes: list[int] = []
-        before: Matrices | None = None
+        before: ParamMatrices | None = None
         try:
-            for step, given in tqdm(listed, desc="track", unit="checkpoint", disable=not progress, file=sys.stderr):
-                row, before, is_home = self._at(step, given, load, before)
+            for step, checkpoint in tqdm(listed, desc="track", unit="checkpoint", disable=not progress, file=sys.stderr):
+                row, before, is_home = self._at(step, checkpoint, load, before)
                 homes += [len(rows)] if is_home else []
                 rows.append(row)
                 steps.append(step)
@@ -148,25 +149,27 @@ class _Run:
                 raise
         return steps[: len(rows)], rows, homes
 
-    def _at(self, step: Step, given: Any, load: Any, before: Matrices | None) -> tuple[TrackRow, Matrices, bool]:
+    def _at(
+        self, step: TrainingStep, checkpoint: Any, load: Any, before: ParamMatrices | None
+    ) -> tuple[TrackRow, ParamMatrices, bool]:
         try:
-            load(given, step)
+            load(checkpoint, step)
             now = chosen_matrices(self._engine, self._engine.subset.tensors)
             change = None if before is None else {name: now[name] - before[name] for name in now}
-            return row_at(self.features, self.asked, change), now, self.is_home
+            return row_at(self.features, self.plan, change), now, self.is_home
         except Exception as error:
             error.add_note(f"This was at the checkpoint of step {step}.")
             raise
 
 
-def _adapter(features: Any, params: ParamSpec | None, fit: Mapping[str, Any] | None) -> Adapter:
-    """Of the model, given alone or with features."""
+def _whole_adapter(features: Any, params: ParamSpec | None, fit: Mapping[str, Any] | None) -> Adapter:
+    """The adapter of the model, given alone or with features; nothing of it is offloaded."""
     if isinstance(features, Fitted):
         if params is not None or fit is not None:
             raise SettingError(
                 "params= and fit= are for a model, of which features are to be fitted; these exist. Leave them out."
             )
-        return _whole(features.bound_engine("track").adapter)
+        return _refuse_offloaded(features.bound_engine("track").adapter)
     if params is None:
         raise SettingError(
             f"features is a {type(features).__name__}. Give features that are bound to a model, or a model with "
@@ -174,14 +177,14 @@ def _adapter(features: Any, params: ParamSpec | None, fit: Mapping[str, Any] | N
         )
     adapter = adapter_for(features)
     check_ready(adapter)
-    return _whole(adapter)
+    return _refuse_offloaded(adapter)
 
 
-def _whole(adapter: Adapter) -> Adapter:
-    away = next((view.name for view in adapter.views().values() if view.stored.is_meta), None)
-    if away is not None:
+def _refuse_offloaded(adapter: Adapter) -> Adapter:
+    offloaded = next((view.name for view in adapter.views().values() if view.stored.is_meta), None)
+    if offloaded is not None:
         raise ModelStateError(
-            f"{away!r} is offloaded or has no values, so that no checkpoint's can be put there. Load the model whole, "
+            f"{offloaded!r} is offloaded or has no values, so that no checkpoint's can be put there. Load the model whole, "
             "without device_map=."
         )
     return adapter

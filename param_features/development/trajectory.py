@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.development.checkpoints import Step, check_checkpoints, lent, read_steps
+from param_features.development.checkpoints import TrainingStep, check_checkpoints, lent, read_steps
 from param_features.development.in_context import token_losses
 from param_features.errors import SampleCountError, SettingError
 from param_features.params import adapter_for
@@ -26,14 +26,14 @@ class LossTrajectory:
         explained: Share of the variance over checkpoints that each direction holds.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[TrainingStep, ...]
     losses: Float[Tensor, "checkpoint row pos"]
     components: Float[Tensor, "checkpoint component"]
     directions: Float[Tensor, "component row pos"]
     explained: Float[Tensor, " component"]
 
     def __repr__(self) -> str:
-        """What the directions hold."""
+        """How much of the variance the directions hold."""
         shares = ", ".join(f"{share:.1%}" for share in self.explained.tolist())
         return (
             f"LossTrajectory of {len(self.steps)} checkpoints, steps {self.steps[0]} to {self.steps[-1]}; variance {shares}"
@@ -41,7 +41,7 @@ class LossTrajectory:
 
 
 def loss_trajectory(
-    model: Any, checkpoints: Any, tokens: Any, *, steps: Sequence[Step] | None = None, n_components: int = 2
+    model: Any, checkpoints: Any, tokens: Any, *, steps: Sequence[TrainingStep] | None = None, n_components: int = 2
 ) -> LossTrajectory:
     """The loss of every token at every checkpoint, and its principal components over training.
 
@@ -62,8 +62,8 @@ def loss_trajectory(
         SampleCountError: There are fewer than two checkpoints.
         SettingError: `n_components` is not from 1 to the number of checkpoints; or steps do not rise.
         UnknownParameterError: A checkpoint lacks a parameter.
-        InputError: As in `pf.development.token_losses`; or what is given is no checkpoint, or of other shapes.
-        NonFiniteError: As there.
+        InputError: Rows are too short, or the model cannot take them; or what is given is no checkpoint, or of other shapes.
+        NonFiniteError: A loss is NaN or infinite.
         StoreError: A file cannot be read.
 
     Source: Olsson et al. 2022 (2209.11895), "Per-token loss analysis"; PCA by singular values.
@@ -76,8 +76,8 @@ def loss_trajectory(
     check_checkpoints(adapter, listed)
     parts = []
     with lent(adapter) as load:
-        for step, given in listed:
-            load(given, step)
+        for step, checkpoint in listed:
+            load(checkpoint, step)
             parts.append(token_losses(model, tokens))
     losses = torch.stack(parts)
     components, directions, explained = principal_components(losses.flatten(1).nan_to_num(0.0), n_components)

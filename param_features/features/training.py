@@ -10,7 +10,17 @@ from torch import Tensor
 
 from param_features.errors import SettingError
 from param_features.features.measuring import MeasuredFeatures
-from param_features.intervene import Budget, FineTuned, Loss, choose, read_other, read_task, tune, with_penalty, write_lora
+from param_features.intervene import (
+    Budget,
+    FineTuned,
+    Loss,
+    choose,
+    read_off_target,
+    read_task,
+    tune,
+    with_penalty,
+    write_lora,
+)
 from param_features.run import bind
 
 _N_READINGS = 10
@@ -126,6 +136,6 @@ class TrainableFeatures(MeasuredFeatures):
             raise SettingError(f"kl_weight={kl_weight} must be 0 or above.")
         task = read_task(engine, data, inputs, where=where, targets=targets, loss=loss)
         chosen = choose(self, features, task, batch_size)
-        other = read_other(engine, self.inputs_or_examples(kl_data, kl_inputs), self.divergence, batch_size)
-        objective = with_penalty(task, other, kl_weight, torch.Generator().manual_seed(seed))
+        off_target = read_off_target(engine, self.inputs_or_examples(kl_data, kl_inputs), self.divergence, batch_size)
+        objective = with_penalty(task, off_target, kl_weight, torch.Generator().manual_seed(seed))
         return tune(self, chosen, objective, budget, progress=progress)

@@ -5,7 +5,8 @@ from param_features.intervene.combine import combined, moved
 from param_features.intervene.copies import Edit, copied, located, write_for_good
 from param_features.intervene.finetune import FineTuned, choose, tune
 from param_features.intervene.lora import CONFIG, peft, write_lora
-from param_features.intervene.objective import read_other, with_penalty
+from param_features.intervene.lora_comparison import LoraComparison
+from param_features.intervene.objective import read_off_target, with_penalty
 from param_features.intervene.optimise import Budget
 from param_features.intervene.positions import acting_at, check_rules
 from param_features.intervene.rules import ablation_coefficients
@@ -27,6 +28,7 @@ __all__ = [
     "Coefficients",
     "Edit",
     "FineTuned",
+    "LoraComparison",
     "Loss",
     "Search",
     "Steering",
@@ -46,7 +48,7 @@ __all__ = [
     "outside_span",
     "peft",
     "read_coefficients",
-    "read_other",
+    "read_off_target",
     "read_task",
     "read_where",
     "span_coefficients",

@@ -30,7 +30,7 @@ _FIRST_STEP, _N_BISECTIONS = 1e-3, 12
 
 
 def check_rule(rule: str) -> None:
-    """Refuse an unknown rule.
+    """Refuse a rule of ablation that is not known.
 
     Raises:
         SettingError: Lists the known ones.
@@ -42,12 +42,12 @@ def check_rule(rule: str) -> None:
 
 
 def by_weight(directions: LowRank, subset: ParamSubset) -> Float[Tensor, " feature"]:
-    """δ of the rule `weight`."""
+    """Coefficients δ of the rule `weight`."""
     return -span_coefficients(directions, subset)
 
 
 def by_noise(directions: LowRank, subset: ParamSubset, *, scale: float, seed: int) -> Float[Tensor, " feature"]:
-    """δ of the rule `noise`.
+    """Coefficients δ of the rule `noise`, drawn by `seed`.
 
     Raises:
         SettingError: `scale` is not positive.
@@ -106,11 +106,11 @@ class Search:
             )
         return line * self._bisected(directions, line, reached[0], self.target * start)
 
-    def _bisected(self, directions: LowRank, line: Tensor, high: float, wanted: float) -> float:
+    def _bisected(self, directions: LowRank, line: Tensor, high: float, goal: float) -> float:
         low = high / 2 if high > weight_norm(self.engine.subset) * _FIRST_STEP * 1.5 else 0.0
         for _ in range(_N_BISECTIONS):
             middle = (low + high) / 2
-            if self._mean_divergences(directions, line, [middle])[0] <= wanted:
+            if self._mean_divergences(directions, line, [middle])[0] <= goal:
                 high = middle
             else:
                 low = middle
@@ -118,10 +118,10 @@ class Search:
 
     def _mean_divergences(self, directions: LowRank, line: Tensor, steps: list[float]) -> list[float]:
         changes = [deltas_of(directions, dict(enumerate((step * line).tolist())), self.engine.subset) for step in steps]
-        found = read_effects(
+        divergences = read_effects(
             self.engine,
             self.inputs,
             changes,
             lambda _, after: mean_value(self.question.divergence, after, self.question.references),
         )
-        return found[:, self.chosen].double().mean(1).tolist()
+        return divergences[:, self.chosen].double().mean(1).tolist()

@@ -14,7 +14,7 @@ from param_features.params import held_still
 from param_features.problem import ModelInputs
 
 TWO_ROWS = ModelInputs((torch.zeros(2, 2, dtype=torch.long),), {})
-"""What is tried where no examples are at hand."""
+"""The model is run on these rows where no examples are at hand."""
 
 
 def refuse_other_uses(engine: GradientEngine, layers: Sequence[Layer], inputs: ModelInputs) -> None:
@@ -68,13 +68,13 @@ def _moved(owner: nn.Module, changes: dict[str, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _moved_in_calls(owner: nn.Module, changes: dict[str, Tensor]) -> Iterator[None]:
-    """The same while the layer is called, and at no other time."""
+    """The layer with other tensors while it is called, and at no other time."""
 
-    def again(module: nn.Module, args: tuple, kwargs: dict[str, Any], _: Any) -> Any:
+    def rerun(module: nn.Module, args: tuple, kwargs: dict[str, Any], _: Any) -> Any:
         with _moved(module, changes):
             return module.forward(*args, **kwargs)
 
-    handle = owner.register_forward_hook(again, with_kwargs=True, prepend=True)
+    handle = owner.register_forward_hook(rerun, with_kwargs=True, prepend=True)
     try:
         yield
     finally:

@@ -46,7 +46,7 @@ def located(model: Any, params: Mapping[str, ParamRecord]) -> ParamSubset:
 
 
 def copied(model: Any) -> Any:
-    """A copy that shares nothing with the model.
+    """A copy of a model that shares no memory with it.
 
     Raises:
         AdapterError: The model cannot be copied.

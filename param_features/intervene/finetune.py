@@ -2,20 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from param_features.errors import FeatureCountError
 from param_features.fit.formats import LowRank
+from param_features.fitted import Fitted
 from param_features.gradients import GradientEngine
-from param_features.intervene.beside import LORA_LRS, RANDOM_FACTORS, Beside, Rivals
+from param_features.intervene.lora_comparison import LORA_LRS, RANDOM_FACTORS, LoraComparison, Rivals
 from param_features.intervene.objective import Objective
-from param_features.intervene.optimise import Budget, Reading, take_steps
+from param_features.intervene.optimise import Budget, TrainingReading, train
 from param_features.intervene.task import Task
 from param_features.intervene.trainables import coefficients_of, first_order
 from param_features.params import held_still
-
-if TYPE_CHECKING:
-    from param_features.fitted import Fitted
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,12 @@ class FineTuned:
     """
 
     coefficients: Mapping[int, float]
-    history: tuple[Reading, ...]
+    history: tuple[TrainingReading, ...]
     settings: Budget
     unit: str
     _engine: GradientEngine = field(repr=False, compare=False)
     _objective: Objective = field(repr=False, compare=False)
-    _rows: LowRank = field(repr=False, compare=False)
+    _directions: LowRank = field(repr=False, compare=False)
 
     @property
     def loss_before(self) -> float:
@@ -44,12 +41,12 @@ class FineTuned:
 
     @property
     def loss_after(self) -> float:
-        """The same with the coefficients."""
+        """On the data to be learned, with the coefficients."""
         return self.history[-1].loss
 
     @property
     def gain(self) -> float:
-        """By how much the loss fell."""
+        """By how much the loss on the data to be learned fell."""
         return self.loss_before - self.loss_after
 
     @property
@@ -58,7 +55,7 @@ class FineTuned:
         return self.history[-1].off_target
 
     def __repr__(self) -> str:
-        """Coefficients, gain and cost."""
+        """The coefficients, the loss before and after, and how far other outputs moved."""
         n_rows = len(self._objective.off_target.inputs)
         steps = "  ".join(f"{feature}: {step:+.4g}" for feature, step in self.coefficients.items())
         head = f"FineTuned: {len(self.coefficients)} coefficients of {', '.join(self._engine.subset.names)}"
@@ -77,7 +74,7 @@ class FineTuned:
         n_random: int = 3,
         random_lrs: Sequence[float] | None = None,
         progress: bool = True,
-    ) -> Beside:
+    ) -> LoraComparison:
         """Off-target divergence at equal gain: these coefficients, a plain LoRA, and coefficients of random directions.
 
         Each rival is trained on the same rows with the same loss, penalty, steps and batch size, once for each learning
@@ -102,43 +99,47 @@ class FineTuned:
         """
         if rank < 1 or n_random < 0:
             raise FeatureCountError(f"rank={rank} and n_random={n_random}. rank must be at least 1, n_random at least 0.")
-        ours = self.settings.lr
-        random_lrs = [ours * factor for factor in RANDOM_FACTORS] if random_lrs is None else random_lrs
-        rivals = Rivals(self._engine, self._objective, self._rows, self.settings, progress)
+        if random_lrs is None:
+            random_lrs = [self.settings.lr * factor for factor in RANDOM_FACTORS]
+        rivals = Rivals(self._engine, self._objective, self._directions, self.settings, progress)
         with held_still(self._engine.adapter.module):
-            return rivals.beside(self.history, self.unit, rank=rank, lrs=lrs, n_random=n_random, random_lrs=random_lrs)
+            return rivals.compare(self.history, self.unit, rank=rank, lrs=lrs, n_random=n_random, random_lrs=random_lrs)
 
 
-def tune(features: "Fitted", chosen: Sequence[int], objective: Objective, budget: Budget, *, progress: bool) -> FineTuned:
+def tune(features: Fitted, chosen: Sequence[int], objective: Objective, budget: Budget, *, progress: bool) -> FineTuned:
     """Train the coefficients of the chosen features; see `TrainableFeatures.finetune`."""
-    engine = features.engine
-    assert engine is not None, "bound by the caller"
-    rows = features.v_out.rows(list(chosen))
+    engine = features.bound_engine("finetune")
+    directions = features.v_out.rows(list(chosen))
     with held_still(engine.adapter.module):
-        trained = coefficients_of(engine, rows)
-        history = take_steps(objective, trained, budget, progress=progress, title="finetune")
-    steps = trained.tensors[0].detach().tolist()
+        trainable = coefficients_of(engine, directions)
+        history = train(objective, trainable, budget, progress=progress, title="finetune")
+    steps = trainable.tensors[0].detach().tolist()
     unit = f"{objective.off_target.divergence.unit} per {'position' if engine.per_position else 'input'}"
-    return FineTuned(dict(zip(chosen, steps, strict=True)), tuple(history), budget, unit, engine, objective, rows)
+    return FineTuned(dict(zip(chosen, steps, strict=True)), tuple(history), budget, unit, engine, objective, directions)
 
 
-def choose(features: "Fitted", asked: int | Sequence[int], task: Task, batch_size: int) -> list[int]:
-    """The features asked for, or those of the largest |∂loss/∂δ_k|, largest first.
+def choose(features: Fitted, selection: int | Sequence[int], task: Task, batch_size: int) -> list[int]:
+    """The features to train: those that are listed, or as many as are asked for, of the largest |∂loss/∂δ_k|, largest first.
+
+    Args:
+        features: Bound to a model.
+        selection: Numbers of features, or how many.
+        task: What is to be learned.
+        batch_size: Rows per pass.
 
     Raises:
         FeatureCountError: There is no such feature, none, or one twice.
     """
-    if isinstance(asked, int):
-        if not 1 <= asked <= features.n_features:
+    if isinstance(selection, int):
+        if not 1 <= selection <= features.n_features:
             raise FeatureCountError(
-                f"features={asked} asks for that many. Ask for 1 to {features.n_features}, or list them: [{asked}]."
+                f"features={selection} asks for that many. Ask for 1 to {features.n_features}, or list them: [{selection}]."
             )
-        engine = features.engine
-        assert engine is not None, "bound by the caller"
+        engine = features.bound_engine("finetune")
         with held_still(engine.adapter.module):
             slopes = first_order(engine, task, features.v_out, batch_size)
-        return slopes.abs().argsort(descending=True, stable=True)[:asked].tolist()
-    chosen = list(asked)
+        return slopes.abs().argsort(descending=True, stable=True)[:selection].tolist()
+    chosen = list(selection)
     for feature in chosen:
         features.check_feature(feature)
     if not chosen or len(set(chosen)) < len(chosen):

@@ -10,18 +10,18 @@ from param_features.errors import StoreError
 
 
 def check_replaceable(folder: Path, known: Collection[str]) -> None:
-    """Refuse a place where something else lies.
+    """Refuse to write an adapter where something else lies.
 
     Raises:
         StoreError: It is a file, or a folder that holds other files than `known`.
     """
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file. Give the name of a folder; it is made where there is none.")
-    others = sorted(item.name for item in folder.iterdir() if item.name not in known) if folder.is_dir() else []
-    if others:
+    foreign = sorted(item.name for item in folder.iterdir() if item.name not in known) if folder.is_dir() else []
+    if foreign:
         raise StoreError(
-            f"{folder} holds {', '.join(others[:3])}{' …' if len(others) > 3 else ''}, which an adapter does not have. Give "
-            "a folder of its own; an empty one, and an earlier adapter, are replaced."
+            f"{folder} holds {', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}, which an adapter does not have. "
+            "Give a folder of its own; an empty one, and an earlier adapter, are replaced."
         )
 
 

@@ -13,7 +13,7 @@ from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
 from param_features.params import ParamView, has_rows_in, rows_of_part
 
-Kind = Literal["linear", "conv1d", "embedding", "convolution"]
+LayerKind = Literal["linear", "conv1d", "embedding", "convolution"]
 _PREFIX = "base_model.model"
 
 
@@ -33,7 +33,7 @@ class Layer:
 
     owner: nn.Module
     name: str
-    kind: Kind
+    kind: LayerKind
     shape: tuple[int, ...]
     A: Float[Tensor, "rank d_in"]
     B: Float[Tensor, "d_out rank"]
@@ -41,7 +41,7 @@ class Layer:
 
     @property
     def rank(self) -> int:
-        """Rank of the adapter's layer."""
+        """The rank that peft needs for this layer."""
         return len(self.A)
 
     def changes(self) -> dict[str, Tensor]:
@@ -57,31 +57,31 @@ class Layer:
         if self.kind == "embedding":
             return {f"{prefix}_embedding_A": self.A, f"{prefix}_embedding_B": self.B}
         B = self.B.reshape(*self.B.shape, *[1] * (len(self.shape) - 1))
-        found = {f"{prefix}_A.weight": self.A.reshape(-1, *self.shape), f"{prefix}_B.weight": B}
+        factors = {f"{prefix}_A.weight": self.A.reshape(-1, *self.shape), f"{prefix}_B.weight": B}
         zeros = self.B.new_zeros(len(self.B))
-        return found | ({f"{prefix}_B.bias": zeros if self.bias is None else self.bias} if has_bias else {})
+        return factors | ({f"{prefix}_B.bias": zeros if self.bias is None else self.bias} if has_bias else {})
 
 
-def layers_of(engine: GradientEngine, rows: LowRank, steps: Sequence[float]) -> list[Layer]:
-    """Every layer that a step of `steps` along `rows` moves, each once, in the subset's order.
+def layers_of(engine: GradientEngine, directions: LowRank, steps: Sequence[float]) -> list[Layer]:
+    """Every layer that a step of `steps` along `directions` moves, each once, in the subset's order.
 
     Raises:
         ExportError: peft cannot hold a parameter; says which, and why.
     """
     names = engine.adapter.peft_names()
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for view in engine.subset.views:
         if len(view.places) > 1:
             raise ExportError(
                 f"{view.name!r} is held by {len(view.places)} modules (tied weights). peft adds to one layer's output at a "
                 "time, and merging such an adapter would add it twice. Untie the model, or use features.edit(model, …)."
             )
-        layer = _layer(view, names.get(view.owner), *_scaled(rows.factors[view.name], steps))
-        found[layer.name] = _joined(found[layer.name], layer) if layer.name in found else layer
-    return list(found.values())
+        layer = _layer(view, names.get(view.owner), *_scaled(directions.factors[view.name], steps))
+        layers[layer.name] = _joined(layers[layer.name], layer) if layer.name in layers else layer
+    return list(layers.values())
 
 
-def peft_kind(owner: nn.Module) -> Kind | None:
+def peft_kind(owner: nn.Module) -> LayerKind | None:
     """Which of peft's layers stands in for this one and computes the same; None for none."""
     if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         is_plain = owner.groups == 1 and set(owner.dilation) == {1} and owner.padding_mode == "zeros"
@@ -135,12 +135,12 @@ def _sides(owner: nn.Module) -> tuple[tuple[int, ...], int]:
     return ((shape[0],), shape[1]) if has_rows_in(owner) else (tuple(shape[1:]), shape[0])
 
 
-def _joined(one: Layer, other: Layer) -> Layer:
+def _joined(first: Layer, second: Layer) -> Layer:
     """Both additions in one layer: factors side by side, those of zeros left out."""
-    parts = [layer for layer in (one, other) if layer.bias is None] or [one]
-    biases = [layer.bias for layer in (one, other) if layer.bias is not None]
+    parts = [layer for layer in (first, second) if layer.bias is None] or [first]
+    biases = [layer.bias for layer in (first, second) if layer.bias is not None]
     A, B = torch.cat([layer.A for layer in parts]), torch.cat([layer.B for layer in parts], 1)
-    return Layer(one.owner, one.name, one.kind, one.shape, A, B, torch.stack(biases).sum(0) if biases else None)
+    return Layer(first.owner, first.name, first.kind, first.shape, A, B, torch.stack(biases).sum(0) if biases else None)
 
 
 def _described(view: ParamView) -> str:

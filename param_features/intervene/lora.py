@@ -4,26 +4,24 @@ import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from param_features.errors import ExportError, MissingExtraError
+from param_features.fitted import Fitted
 from param_features.intervene.calls import TWO_ROWS, refuse_other_uses
 from param_features.intervene.folder import check_replaceable, write_folder
 from param_features.intervene.layers import Layer, layers_of
 from param_features.intervene.steer import read_coefficients
-
-if TYPE_CHECKING:
-    from param_features.fitted import Fitted
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KNOWN = (CONFIG, WEIGHTS, "README.md")
 
 
 def peft() -> Any:
-    """The peft library.
+    """Import peft, which only LoRA adapters need.
 
     Raises:
         MissingExtraError: It cannot be imported.
@@ -39,7 +37,7 @@ def peft() -> Any:
 
 
 def write_lora(
-    features: "Fitted",
+    features: Fitted,
     path: str | PathLike,
     coefficients: Mapping[int, float],
     *,
@@ -50,8 +48,7 @@ def write_lora(
     coefficients = read_coefficients(coefficients, features.check_feature)
     folder = Path(path)
     check_replaceable(folder, _KNOWN)
-    engine = features.engine
-    assert engine is not None, "bound by the caller"
+    engine = features.bound_engine("to_lora")
     layers = layers_of(engine, features.v_out.rows(list(coefficients)), list(coefficients.values()))
     config = _config(library, engine.adapter.module, layers)
     refuse_other_uses(engine, layers, features.examples or TWO_ROWS)
@@ -68,13 +65,13 @@ def write_lora(
 def _config(library: Any, module: torch.nn.Module, layers: list[Layer]) -> Any:
     """The description for peft: each layer by its full name, with a rank of its own, and a scaling of 1."""
     rank = max(layer.rank for layer in layers)
-    others = {f"^{_escaped(layer.name)}": layer.rank for layer in layers if layer.rank != rank}
+    ranks = {f"^{_escaped(layer.name)}": layer.rank for layer in layers if layer.rank != rank}
     settings = getattr(module, "config", None)
     return library.LoraConfig(
         r=rank,
         lora_alpha=rank,
-        rank_pattern=others,
-        alpha_pattern=dict(others),
+        rank_pattern=ranks,
+        alpha_pattern=dict(ranks),
         target_modules=_targets([layer.name for layer in layers], [name for name, _ in module.named_modules()]),
         lora_dropout=0.0,
         lora_bias=_has_bias(layers),
@@ -87,7 +84,7 @@ def _config(library: Any, module: torch.nn.Module, layers: list[Layer]) -> Any:
 
 def _targets(names: list[str], known: list[str]) -> list[str] | str:
     """The layers' names, or an expression where peft, which matches ends of names, would find further layers by them."""
-    is_clear = not any(other.endswith(f".{name}") for name in names for other in known)
+    is_clear = not any(module.endswith(f".{name}") for name in names for module in known)
     return names if is_clear else "|".join(map(_escaped, names))
 
 

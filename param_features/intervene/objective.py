@@ -8,13 +8,13 @@ from torch import Tensor
 
 from param_features.errors import InputError
 from param_features.gradients import GradientEngine, at_least_float32
-from param_features.intervene.task import Run, Task, chunks
+from param_features.intervene.task import ModelRun, Task, chunks
 from param_features.params import held_still
 from param_features.problem import KL, Divergence, ModelInputs
 
 
 @dataclass(frozen=True)
-class Other:
+class OffTargetData:
     """Data on which the output should stay as it is.
 
     Attributes:
@@ -29,20 +29,20 @@ class Other:
     per_position: bool
     before: Float[Tensor, "row ..."]
 
-    def value(self, run: Run, index: Int[Tensor, " row"]) -> tuple[Tensor, int]:
+    def value(self, run: ModelRun, index: Int[Tensor, " row"]) -> tuple[Tensor, int]:
         """Mean divergence over the samples of some rows, and how many they are."""
         batch = self.inputs.rows(index)
         before = self._samples(self.before[index.to(self.before.device)], batch)
         values = self.divergence.value(self._samples(run(batch), batch), self.divergence.to_reference(before))
         return values.mean(), len(values)
 
-    def mean(self, run: Run, batch_size: int) -> float:
+    def mean(self, run: ModelRun, batch_size: int) -> float:
         """The mean over the samples of all rows."""
         parts = [self.value(run, index) for index in chunks(len(self.inputs), batch_size)]
         return sum(float(value) * weight for value, weight in parts) / sum(weight for _, weight in parts)
 
-    def rows(self, index: Int[Tensor, " row"]) -> "Other":
-        """Some of the rows."""
+    def rows(self, index: Int[Tensor, " row"]) -> "OffTargetData":
+        """The same data without the other rows."""
         return replace(self, inputs=self.inputs.rows(index), before=self.before[index.to(self.before.device)])
 
     def _samples(self, output: Tensor, batch: ModelInputs) -> Float[Tensor, "sample d_output"]:
@@ -64,51 +64,51 @@ class Objective:
     """
 
     task: Task
-    penalty: Other | None
-    off_target: Other
+    penalty: OffTargetData | None
+    off_target: OffTargetData
     kl_weight: float
 
-    def value(self, run: Run, batch_size: int, generator: torch.Generator) -> Tensor:
+    def value(self, run: ModelRun, batch_size: int, generator: torch.Generator) -> Tensor:
         """The objective on rows drawn with `generator`; all of them where there are no more than `batch_size`."""
-        value, _ = self.task.value(run, drawn(len(self.task.inputs), batch_size, generator))
+        value, _ = self.task.value(run, draw_rows(len(self.task.inputs), batch_size, generator))
         if self.penalty is None:
             return value
-        index = drawn(len(self.penalty.inputs), batch_size, generator)
+        index = draw_rows(len(self.penalty.inputs), batch_size, generator)
         return value + self.kl_weight * self.penalty.value(run, index)[0]
 
 
-def drawn(n_rows: int, batch_size: int, generator: torch.Generator) -> Int[Tensor, " row"]:
-    """Rows without repeats; all, in order, where there are no more than `batch_size`."""
+def draw_rows(n_rows: int, batch_size: int, generator: torch.Generator) -> Int[Tensor, " row"]:
+    """Draw rows without repeats; all, in order, where there are no more than `batch_size`."""
     if n_rows <= batch_size:
         return torch.arange(n_rows)
     return torch.randperm(n_rows, generator=generator)[:batch_size]
 
 
-def read_other(engine: GradientEngine, found: ModelInputs, divergence: Divergence, batch_size: int) -> Other:
+def read_off_target(engine: GradientEngine, inputs: ModelInputs, divergence: Divergence, batch_size: int) -> OffTargetData:
     """The rows on which the output should stay: KL for logits over tokens, else the fit's own divergence.
 
     Cost: a forward pass. Memory: the rows' outputs.
     """
     adapter = engine.adapter
     with held_still(adapter.module), torch.no_grad():
-        batches = [found.rows(index) for index in chunks(len(found), batch_size)]
+        batches = [inputs.rows(index) for index in chunks(len(inputs), batch_size)]
         before = torch.cat([adapter.run(*batch.args, **batch.kwargs) for batch in batches])
-    return Other(found, KL() if engine.per_position else divergence, engine.per_position, before)
+    return OffTargetData(inputs, KL() if engine.per_position else divergence, engine.per_position, before)
 
 
-def with_penalty(task: Task, other: Other, kl_weight: float, generator: torch.Generator) -> Objective:
+def with_penalty(task: Task, off_target: OffTargetData, kl_weight: float, generator: torch.Generator) -> Objective:
     """The objective; with a penalty, half of the other rows are for it and the rest for measuring.
 
     Raises:
         InputError: There is one row only.
     """
     if not kl_weight:
-        return Objective(task, None, other, 0.0)
-    n_rows = len(other.inputs)
+        return Objective(task, None, off_target, 0.0)
+    n_rows = len(off_target.inputs)
     if n_rows < 2:
         raise InputError(
             "kl_data has 1 row. A penalty needs at least 2: half of them are for it, the others for measuring the "
             "off-target divergence. Give more, or kl_weight=0."
         )
     order = torch.randperm(n_rows, generator=generator)
-    return Objective(task, other.rows(order[: n_rows // 2]), other.rows(order[n_rows // 2 :]), kl_weight)
+    return Objective(task, off_target.rows(order[: n_rows // 2]), off_target.rows(order[n_rows // 2 :]), kl_weight)

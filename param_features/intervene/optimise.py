@@ -1,4 +1,4 @@
-"""One loop of steps for whatever is trained: coefficients of features, of random directions, or LoRA's factors."""
+"""One loop of steps for whatever is trainable: coefficients of features, of random directions, or LoRA's factors."""
 
 import sys
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from param_features.errors import NonFiniteError, SettingError
 from param_features.intervene.objective import Objective
-from param_features.intervene.task import Run
+from param_features.intervene.task import ModelRun
 
 
-class Reading(NamedTuple):
-    """Where a training stood.
+class TrainingReading(NamedTuple):
+    """Loss and off-target divergence at one point of a training.
 
     Attributes:
         step: Steps taken.
@@ -29,8 +29,8 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A set of numbers, and the model that runs with them.
+class Trainable:
+    """Numbers that can be trained, and the model that runs with them.
 
     Attributes:
         tensors: Leaves that gradients flow to; at their start the model is the original.
@@ -38,11 +38,11 @@ class Trained:
     """
 
     tensors: tuple[Tensor, ...]
-    run: Run
+    run: ModelRun
 
     @property
     def n_numbers(self) -> int:
-        """How many numbers are trained."""
+        """How many numbers there are to train."""
         return sum(tensor.numel() for tensor in self.tensors)
 
 
@@ -71,8 +71,10 @@ class Budget:
                 raise SettingError(f"{name}={getattr(self, name)} must be above 0.")
 
 
-def take_steps(objective: Objective, trained: Trained, budget: Budget, *, progress: bool, title: str) -> list[Reading]:
-    """Train in place; Ctrl-C ends it early and keeps what is reached.
+def train(
+    objective: Objective, trainable: Trainable, budget: Budget, *, progress: bool, title: str
+) -> list[TrainingReading]:
+    """Train the numbers in place by Adam; Ctrl-C ends it early and keeps what is reached.
 
     Returns:
         Readings, the first before any step, the last after the last one.
@@ -80,45 +82,45 @@ def take_steps(objective: Objective, trained: Trained, budget: Budget, *, progre
     Raises:
         NonFiniteError: The objective became NaN or infinite.
     """
-    optimiser = torch.optim.Adam(list(trained.tensors), lr=budget.lr)
+    optimiser = torch.optim.Adam(list(trainable.tensors), lr=budget.lr)
     generator = torch.Generator().manual_seed(budget.seed)
     read_at = _spread(budget.steps, budget.n_readings)
-    readings, n_done = [_reading(objective, trained, 0, budget)], 0
+    readings, n_done = [_reading(objective, trainable, 0, budget)], 0
     with tqdm(total=budget.steps, desc=title, unit="step", disable=not progress, file=sys.stderr) as bar:
         try:
             while n_done < budget.steps:
-                _step(objective, trained, optimiser, budget, generator)
+                _step(objective, trainable, optimiser, budget, generator)
                 n_done += 1
                 bar.update()
                 if n_done in read_at:
-                    readings.append(_reading(objective, trained, n_done, budget))
+                    readings.append(_reading(objective, trainable, n_done, budget))
         except KeyboardInterrupt:
             bar.write(f"Interrupted after {n_done} of {budget.steps} steps: keeping what is reached.", file=sys.stderr)
     if readings[-1].step != n_done:
-        readings.append(_reading(objective, trained, n_done, budget))
+        readings.append(_reading(objective, trainable, n_done, budget))
     return readings
 
 
 def _step(
-    objective: Objective, trained: Trained, optimiser: torch.optim.Optimizer, budget: Budget, generator: torch.Generator
+    objective: Objective, trainable: Trainable, optimiser: torch.optim.Optimizer, budget: Budget, generator: torch.Generator
 ) -> None:
-    value = objective.value(trained.run, budget.batch_size, generator)
+    value = objective.value(trainable.run, budget.batch_size, generator)
     if not bool(torch.isfinite(value)):
         raise NonFiniteError(
             f"The loss became {float(value.detach())} at lr={budget.lr:g}. Take a smaller one, such as {budget.lr / 10:g}, "
             "and check that the loss is finite on the model as it is."
         )
-    gradients = torch.autograd.grad(value, list(trained.tensors))
-    for tensor, gradient in zip(trained.tensors, gradients, strict=True):
+    gradients = torch.autograd.grad(value, list(trainable.tensors))
+    for tensor, gradient in zip(trainable.tensors, gradients, strict=True):
         tensor.grad = gradient
     optimiser.step()
 
 
-def _reading(objective: Objective, trained: Trained, step: int, budget: Budget) -> Reading:
+def _reading(objective: Objective, trainable: Trainable, step: int, budget: Budget) -> TrainingReading:
     with torch.no_grad():
-        loss = objective.task.mean(trained.run, budget.batch_size)
-        off_target = objective.off_target.mean(trained.run, budget.batch_size)
-    return Reading(step, loss, off_target)
+        loss = objective.task.mean(trainable.run, budget.batch_size)
+        off_target = objective.off_target.mean(trainable.run, budget.batch_size)
+    return TrainingReading(step, loss, off_target)
 
 
 def _spread(n_steps: int, n_readings: int) -> set[int]:
@@ -126,16 +128,16 @@ def _spread(n_steps: int, n_readings: int) -> set[int]:
     return {max(1, round(n_steps * (part / n_readings) ** 2)) for part in range(1, n_readings + 1)}
 
 
-def off_target_at(readings: Sequence[Reading], gain: float) -> float | None:
+def off_target_at(readings: Sequence[TrainingReading], gain: float) -> float | None:
     """The least off-target divergence at which the loss has fallen by `gain`, between readings by straight lines.
 
     A path may cross a gain several times; the best crossing counts. None where it never does.
     """
     start, crossings = readings[0].loss, []
-    for one, other in zip(readings, readings[1:], strict=False):
-        low, high = start - one.loss, start - other.loss
+    for first, second in zip(readings, readings[1:], strict=False):
+        low, high = start - first.loss, start - second.loss
         if low == high or not min(low, high) <= gain <= max(low, high):
             continue
         share = (gain - low) / (high - low)
-        crossings.append(one.off_target + share * (other.off_target - one.off_target))
+        crossings.append(first.off_target + share * (second.off_target - first.off_target))
     return min(crossings) if crossings else None

@@ -71,23 +71,23 @@ def _hooked(tap: Tap, factors: tuple[Tensor, Tensor], where: Where) -> Iterator[
 
 def acting_at(tap: Tap, act: Callable[[Tensor, Tensor], Tensor]) -> Iterator[RemovableHandle]:
     """Hook a tap so that each call of its layer passes on what `act` makes of (tapped input, tapped output)."""
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
 
     def change(module: nn.Module, args: tuple, output: object) -> Tensor | None:
-        return act(seen[-1], output) if isinstance(output, Tensor) and seen else None
+        return act(inputs[-1], output) if isinstance(output, Tensor) and inputs else None
 
     # The user's hooks see the output with its change, as they would with a changed weight.
     yield tap.output.module.register_forward_hook(change, prepend=True)
-    yield from _watched(tap, lambda tensor: seen.__setitem__(slice(None), [tensor]))
+    yield from _watched(tap, lambda tensor: inputs.__setitem__(slice(None), [tensor]))
 
 
-def _watched(tap: Tap, see: Callable[[Tensor], None]) -> Iterator[RemovableHandle]:
-    """Show the tensor that reaches the tap's input, after every hook that might change it."""
-    module, which = tap.input.module, tap.input.which
-    if which == "output":
+def _watched(tap: Tap, receive: Callable[[Tensor], None]) -> Iterator[RemovableHandle]:
+    """Hand on the tensor that reaches the tap's input, after every hook that might change it."""
+    module, place = tap.input.module, tap.input.which
+    if place == "output":
 
         def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
-            see(output)
+            receive(output)
 
         handle = module.register_forward_hook(keep)
         yield handle
@@ -97,9 +97,9 @@ def _watched(tap: Tap, see: Callable[[Tensor], None]) -> Iterator[RemovableHandl
         return
 
     def watch(module: nn.Module, args: tuple, kwargs: Any, *output: object) -> None:
-        found = argument(args, kwargs, which)
-        if found is not None:
-            see(found)
+        tensor = argument(args, kwargs, place)
+        if tensor is not None:
+            receive(tensor)
 
     if module is tap.output.module:
         yield module.register_forward_hook(watch, prepend=True, with_kwargs=True)

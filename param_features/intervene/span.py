@@ -21,7 +21,7 @@ def span_coefficients(directions: LowRank, subset: ParamSubset) -> Float[Tensor,
 
 @torch.no_grad()
 def weight_overlaps(directions: LowRank, subset: ParamSubset) -> Float[Tensor, " feature"]:
-    """⟨v_k, W⟩, in float64."""
+    """How far the weights lie along each direction, ⟨v_k, W⟩, in float64."""
     weights: Gradients = {
         name: Dense(at_least_float32(view.to_matrix(view.tensor.detach())).unsqueeze(0))
         for name, view in zip(directions.factors, subset.views, strict=True)
@@ -33,14 +33,14 @@ def weight_overlaps(directions: LowRank, subset: ParamSubset) -> Float[Tensor, "
 def outside_span(directions: LowRank, subset: ParamSubset) -> dict[str, Float[Tensor, "*shape"]]:
     """W minus the nearest point of the features' span, by name; new tensors in float32 or better."""
     coefficients = span_coefficients(directions, subset)
-    found = {}
+    remainders = {}
     for view, (left, right) in zip(subset.views, directions.factors.values(), strict=True):
         inside = einsum(coefficients, left.double(), right.double(), "k, k o rank, k i rank -> o i")
         matrix = view.to_matrix(at_least_float32(view.tensor.detach()))
-        found[view.name] = view.from_matrix((matrix.double() - inside).to(matrix.dtype))
-    return found
+        remainders[view.name] = view.from_matrix((matrix.double() - inside).to(matrix.dtype))
+    return remainders
 
 
 def weight_norm(subset: ParamSubset) -> float:
-    """‖W‖ over all chosen parameters."""
+    """The norm ‖W‖ of all chosen parameters together."""
     return float(torch.stack([view.tensor.detach().double().square().sum().cpu() for view in subset.views]).sum().sqrt())

@@ -53,7 +53,7 @@ class Steering(AbstractContextManager):
         self._entered.pop().__exit__(kind, error, trace)
 
     def __repr__(self) -> str:
-        """The first few coefficients."""
+        """The steering with its first few coefficients."""
         shown = ", ".join(f"{feature}: {delta:+.3g}" for feature, delta in list(self.coefficients.items())[:8])
         return f"Steering({{{shown}{', …' if len(self.coefficients) > 8 else ''}}})"
 
@@ -90,34 +90,34 @@ def combined_direction(v_out: LowRank, coefficients: Coefficients) -> LowRank:
     return LowRank(factors)
 
 
-def read_coefficients(given: Any, check_feature: Callable[[int], None]) -> dict[int, float]:
-    """What the user means by {feature: δ}.
+def read_coefficients(coefficients: Any, check_feature: Callable[[int], None]) -> dict[int, float]:
+    """The step δ of each feature, out of what the user gives as {feature: δ}.
 
     Raises:
         SettingError: It is no mapping, is empty, or a δ is no finite number.
         FeatureCountError: There is no such feature.
     """
-    if not isinstance(given, Mapping) or not given:
-        raise SettingError(f"Got {given!r}. Give features with their step lengths, such as {{3: 0.5}}.")
-    found = {}
-    for feature, delta in given.items():
+    if not isinstance(coefficients, Mapping) or not coefficients:
+        raise SettingError(f"Got {coefficients!r}. Give features with their step lengths, such as {{3: 0.5}}.")
+    checked = {}
+    for feature, delta in coefficients.items():
         check_feature(feature)
         number = delta.item() if isinstance(delta, Tensor) and delta.numel() == 1 else delta
         if not isinstance(number, Real) or isinstance(number, bool) or not math.isfinite(number):
             raise SettingError(f"δ of feature {feature} is {delta!r}. Give a finite number, such as 0.5.")
-        found[feature] = float(number)
-    return found
+        checked[feature] = float(number)
+    return checked
 
 
-def read_where(given: Any, per_position: bool) -> Where | None:
-    """A mask of sequences or positions; None for everywhere.
+def read_where(where: Any, per_position: bool) -> Where | None:
+    """The mask of sequences or positions that the user gives as where=; None for everywhere.
 
     Raises:
         InputError: It is no tensor (or list) of truth values, or has too many axes.
     """
-    if given is None:
+    if where is None:
         return None
-    mask = torch.as_tensor(given)
+    mask = torch.as_tensor(where)
     n_most = 2 if per_position else 1
     if mask.dtype != torch.bool or not 1 <= mask.dim() <= n_most or not mask.numel():
         shapes = "[batch] or [batch, pos]" if per_position else "[batch], since a sample is an input here"

@@ -14,7 +14,7 @@ from param_features.gradients import GradientEngine, at_least_float32
 from param_features.params import Adapter
 from param_features.problem import ModelInputs, read_inputs
 
-Run = Callable[[ModelInputs], Tensor]
+ModelRun = Callable[[ModelInputs], Tensor]
 """The model with its weights moved: inputs to the output tensor."""
 
 Loss = Callable[..., Tensor]
@@ -23,7 +23,7 @@ Loss = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """The data that the loss is taken on.
+    """What is to be learned: the data, and the loss that is taken on them.
 
     Attributes:
         inputs: Every row.
@@ -37,7 +37,7 @@ class Task:
     targets: Tensor | None = None
     loss: Loss | None = None
 
-    def value(self, run: Run, index: Int[Tensor, " row"]) -> tuple[Tensor, int]:
+    def value(self, run: ModelRun, index: Int[Tensor, " row"]) -> tuple[Tensor, int]:
         """The loss on some rows, and its weight in a mean: counted tokens, or rows where the loss is the user's.
 
         Raises:
@@ -49,17 +49,17 @@ class Task:
             assert self.counted is not None and batch.tokens is not None, "next-token loss has tokens"
             return next_token_loss(output, batch.tokens, self.counted[index.to(self.counted.device)])
         args = () if self.targets is None else (self.targets[index.to(self.targets.device)].to(output.device),)
-        value = self.loss(output, _as_given(batch), *args)
+        value = self.loss(output, _batch_for_loss(batch), *args)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            returned = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise OutputError(
-                f"loss returned {found}. It must return one number, a tensor that gradients flow through, such as the mean "
-                "over the batch."
+                f"loss returned {returned}. It must return one number, a tensor that gradients flow through, such as the "
+                "mean over the batch."
             )
         return value.reshape(()), len(index)
 
-    def mean(self, run: Run, batch_size: int) -> float:
-        """The loss over all rows."""
+    def mean(self, run: ModelRun, batch_size: int) -> float:
+        """The mean loss over all rows."""
         parts = [self.value(run, index) for index in chunks(len(self.inputs), batch_size)]
         return sum(float(value) * weight for value, weight in parts) / sum(weight for _, weight in parts)
 
@@ -78,36 +78,37 @@ def next_token_loss(
 def read_task(
     engine: GradientEngine, data: Any, inputs: Any, *, where: Any = None, targets: Tensor | None = None, loss: Loss | None
 ) -> Task:
-    """The data to be learned as the model takes it.
+    """Read the data to be learned, and check that the loss fits them.
 
     Raises:
         InputError: No token's prediction counts, or rows and masks or targets do not go together.
     """
-    prompts = _pairs(data)
-    found = read_inputs(engine.adapter, data if prompts is None else [prompt + rest for prompt, rest in prompts], inputs)
-    if targets is not None and (loss is None or len(targets) != len(found)):
+    pairs = _pairs(data)
+    texts = data if pairs is None else [prompt + completion for prompt, completion in pairs]
+    rows = read_inputs(engine.adapter, texts, inputs)
+    if targets is not None and (loss is None or len(targets) != len(rows)):
         raise InputError(
-            f"targets hold {len(targets)} rows beside {len(found)} inputs, and loss= is {'not ' if loss is None else ''}"
+            f"targets hold {len(targets)} rows beside {len(rows)} inputs, and loss= is {'not ' if loss is None else ''}"
             "given. They are handed to loss(output, batch, targets), one row for each input."
         )
     if loss is not None:
-        return Task(found, targets=targets, loss=loss)
-    if not engine.per_position or found.tokens is None:
+        return Task(rows, targets=targets, loss=loss)
+    if not engine.per_position or rows.tokens is None:
         raise InputError(
             "The model gives no logits for each token, so there is no next-token loss. Give loss= a function of (output, "
             "batch) to one number; targets= are handed to it too."
         )
-    starts = None if prompts is None else _starts(engine.adapter, [prompt for prompt, _ in prompts], found)
-    return Task(found, _counted(found, where, starts))
+    starts = None if pairs is None else _starts(engine.adapter, [prompt for prompt, _ in pairs], rows)
+    return Task(rows, _counted(rows, where, starts))
 
 
 def chunks(n_rows: int, size: int) -> Iterator[Tensor]:
-    """Every row, in batches."""
+    """The numbers of all rows, in batches of `size`."""
     return iter(torch.arange(n_rows).split(size))
 
 
-def _as_given(batch: ModelInputs) -> Any:
-    """Tokens, or the one tensor that the model takes, or else all of its arguments."""
+def _batch_for_loss(batch: ModelInputs) -> Any:
+    """What the user's loss gets as `batch`: tokens, or the one tensor that the model takes, or else all of its arguments."""
     if batch.tokens is not None:
         return batch.tokens
     return batch.tensors[0] if len(batch.tensors) == 1 else batch
@@ -123,19 +124,20 @@ def _pairs(data: Any) -> list[tuple[str, str]] | None:
     return list(data)
 
 
-def _starts(adapter: Adapter, prompts: list[str], found: ModelInputs) -> list[int]:
-    """How many leading tokens each whole text shares with its prompt alone."""
+def _starts(adapter: Adapter, prompts: list[str], inputs: ModelInputs) -> list[int]:
+    """How many leading tokens each whole text shares with its prompt."""
     starts = []
-    for prompt, row in zip(prompts, found.token_rows, strict=True):
-        alone = adapter.to_ids(prompt)
-        n_same = next((i for i, (a, b) in enumerate(zip(alone, row, strict=False)) if a != b), min(len(alone), len(row)))
+    for prompt, row in zip(prompts, inputs.token_rows, strict=True):
+        ids = adapter.to_ids(prompt)
+        n_same = next((i for i, (a, b) in enumerate(zip(ids, row, strict=False)) if a != b), min(len(ids), len(row)))
         starts.append(n_same)
     return starts
 
 
-def _counted(found: ModelInputs, where: Any, starts: list[int] | None) -> Bool[Tensor, "batch pos"]:
-    assert found.tokens is not None, "next-token loss has tokens"
-    counted = torch.ones(found.tokens.shape, dtype=torch.bool) if found.mask is None else found.mask.cpu().clone()
+def _counted(inputs: ModelInputs, where: Any, starts: list[int] | None) -> Bool[Tensor, "batch pos"]:
+    """True at each token whose prediction counts: real ones but the first, marked by `where`, behind their row's start."""
+    assert inputs.tokens is not None, "next-token loss has tokens"
+    counted = torch.ones(inputs.tokens.shape, dtype=torch.bool) if inputs.mask is None else inputs.mask.cpu().clone()
     counted[:, 1:] &= counted[:, :-1].clone()
     counted[:, 0] = False
     if where is not None:
@@ -146,7 +148,7 @@ def _counted(found: ModelInputs, where: Any, starts: list[int] | None) -> Bool[T
             )
         counted &= where.cpu().bool()
     for row, start in enumerate(starts or ()):
-        counted[row].scatter_(0, found.places[row, :start], False)
+        counted[row].scatter_(0, inputs.places[row, :start], False)
     if not bool(counted.any(1).all()):
         row = int((~counted.any(1)).nonzero()[0])
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a fine-tuning can train: coefficients of directions, peft's LoRA, or low-rank factors of our own."""
+"""What a fine-tuning can train: coefficients of directions, peft's LoRA, or low-rank factors without peft."""
 
 import math
 from copy import deepcopy
@@ -12,24 +12,24 @@ from param_features.gradients import Dense, GradientEngine, Gradients, at_least_
 from param_features.intervene.combine import combined, moved
 from param_features.intervene.layers import peft_kind
 from param_features.intervene.lora import peft
-from param_features.intervene.optimise import Trained
+from param_features.intervene.optimise import Trainable
 from param_features.intervene.task import Task, chunks
 from param_features.params import adapter_for
 from param_features.problem import ModelInputs
 
 
-def coefficients_of(engine: GradientEngine, rows: LowRank) -> Trained:
+def coefficients_of(engine: GradientEngine, directions: LowRank) -> Trainable:
     """One number for each direction, zero at first: W + Σ δ_k v_k."""
-    steps = torch.zeros(rows.n_features, device=engine.subset.views[0].tensor.device, requires_grad=True)
+    steps = torch.zeros(directions.n_features, device=engine.subset.views[0].tensor.device, requires_grad=True)
 
     def run(inputs: ModelInputs) -> Tensor:
-        with engine.subset.replaced(moved(engine.subset, combined(rows, steps))):
+        with engine.subset.replaced(moved(engine.subset, combined(directions, steps))):
             return engine.adapter.run(*inputs.args, **inputs.kwargs)
 
-    return Trained((steps,), run)
+    return Trainable((steps,), run)
 
 
-def own_lora(engine: GradientEngine, rank: int, seed: int) -> Trained:
+def lora_without_peft(engine: GradientEngine, rank: int, seed: int) -> Trainable:
     """W + B·A for the matrix of each parameter, with peft's start: A uniform as in a linear layer, B zero."""
     generator = torch.Generator().manual_seed(seed)
     factors = {}
@@ -44,7 +44,7 @@ def own_lora(engine: GradientEngine, rank: int, seed: int) -> Trained:
         with engine.subset.replaced(moved(engine.subset, matrices)):
             return engine.adapter.run(*inputs.args, **inputs.kwargs)
 
-    return Trained(tuple(tensor for pair in factors.values() for tensor in pair), run)
+    return Trainable(tuple(tensor for pair in factors.values() for tensor in pair), run)
 
 
 def peft_fits(engine: GradientEngine) -> bool:
@@ -55,7 +55,7 @@ def peft_fits(engine: GradientEngine) -> bool:
     return is_plain and all(peft_kind(view.owner) in ("linear", "conv1d") for view in views)
 
 
-def peft_lora(engine: GradientEngine, rank: int, seed: int) -> Trained:
+def peft_lora(engine: GradientEngine, rank: int, seed: int) -> Trainable:
     """LoRA by peft itself, with its defaults and a scaling of 1, on a copy of the model.
 
     Raises:
@@ -73,13 +73,13 @@ def peft_lora(engine: GradientEngine, rank: int, seed: int) -> Trained:
     wrapped.eval()
     adapter = adapter_for(wrapped.get_base_model()).reading(output=engine.adapter.given_output)
     factors = tuple(parameter for parameter in wrapped.parameters() if parameter.requires_grad)
-    return Trained(factors, lambda inputs: adapter.run(*inputs.args, **inputs.kwargs))
+    return Trainable(factors, lambda inputs: adapter.run(*inputs.args, **inputs.kwargs))
 
 
-def first_order(engine: GradientEngine, task: Task, rows: LowRank, batch_size: int) -> Float[Tensor, " feature"]:
+def first_order(engine: GradientEngine, task: Task, directions: LowRank, batch_size: int) -> Float[Tensor, " feature"]:
     """∂loss/∂δ_k at δ = 0 for each direction. Cost: a forward and a backward pass over the data."""
     subset, adapter = engine.subset, engine.adapter
-    total, weights = torch.zeros(rows.n_features), 0
+    total, weights = torch.zeros(directions.n_features), 0
     for index in chunks(len(task.inputs), batch_size):
         leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in subset.tensors.items()}
 
@@ -88,11 +88,11 @@ def first_order(engine: GradientEngine, task: Task, rows: LowRank, batch_size: i
                 return adapter.run(*inputs.args, **inputs.kwargs)
 
         value, weight = task.value(run, index)
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        by_name = dict(zip(leaves, found, strict=True))
+        slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        by_name = dict(zip(leaves, slopes, strict=True))
         gradients: Gradients = {
             view.name: Dense(view.to_matrix(at_least_float32(by_name[view.name])).unsqueeze(0)) for view in subset.views
         }
-        total = total + weight * rows.inner(gradients)[0].detach().cpu()
+        total = total + weight * directions.inner(gradients)[0].detach().cpu()
         weights += weight
     return total / weights

@@ -9,8 +9,8 @@ import param_features as pf
 from benchmarks import toys
 from param_features.audit import Audit, AuditRow, AuditSettings
 from param_features.audit.refits import refitted, untrained
-from param_features.audit.stepping import linearity, ranking, ratio, reader, signs, specificity, take_steps
-from param_features.audit.subjects import spread_by, subject
+from param_features.audit.stepping import effect_reader, linearity, ranking, ratio, signs, specificity, step_along
+from param_features.audit.subjects import audit_subject, spread_by
 from param_features.audit.together import adversary
 from param_features.errors import FeatureMismatchError, NotBoundError, SettingError
 from param_features.measure.controls import random_like
@@ -27,12 +27,12 @@ SMALL = AuditSettings(
 @pytest.fixture(scope="module")
 def small(tiny_features, tiny_tokens):
     inputs = read_inputs(tiny_features.engine.adapter, tiny_tokens, None)
-    return subject(tiny_features, inputs, SMALL)
+    return audit_subject(tiny_features, inputs, SMALL)
 
 
 @pytest.fixture(scope="module")
-def steps(small):
-    return take_steps(small, SMALL)
+def effects(small):
+    return step_along(small, SMALL)
 
 
 @torch.no_grad()
@@ -73,15 +73,15 @@ class TestSubject:
         assert ranks == {2}
 
     def test_kept_is_where_codes_are_not_zero(self, small, tiny_features, tiny_tokens):
-        assert torch.equal(small.kept, (tiny_features.codes(tiny_tokens[:6]) != 0).flatten(0, 1))
+        assert torch.equal(small.is_kept, (tiny_features.codes(tiny_tokens[:6]) != 0).flatten(0, 1))
 
     def test_padding_is_no_sample(self, tiny_features, tiny_tokens):
         mask = torch.ones_like(tiny_tokens[:6])
         mask[0, 6:] = 0
         inputs = read_inputs(tiny_features.engine.adapter, {"input_ids": tiny_tokens[:6], "attention_mask": mask}, None)
-        padded = subject(tiny_features, inputs, SMALL)
-        assert len(padded.acts) == len(padded.kept) == 56
-        assert take_steps(padded, SMALL).distance.shape == (3, 2, 8, 56)
+        padded = audit_subject(tiny_features, inputs, SMALL)
+        assert len(padded.acts) == len(padded.is_kept) == 56
+        assert step_along(padded, SMALL).distance.shape == (3, 2, 8, 56)
 
     def test_the_chosen_are_spread_over_densities_and_alive(self):
         density = torch.tensor([0.0, 0.5, 0.1, 0.3, 0.0, 0.2, 0.4])
@@ -90,7 +90,7 @@ class TestSubject:
 
 
 class TestSteps:
-    def test_distance_is_kl_from_before_to_after(self, small, steps, tiny_hooked, tiny_tokens):
+    def test_distance_is_kl_from_before_to_after(self, small, effects, tiny_hooked, tiny_tokens):
         tokens = tiny_tokens[:6]
         before = outputs(tiny_hooked, tokens).log_softmax(-1)
         view, place = small.engine.subset[W_K], 2
@@ -98,7 +98,7 @@ class TestSteps:
         with small.engine.subset.edited({W_K: view.from_matrix(-0.1 * small.norm * direction)}):
             after = outputs(tiny_hooked, tokens).log_softmax(-1)
         expected = (before.exp() * (before - after)).sum(-1)
-        torch.testing.assert_close(steps.distance[2, 1, place], expected, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(effects.distance[2, 1, place], expected, rtol=1e-5, atol=1e-9)
 
     def test_the_change_against_the_mean_reference_is_the_mean_change(self, small, tiny_hooked, tiny_tokens):
         before = outputs(tiny_hooked, tiny_tokens[:3])
@@ -107,7 +107,7 @@ class TestSteps:
         each = [
             divergence.value(after, r.expand_as(after)) - divergence.value(before, r.expand_as(before)) for r in references
         ]
-        torch.testing.assert_close(reader(small)(before, after)[:, 1], torch.stack(each).mean(0))
+        torch.testing.assert_close(effect_reader(small)(before, after)[:, 1], torch.stack(each).mean(0))
 
     def test_rankings_and_ratios(self):
         moved = torch.tensor([[0.1, 0.2, 0.3, 0.4], [4.0, 1.0, 3.0, 2.0]])
@@ -115,24 +115,24 @@ class TestSteps:
         assert ranking(moved, top).tolist() == [1.0, 1.0]
         torch.testing.assert_close(ratio(moved, top), torch.tensor([0.35 / 0.15, 4.0 / 2.0]))
 
-    def test_a_step_shorter_moves_less_and_linearity_holds_at_the_shortest(self, small, steps):
-        row, curves = linearity(small, steps, SMALL)
+    def test_a_step_shorter_moves_less_and_linearity_holds_at_the_shortest(self, small, effects):
+        row, curves = linearity(small, effects, SMALL)
         assert row.value > 0.99 > abs(row.controls["shuffled"])
         assert curves["linearity features"][0] >= curves["linearity features"][-1]
 
-    def test_signs_are_those_of_tied_activations(self, small, steps):
+    def test_signs_are_those_of_tied_activations(self, small, effects):
         """Tied features' activations are the derivatives, so that the shortest step moves every top input as said."""
-        row = signs(small, steps, SMALL)
+        row = signs(small, effects, SMALL)
         assert row.value == 1.0
         assert row.controls["shuffled"] < 1.0
 
-    def test_wrong_activations_fail_specificity_and_sign(self, small, steps):
+    def test_wrong_activations_fail_specificity_and_sign(self, small, effects):
         order = torch.randperm(len(small.acts), generator=torch.Generator().manual_seed(1))
         broken = replace(small, acts=-small.acts[order])
-        rows, _ = specificity(broken, steps, SMALL)
+        rows, _ = specificity(broken, effects, SMALL)
         assert [row.passed for row in rows] == [False, False]
-        assert signs(small, steps, SMALL).value > signs(broken, steps, SMALL).value
-        assert signs(replace(small, acts=-small.acts), steps, SMALL).value == 0.0
+        assert signs(small, effects, SMALL).value > signs(broken, effects, SMALL).value
+        assert signs(replace(small, acts=-small.acts), effects, SMALL).value == 0.0
 
 
 class TestPlantedTruth:

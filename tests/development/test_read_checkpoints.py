@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from param_features.development.checkpoints import check_checkpoints, chosen_weights, lent, read_checkpoint, read_steps
+from param_features.development.checkpoints import check_checkpoints, checkpoint_tensors, chosen_weights, lent, read_steps
 from param_features.errors import InputError, SettingError, StoreError, UnknownParameterError
 from param_features.params import adapter_for
 from tests.adapters.zoo import hf_gpt2
@@ -140,19 +140,19 @@ def test_a_folder_and_a_revision_of_the_hub_are_read_by_the_models_own_class(tmp
     monkeypatch.setattr(type(model), "from_pretrained", staticmethod(stand_in))
     state = torch.random.get_rng_state()
     for given in (tmp_path / "checkpoint-10", "owner/name@step10"):
-        found = read_checkpoint(adapter, given, 10)
+        found = checkpoint_tensors(adapter, given, 10)
         pairs = chosen_weights(adapter, found, 10)
         assert len(pairs) >= len(list(model.parameters()))
         assert all(torch.equal(found[name], wanted[name]) for name in ("transformer.wte.weight", "transformer.ln_f.bias"))
     assert asked == [(str(tmp_path / "checkpoint-10"), "main"), ("owner/name", "step10")]
     assert torch.equal(torch.random.get_rng_state(), state)
     with pytest.raises(StoreError, match="step 3.*cannot be read"):
-        read_checkpoint(adapter, str(tmp_path), 3)
+        checkpoint_tensors(adapter, str(tmp_path), 3)
 
 
 def test_folders_are_for_hugging_face_models(model, tmp_path):
     with pytest.raises(InputError, match="lambda: Normed.from_pretrained"):
-        read_checkpoint(adapter_for(model), str(tmp_path), 3)
+        checkpoint_tensors(adapter_for(model), str(tmp_path), 3)
 
 
 def test_steps_are_those_of_the_mapping_sorted_or_of_the_list():
@@ -205,6 +205,6 @@ def test_what_files_and_functions_hold_is_refused_when_it_is_read(model, tmp_pat
     torch.save({"model": other(model)}, tmp_path / "a.pt")
     check_checkpoints(adapter_for(model), [(2, tmp_path / "a.pt"), (3, lambda: 1 / 0)])
     with pytest.raises(InputError, match="checkpoint of step 2"):
-        read_checkpoint(adapter_for(model), tmp_path / "a.pt", 2)
+        checkpoint_tensors(adapter_for(model), tmp_path / "a.pt", 2)
     with pytest.raises(InputError, match="step 3 is a int"):
-        read_checkpoint(adapter_for(model), lambda: 5, 3)
+        checkpoint_tensors(adapter_for(model), lambda: 5, 3)

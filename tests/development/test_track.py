@@ -203,7 +203,7 @@ def test_refits_never_take_the_features_own_seed(tiny_features, monkeypatch):
     monkeypatch.setattr(track_rows, "refitted", lambda features, *_, seed, **__: seeds.append(seed) or features)
     inputs, own = tiny_features.own_examples, tiny_features.config["seed"]
     for seed in (own, own + 5):
-        track_rows._refit(tiny_features, track_rows.Asked(inputs, 10, True, seed))
+        track_rows._refit(tiny_features, track_rows.TrackPlan(inputs, 10, True, seed))
     assert seeds == [own + 1, own + 5]
 
 

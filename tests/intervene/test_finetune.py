@@ -1,6 +1,7 @@
 """Trained coefficients against slow obvious computations, planted steps, and peft's own LoRA."""
 
 import random
+from itertools import starmap
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch.nn import functional
 import param_features as pf
 from param_features.errors import FeatureCountError, InputError, NonFiniteError, NotBoundError, OutputError, SettingError
 from param_features.intervene import optimise
-from param_features.intervene.optimise import Reading, off_target_at
-from param_features.intervene.trainables import own_lora, peft_lora
+from param_features.intervene.optimise import TrainingReading, off_target_at
+from param_features.intervene.trainables import lora_without_peft, peft_lora
 from param_features.measure.controls import random_like
 from param_features.problem import ModelInputs
 from tests.adapters.zoo import D_VOCAB, assert_same, hf_gpt2, hf_llama, hooked, snapshot, tokenizer
@@ -229,7 +230,7 @@ def test_what_is_printed(features):
 
 
 class TestEqualGain:
-    PATH = (Reading(0, 5.0, 0.0), Reading(1, 4.0, 0.1), Reading(2, 2.0, 0.5), Reading(3, 3.0, 0.2), Reading(4, 1.0, 0.9))
+    PATH = tuple(starmap(TrainingReading, [(0, 5.0, 0.0), (1, 4.0, 0.1), (2, 2.0, 0.5), (3, 3.0, 0.2), (4, 1.0, 0.9)]))
 
     def test_is_read_between_readings(self):
         assert off_target_at(self.PATH[:2], 0.25) == pytest.approx(0.025)
@@ -250,13 +251,15 @@ class TestBesideLora:
         """The two from the same start: readings agree step by step."""
         pytest.importorskip("peft")
         objective = features.finetune(tokens(), [0], **QUICK)._objective
-        by_peft, own = peft_lora(features.engine, 2, seed=3), own_lora(features.engine, 2, seed=3)
+        by_peft, without_peft = peft_lora(features.engine, 2, seed=3), lora_without_peft(features.engine, 2, seed=3)
         with torch.no_grad():
-            for ours, theirs in zip(own.tensors, by_peft.tensors, strict=True):
+            for ours, theirs in zip(without_peft.tensors, by_peft.tensors, strict=True):
                 assert ours.shape == theirs.shape
                 ours.copy_(theirs)
         budget = optimise.Budget(steps=8, lr=0.05, batch_size=5, seed=0, n_readings=8)
-        paths = [optimise.take_steps(objective, trained, budget, progress=False, title="") for trained in (by_peft, own)]
+        paths = [
+            optimise.train(objective, trainable, budget, progress=False, title="") for trainable in (by_peft, without_peft)
+        ]
         assert paths[0][-1].loss < paths[0][0].loss - 0.01
         for one, other in zip(*paths, strict=True):
             assert one == pytest.approx(other, rel=1e-4, abs=1e-7)
@@ -266,26 +269,26 @@ class TestBesideLora:
         before = snapshot(features.engine.adapter.module)
         state = torch.get_rng_state()
         tuned = features.finetune(tokens(), [0, 1, 2], kl_data=tokens(9, seed=8), **QUICK)
-        beside = tuned.beside_lora(rank=2, **self.CALL)
+        comparison = tuned.beside_lora(rank=2, **self.CALL)
         assert torch.equal(torch.get_rng_state(), state)
         assert_same(before, snapshot(features.engine.adapter.module))
-        assert [row.name for row in beside.rows] == [
+        assert [row.name for row in comparison.rows] == [
             "features", "LoRA rank 2 (peft)", "random directions 0", "random directions 1",
         ]  # fmt: skip
-        assert beside["features"].off_target == tuned.off_target
-        assert beside["LoRA"].n_numbers == 2 * (16 + 8) + 2 * (24 + 16)
-        assert beside["random"].n_numbers == 3
-        assert beside.histories["LoRA rank 2 (peft)"][0].loss == pytest.approx(tuned.loss_before, rel=1e-9)
-        for row in beside.rows[1:]:
-            history = beside.histories[row.name]
+        assert comparison["features"].off_target == tuned.off_target
+        assert comparison["LoRA"].n_numbers == 2 * (16 + 8) + 2 * (24 + 16)
+        assert comparison["random"].n_numbers == 3
+        assert comparison.histories["LoRA rank 2 (peft)"][0].loss == pytest.approx(tuned.loss_before, rel=1e-9)
+        for row in comparison.rows[1:]:
+            history = comparison.histories[row.name]
             assert row.off_target == off_target_at(history, tuned.gain)
             assert row.largest_gain == pytest.approx(history[0].loss - min(reading.loss for reading in history))
             assert (history[0].loss - row.largest_gain, row.off_target_there) in [
                 (pytest.approx(reading.loss), reading.off_target) for reading in history
             ]
-        assert beside["LoRA"].off_target is not None
-        assert f"at a gain of {tuned.gain:.4f}" in repr(beside)
-        assert repr(tuned.beside_lora(rank=2, **self.CALL)) == repr(beside)
+        assert comparison["LoRA"].off_target is not None
+        assert f"at a gain of {tuned.gain:.4f}" in repr(comparison)
+        assert repr(tuned.beside_lora(rank=2, **self.CALL)) == repr(comparison)
 
     def test_the_best_learning_rate_counts(self, features):
         tuned = features.finetune(tokens(), [0, 1, 2], kl_data=tokens(9, seed=8), **QUICK)
@@ -298,9 +301,9 @@ class TestBesideLora:
 
     def test_a_rival_that_never_gets_there_is_reported_so(self, features):
         tuned = features.finetune(tokens(), [0, 1, 2], kl_data=tokens(9, seed=8), **QUICK)
-        beside = tuned.beside_lora(lrs=(1e-6,), n_random=0, progress=False)
-        assert beside["LoRA"].off_target is None
-        assert "not reached" in repr(beside)
+        comparison = tuned.beside_lora(lrs=(1e-6,), n_random=0, progress=False)
+        assert comparison["LoRA"].off_target is None
+        assert "not reached" in repr(comparison)
 
     @pytest.mark.parametrize(
         ("build", "params"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,8 @@ from param_features.errors import SettingError
 from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
 from param_features.intervene.objective import Objective
-from param_features.intervene.optimise import Budget, Reading, Trained, off_target_at, take_steps
-from param_features.intervene.trainables import coefficients_of, own_lora, peft_fits, peft_lora
+from param_features.intervene.optimise import Budget, Trainable, TrainingReading, off_target_at, train
+from param_features.intervene.trainables import coefficients_of, lora_without_peft, peft_fits, peft_lora
 from param_features.measure import random_like
 
 LORA_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -19,11 +20,11 @@ RANDOM_FACTORS = (1 / 3, 1.0, 3.0, 10.0)
 _N_READINGS = 40
 
 
-class Row(NamedTuple):
-    """One way to train.
+class ComparisonRow(NamedTuple):
+    """One way to train, with its gain and what it cost.
 
     Attributes:
-        name: Which.
+        name: What was trained.
         n_numbers: How many numbers it trains.
         lr: The learning rate with the least off-target divergence at the gain, or else with the largest gain.
         largest_gain: Over the whole training.
@@ -39,35 +40,35 @@ class Row(NamedTuple):
     off_target: float | None
 
     @classmethod
-    def of(cls, name: str, n_numbers: int, lr: float, history: Sequence[Reading], gain: float) -> "Row":
-        """Read off a training."""
-        best = min(history, key=lambda reading: reading.loss)
-        there = history[0].loss - best.loss
-        return cls(name, n_numbers, lr, there, best.off_target, off_target_at(history, gain))
+    def of(cls, name: str, n_numbers: int, lr: float, history: Sequence[TrainingReading], gain: float) -> "ComparisonRow":
+        """The row of a training that has these readings."""
+        lowest = min(history, key=lambda reading: reading.loss)
+        largest_gain = history[0].loss - lowest.loss
+        return cls(name, n_numbers, lr, largest_gain, lowest.off_target, off_target_at(history, gain))
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Off-target divergence of several ways to the same gain.
+class LoraComparison:
+    """The table of `FineTuned.beside_lora`: off-target divergence of several ways to the same gain.
 
     Attributes:
         gain: By how much the loss fell with the features' coefficients.
         unit: Of the divergence.
-        rows: The features' own first.
+        rows: That of the features first.
         histories: Readings by the row's name, of its best learning rate.
     """
 
     gain: float
     unit: str
-    rows: tuple[Row, ...]
-    histories: Mapping[str, tuple[Reading, ...]]
+    rows: tuple[ComparisonRow, ...]
+    histories: Mapping[str, tuple[TrainingReading, ...]]
 
-    def __getitem__(self, name: str) -> Row:
+    def __getitem__(self, name: str) -> ComparisonRow:
         """The row of that name, or the first whose name starts so."""
         return next(row for row in self.rows if row.name.startswith(name))
 
     def __repr__(self) -> str:
-        """A table."""
+        """The table, one line for each way to train."""
         head = f"at a gain of {self.gain:.4f}, off-target in {self.unit}"
         lines = [f"{'':<28}{'numbers':>8}{'lr':>9}{'off-target':>13}{'largest gain':>14}{'off-target there':>18}"]
         for row in self.rows:
@@ -80,33 +81,33 @@ class Beside:
 
 @dataclass(frozen=True)
 class Rivals:
-    """Trains what the features are compared with.
+    """Trains what the features are compared with: LoRA and random directions.
 
     Attributes:
         engine: The model.
-        objective: The features' own.
-        rows: Their directions.
-        budget: The features' own, but for the learning rate.
+        objective: That of the features.
+        directions: Those of the features.
+        budget: That of the features; rivals replace its learning rate.
         progress: Whether to show progress bars.
     """
 
     engine: GradientEngine
     objective: Objective
-    rows: LowRank
+    directions: LowRank
     budget: Budget
     progress: bool
 
-    def beside(
+    def compare(
         self,
-        history: Sequence[Reading],
+        history: Sequence[TrainingReading],
         unit: str,
         *,
         rank: int,
         lrs: Sequence[float],
         n_random: int,
         random_lrs: Sequence[float],
-    ) -> Beside:
-        """The table; see `FineTuned.beside_lora`.
+    ) -> LoraComparison:
+        """Train every rival and make the table; see `FineTuned.beside_lora`.
 
         Raises:
             SettingError: There is no gain to compare at, or no learning rate.
@@ -119,40 +120,40 @@ class Rivals:
             )
         if not lrs or (n_random and not random_lrs):
             raise SettingError(f"lrs={list(lrs)} and random_lrs={list(random_lrs)}. Give at least one of each.")
-        ours = Row.of("features", self.rows.n_features, self.budget.lr, history, gain)
-        rows = [ours._replace(off_target=history[-1].off_target)]
+        row = ComparisonRow.of("features", self.directions.n_features, self.budget.lr, history, gain)
+        rows = [row._replace(off_target=history[-1].off_target)]
         histories = {"features": tuple(history)}
         for name, build, rates in self._rivals(rank, lrs, n_random, random_lrs):
-            row, found = self._best(name, build, rates, gain)
+            row, histories[name] = self._best(name, build, rates, gain)
             rows.append(row)
-            histories[name] = found
-        return Beside(gain, unit, tuple(rows), histories)
+        return LoraComparison(gain, unit, tuple(rows), histories)
 
     def _rivals(
         self, rank: int, lrs: Sequence[float], n_random: int, random_lrs: Sequence[float]
-    ) -> list[tuple[str, Callable[[], Trained], Sequence[float]]]:
-        """Name, builder and learning rates of each."""
+    ) -> list[tuple[str, Callable[[], Trainable], Sequence[float]]]:
+        """Name, builder and learning rates of each rival."""
         engine, seed = self.engine, self.budget.seed
-        lora, whose = (peft_lora, "peft") if peft_fits(engine) else (own_lora, "own factors")
-        found: list = [(f"LoRA rank {rank} ({whose})", lambda: lora(engine, rank, seed), lrs)]
+        lora, source = (peft_lora, "peft") if peft_fits(engine) else (lora_without_peft, "own factors")
+        rivals: list = [(f"LoRA rank {rank} ({source})", lambda: lora(engine, rank, seed), lrs)]
         for number in range(n_random):
-            drawn = random_like(self.rows, torch.Generator().manual_seed(seed * 1000 + number))
-            found.append((f"random directions {number}", lambda rows=drawn: coefficients_of(engine, rows), random_lrs))
-        return found
+            directions = random_like(self.directions, torch.Generator().manual_seed(seed * 1000 + number))
+            build = partial(coefficients_of, engine, directions)
+            rivals.append((f"random directions {number}", build, random_lrs))
+        return rivals
 
     def _best(
-        self, name: str, build: Callable[[], Trained], lrs: Sequence[float], gain: float
-    ) -> tuple[Row, tuple[Reading, ...]]:
+        self, name: str, build: Callable[[], Trainable], lrs: Sequence[float], gain: float
+    ) -> tuple[ComparisonRow, tuple[TrainingReading, ...]]:
         """The training of the learning rate that costs least at the gain, or that gains most where none gets there."""
         tried = []
         for lr in lrs:
-            trained, budget = build(), replace(self.budget, lr=lr, n_readings=_N_READINGS)
-            history = take_steps(self.objective, trained, budget, progress=self.progress, title=f"{name}, lr {lr:g}")
-            tried.append((Row.of(name, trained.n_numbers, lr, history, gain), tuple(history)))
+            trainable, budget = build(), replace(self.budget, lr=lr, n_readings=_N_READINGS)
+            history = train(self.objective, trainable, budget, progress=self.progress, title=f"{name}, lr {lr:g}")
+            tried.append((ComparisonRow.of(name, trainable.n_numbers, lr, history, gain), tuple(history)))
         reached = [pair for pair in tried if pair[0].off_target is not None]
         return min(reached, key=_cost) if reached else max(tried, key=lambda pair: pair[0].largest_gain)
 
 
-def _cost(pair: tuple[Row, tuple[Reading, ...]]) -> float:
+def _cost(pair: tuple[ComparisonRow, tuple[TrainingReading, ...]]) -> float:
     cost = pair[0].off_target
     return float("inf") if cost is None else cost

@@ -1,4 +1,4 @@
-"""Train the demo model and write its files: `python -m param_features.demo.train`.
+"""Train the demo model and write its files: `python -m benchmarks.demo_data.train`.
 
 Rows are told as they are needed and none is used twice. The same settings on the same machine give the same weights.
 """
@@ -17,18 +17,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from benchmarks.demo_data.rows import TRAIN, entropy, surprisal, tell_rows
+from benchmarks.demo_data.vocabulary import PIECE, SPECIAL_TOKENS, collect_vocabulary
 from param_features.demo.loading import build_model, load_tokenizer
-from param_features.demo.rows import TRAIN, entropy, surprisal, tell_rows
 from param_features.demo.vocabulary import (
     BOS,
     CONFIG_FILE,
     MODEL_DIR,
-    PIECE,
-    SPECIAL_TOKENS,
     TOKENIZER_FILE,
     UNKNOWN,
     WEIGHTS_FILE,
-    collect_vocabulary,
     read_vocabulary,
 )
 

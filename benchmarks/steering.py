@@ -1,6 +1,6 @@
 """Steps along single features: on toys, whether the right output moves; on the real model, a token's probability; the audit.
 
-python benchmarks/steering.py FOLDER [OUT], with the folder that holds load_stories.py; prints docs/how-to/steer.md's tables
+python -m benchmarks.steering FOLDER [OUT], with the folder that holds load_stories.py; prints docs/how-to/steer.md's tables
 and writes its plots to OUT (runs/steering). Half an hour on one core, most of it two refits for the audit.
 """
 
@@ -47,7 +47,7 @@ def both_toys(n_seeds: int, out: Path) -> None:
             toy = build(seed=seed)
             features = toy.decompose()
             n, generator = toy.n_features, torch.Generator().manual_seed(seed)
-            ways = toy.A.T if hasattr(toy, "A") else torch.eye(n)
+            ways = toy.A.T if isinstance(toy, toys.LinearMapToy) else torch.eye(n)
             pairs = match_directions(toy.truth, features.v_out, generator).pairs.tolist()
             own = [[i, i] for i in range(n)]
             rows["features"].append(own_shares(toy, features, features.v_out, pairs, ways))
@@ -88,8 +88,9 @@ def real(folder: Path, out: Path) -> None:
     model, tokens = stories.load_hooked(), stories.load_tokens()
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
     train, held_out = tokens[order[:-N_HELD_OUT]], tokens[order[-N_HELD_OUT:]]
-    call = {"n_features": 100, "l0": 5, "n_samples": 16000, "steps": 300, "seed": 0, "progress": False}
-    features = pf.decompose(model, "blocks.2.attn.W_K", train, **call)
+    features = pf.decompose(
+        model, "blocks.2.attn.W_K", train, n_features=100, l0=5, n_samples=16000, steps=300, seed=0, progress=False
+    )
     print(features)
     random = torch.randperm(60 * held_out.shape[1], generator=torch.Generator().manual_seed(1))[:200]
     densest = features.densities(held_out).argsort(descending=True)

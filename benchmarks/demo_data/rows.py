@@ -1,9 +1,9 @@
 """Rows of tokens made of stories, as many as are wanted, and what the grammar knows about each position.
 
 `pf.demo` has functions of the same names and arguments, which read some of these rows from a file; their docstrings say in
-full what each table is. Here everything is a function of (n, n_ctx, seed) alone, so that separate calls with the same arguments line up. A
-row begins with `BOS`; whole stories follow, each closed by the end-of-story token, and the row is cut at `n_ctx`. Row i does
-not depend on `n`, and a longer `n_ctx` only adds to its end.
+full what each table is. Everything here is a function of (n, n_ctx, seed) alone, so that separate calls with the same
+arguments line up. A row begins with `BOS`; whole stories follow, each closed by the end-of-story token, and the row is cut
+at `n_ctx`. Row i does not depend on `n`, and a longer `n_ctx` only adds to its end.
 
 Random streams are named by strings: users draw from "held-out/<seed>/<row>", the training script from
 "train/<seed>/<row>". No seed that a user passes reaches a training row.

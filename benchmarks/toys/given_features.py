@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from param_features.features import ParamFeatures
+from param_features.features import ParamFeatures, decompose
 from param_features.fit.formats import LowRank
 from param_features.fitted.metrics import Metrics
-from param_features.run import decompose
 
 
 def given_features(
@@ -26,6 +25,14 @@ def given_features(
         inputs: Data; a part of them become the features' examples.
         reference: What outputs are compared with, as in `pf.decompose`.
     """
-    call = {"inputs": inputs, "divergence": "se", "reference": reference, "steps": 1, "progress": False}
-    fit = decompose(model, params, n_features=directions.n_features, **call)
+    fit = decompose(
+        model,
+        params,
+        n_features=directions.n_features,
+        inputs=inputs,
+        divergence="se",
+        reference=reference,
+        steps=1,
+        progress=False,
+    )
     return replace(fit, v_in=directions, v_out=directions, threshold=0.0, metrics=Metrics({}))

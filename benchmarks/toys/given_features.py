@@ -35,4 +35,5 @@ def given_features(
         steps=1,
         progress=False,
     )
-    return replace(fit, v_in=directions, v_out=directions, threshold=0.0, metrics=Metrics({}))
+    dictionary = replace(fit.dictionary, v_in=directions, v_out=directions, threshold=0.0)
+    return replace(fit, dictionary=dictionary, metrics=Metrics({}))

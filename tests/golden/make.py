@@ -83,7 +83,7 @@ def values_of(one: pf.ParamFeatures) -> dict:
     return {
         **{title: {name: [t.tolist() for t in pair] for name, pair in d.factors.items()} for title, d in directions.items()},
         "threshold": one.threshold,
-        "n_rounds": one.encoder.n_rounds,
+        "n_rounds": one.dictionary.encoder.n_rounds,
         "params": {name: dataclasses.asdict(record) for name, record in one.params.items()},
         "divergence": one.divergence.name,
         "reference": one.reference,

@@ -127,11 +127,11 @@ class RelayToy:
     def prompts(self, job: int, n: int = 64, *, seed: int = 0) -> Float[Tensor, "prompt d_in"]:
         """Inputs on which a job is at work, drawn as the data are: others are at work on some of them too."""
         generator, measure = torch.Generator().manual_seed(2**20 + seed), self.metric(job)
-        found = self.inputs[:0]
-        while len(found) < n:
+        inputs = self.inputs[:0]
+        while len(inputs) < n:
             drawn = _draw(self.markers, self.probability, 8 * n + 64, generator)
-            found = torch.cat([found, drawn[measure(self.model(drawn)) > 0]])
-        return found[:n]
+            inputs = torch.cat([inputs, drawn[measure(self.model(drawn)) > 0]])
+        return inputs[:n]
 
     def truth(self, job: int) -> tuple[Nodes, Edges]:
         """The job's circuit in planted features: nodes (layer, feature), and edges from the first layer to the second."""
@@ -161,8 +161,8 @@ class RelayToy:
         Raises:
             SettingError: There is no such job, layer or feature.
         """
-        found = {layer: rows.v_out for layer, rows in features.items()}
-        return score_circuit((nodes, edges), self.truth(job), planted=self.planted, found=found, seed=seed)
+        directions = {layer: rows.v_out for layer, rows in features.items()}
+        return score_circuit((nodes, edges), self.truth(job), planted=self.planted, found=directions, seed=seed)
 
     def score_circuit(
         self, circuit: Circuit, *, features: Mapping[str, ParamFeatures], job: int, seed: int = 0

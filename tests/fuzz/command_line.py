@@ -45,7 +45,7 @@ GIVEN = (
 )  # fmt: skip
 FILES = ("run", "a.txt", "a.json", "a.jsonl", "a.csv", "model", "missing")
 HEAVY = (
-    "param_features.fit", "param_features.harvest", "param_features.compare",
+    "param_features.decompose", "param_features.harvest", "param_features.compare",
     "benchmarks.bench.command.run_suite",
     "param_features.cli.decompose_command.load_both", "param_features.cli.viewing.load_rows",
     "param_features.cli.viewing.write_report",

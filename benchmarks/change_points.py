@@ -1,4 +1,4 @@
-"""How often `change_points` sees a change in pure noise, and finds a planted one: `python benchmarks/change_points.py`.
+"""How often `change_points` sees a change in pure noise, and finds a planted one: `python -m benchmarks.change_points`.
 
 Curves whose log is Gaussian noise of standard deviation 0.2, alone or with a jump in their middle third; seed 0.
 """

@@ -1,10 +1,10 @@
 """Circuits: planted ones found, the induction circuit of a toy, two behaviours of a real model, and what effects cost.
 
-    python benchmarks/circuits.py relay [--seeds 10]
-    python benchmarks/circuits.py saturated
-    python benchmarks/circuits.py induction [--seeds 3]
-    python benchmarks/circuits.py real FOLDER [--fits FOLDER] [--sae FOLDER] [--out FOLDER]
-    python benchmarks/circuits.py cost FOLDER [--fits FOLDER]
+    python -m benchmarks.circuits relay [--seeds 10]
+    python -m benchmarks.circuits saturated
+    python -m benchmarks.circuits induction [--seeds 3]
+    python -m benchmarks.circuits real FOLDER [--fits FOLDER] [--sae FOLDER] [--out FOLDER]
+    python -m benchmarks.circuits cost FOLDER [--fits FOLDER]
 
 FOLDER holds `load_stories.py` with `load_hooked()` and `load_tokens()`, the model and its texts. Fits are kept under --fits
 and taken from there when they are found. One thread.
@@ -81,13 +81,21 @@ def relay(n_seeds: int) -> None:
         for job in range(toy.n_jobs):
             prompts, metric = toy.prompts(job), toy.metric(job)
             size = float(metric(toy.model(prompts)).detach().mean())
-            ways = {"grown": {"n_nodes": len(toy.truth(job)[0])}} | {
+            ways: dict[str, dict[str, Any]] = {"grown": {"n_nodes": len(toy.truth(job)[0])}} | {
                 f"5 %, {method}": {"threshold": 0.05 * size, "method": method}
                 for method in ("attribution", "integrated", "exact")
             }
-            call = {"ablation": "zero", "n_random": 0, "n_examples": 0, "edge_threshold": 0.02}
-            for way, kept in ways.items():
-                circuit = pf.circuit(features, inputs=prompts, metric=metric, **call, **kept)
+            for way, sizes in ways.items():
+                circuit = pf.circuit(
+                    features,
+                    inputs=prompts,
+                    metric=metric,
+                    ablation="zero",
+                    n_random=0,
+                    n_examples=0,
+                    edge_threshold=0.02,
+                    **sizes,
+                )
                 numbers = toy.score_circuit(circuit, features=features, job=job).numbers
                 found.setdefault(way, []).append(
                     [numbers[name] for name in wanted] + [numbers[f"{name}_random"] for name in wanted[::2]]

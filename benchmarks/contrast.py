@@ -1,6 +1,6 @@
 """She or he: features of pairs of prompts, with and without a background, and what steps along them do to other text.
 
-    python benchmarks/contrast.py FOLDER [--quick] [--params NAME]
+    python -m benchmarks.contrast FOLDER [--quick] [--params NAME]
 
 FOLDER holds `load_stories.py` with `load_hooked()` and `load_tokens()`, the model and its texts. Features are fitted to 64
 pairs of prompts with sixteen names; steps are tried on pairs with eight names that the fit has not seen, and on stories that
@@ -11,6 +11,7 @@ of KL on average; the table says how far the same step moves the stories, as a s
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,33 +39,40 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quick", action="store_true", help="two weights, 300 steps, 1,000 samples of the background")
     parser.add_argument("--params", help="this parameter alone")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    stories = stories_in(asked.folder)
+    stories = stories_in(options.folder)
     model, tokens = stories.load_hooked(), stories.load_tokens()
-    weights, call = (WEIGHTS[::2], {"steps": 300}) if asked.quick else (WEIGHTS, {})
-    for params in [asked.params] if asked.params else CASES:
+    weights = WEIGHTS[::2] if options.quick else WEIGHTS
+    settings: dict[str, Any] = {"steps": 300} if options.quick else {}
+    for params in [options.params] if options.params else CASES:
         for weight in weights:
             data = (
                 None
                 if weight is None
-                else pf.Background(tokens[:1500], weight=weight, n_samples=1000 if asked.quick else None)
+                else pf.Background(tokens[:1500], weight=weight, n_samples=1000 if options.quick else None)
             )
             n_features = 4 if weight is None else 8
-            found = pf.decompose(
-                model, params, reference=pairs(GIRLS, BOYS), background=data, n_features=n_features, progress=False, **call
+            features = pf.decompose(
+                model,
+                params,
+                reference=pairs(GIRLS, BOYS),
+                background=data,
+                n_features=n_features,
+                progress=False,
+                **settings,
             )
-            print(f"weight {weight}: {found}\n{table(found, tokens[-64:])}\n", flush=True)
+            print(f"weight {weight}: {features}\n{table(features, tokens[-64:])}\n", flush=True)
 
 
 def pairs(girls: Sequence[str], boys: Sequence[str]) -> list[tuple[str, str]]:
     """Each template with a girl and a boy, both ways round."""
-    found = []
+    prompt_pairs = []
     for template in TEMPLATES:
         for girl, boy in zip(girls, boys, strict=True):
             prompts = template.format(child="girl", name=girl), template.format(child="boy", name=boy)
-            found += [prompts, prompts[::-1]]
-    return found
+            prompt_pairs += [prompts, prompts[::-1]]
+    return prompt_pairs
 
 
 def table(features: pf.ParamFeatures, stories: Tensor) -> str:
@@ -88,7 +96,8 @@ def _ratio(features: pf.ParamFeatures, feature: int, sign: int, prompts: list[st
     for _ in range(16):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if _answers_kl(features, feature, sign * middle, prompts) < KL else (low, middle)
-    model, engine = features.engine.adapter.model, features.engine
+    engine = features.bound_engine("contrast")
+    model = engine.adapter.model
     with torch.no_grad():
         before = model(stories)
         with engine.subset.edited(_step(features, feature, sign * low)):
@@ -97,13 +106,14 @@ def _ratio(features: pf.ParamFeatures, feature: int, sign: int, prompts: list[st
 
 
 def _answers_kl(features: pf.ParamFeatures, feature: int, size: float, prompts: list[str]) -> float:
-    adapter = features.engine.adapter
+    engine = features.bound_engine("contrast")
+    adapter = engine.adapter
     ids = [torch.tensor([adapter.to_ids(prompt)]) for prompt in prompts]
     with torch.no_grad():
         before = [adapter.model(row)[:, -1] for row in ids]
-        with features.engine.subset.edited(_step(features, feature, size)):
-            found = [float(_kl(old, adapter.model(row)[:, -1])) for row, old in zip(ids, before, strict=True)]
-    return sum(found) / len(found)
+        with engine.subset.edited(_step(features, feature, size)):
+            divergences = [float(_kl(old, adapter.model(row)[:, -1])) for row, old in zip(ids, before, strict=True)]
+    return sum(divergences) / len(divergences)
 
 
 def _step(features: pf.ParamFeatures, feature: int, size: float) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What `pf.estimate` says beside what `pf.decompose` takes: time, memory and disk, each run in a process of its own.
 
-    python benchmarks/estimate.py FOLDER [--only WORD] [--store]
+    python -m benchmarks.estimate FOLDER [--only WORD] [--store]
 
 FOLDER holds `load_stories.py` with `load_hooked()` and `load_tokens()`; the other models have random weights and shapes of
 TinyStories-1M and 8M (GPT-Neo, vocabulary 50,257) and GPT-2 small. Seconds are CPU seconds of one thread, so that a busy
@@ -58,18 +58,32 @@ def one(case: str, what: str, folder: Path) -> dict:
     """One side of one row, in this process."""
     kind, params, n_features, rank, n_samples, steps = CASES[case]
     model, tokens = model_and_tokens(kind, folder, n_samples)
-    call = {"n_features": n_features, "rank": rank, "n_samples": n_samples, "steps": steps}
     start = time.process_time()
     if what == "estimate":
-        found = pf.estimate(model, params, tokens, clock=time.process_time, **call)
-        told = {"seconds": dict(found.seconds), "total": found.total_seconds, "peak": found.total_peak_bytes}
-        return told | {"above": found.peak_bytes, "disk": found.disk_bytes, "took": time.process_time() - start}
+        estimate = pf.estimate(
+            model,
+            params,
+            tokens,
+            n_features=n_features,
+            rank=rank,
+            n_samples=n_samples,
+            steps=steps,
+            clock=time.process_time,
+        )
+        return {
+            "seconds": dict(estimate.seconds),
+            "total": estimate.total_seconds,
+            "peak": estimate.total_peak_bytes,
+            "above": estimate.peak_bytes,
+            "disk": estimate.disk_bytes,
+            "took": time.process_time() - start,
+        }
     before = _resident()
     if what == "disk":
         with tempfile.TemporaryDirectory() as place:
             pf.harvest(model, params, tokens, directory=place, n_samples=n_samples, progress=False)
             return {"disk": sum(file.stat().st_size for file in Path(place).iterdir())}
-    pf.decompose(model, params, tokens, progress=False, **call)
+    pf.decompose(model, params, tokens, n_features=n_features, rank=rank, n_samples=n_samples, steps=steps, progress=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"total": time.process_time() - start, "peak": peak, "above": peak - before}
 
@@ -80,7 +94,7 @@ def _resident() -> int:
 
 def in_process(case: str, what: str, folder: Path) -> dict:
     """One side of one row, in a process of its own."""
-    command = [sys.executable, __file__, str(folder), "--case", case, "--what", what]
+    command = [sys.executable, "-m", "benchmarks.estimate", str(folder), "--case", case, "--what", what]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -89,14 +103,14 @@ def in_process(case: str, what: str, folder: Path) -> dict:
 
 def row(case: str, folder: Path, *, with_store: bool) -> str:
     """Estimate, truth and their ratio, for one case."""
-    told, truth = in_process(case, "estimate", folder), in_process(case, "truth", folder)
-    cells = [f"{told['total']:.0f} / {truth['total']:.0f} s ({told['total'] / truth['total']:.2f})"]
+    estimate, truth = in_process(case, "estimate", folder), in_process(case, "truth", folder)
+    cells = [f"{estimate['total']:.0f} / {truth['total']:.0f} s ({estimate['total'] / truth['total']:.2f})"]
     for name in ("peak", "above"):
-        cells.append(f"{told[name] / 2**20:.0f} / {truth[name] / 2**20:.0f} MiB ({told[name] / truth[name]:.2f})")
+        cells.append(f"{estimate[name] / 2**20:.0f} / {truth[name] / 2**20:.0f} MiB ({estimate[name] / truth[name]:.2f})")
     if with_store:
         disk = in_process(case, "disk", folder)["disk"]
-        cells.append(f"{told['disk'] / 2**20:.0f} / {disk / 2**20:.0f} MiB ({told['disk'] / disk:.2f})")
-    return f"| {case} | {' | '.join(cells)} | {told['took']:.1f} s |"
+        cells.append(f"{estimate['disk'] / 2**20:.0f} / {disk / 2**20:.0f} MiB ({estimate['disk'] / disk:.2f})")
+    return f"| {case} | {' | '.join(cells)} | {estimate['took']:.1f} s |"
 
 
 def main() -> None:
@@ -107,17 +121,17 @@ def main() -> None:
     parser.add_argument("--store", action="store_true", help="the size on disk too")
     parser.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
     parser.add_argument("--what", choices=("estimate", "truth", "disk"), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    if asked.case:
-        print(json.dumps(one(asked.case, asked.what, asked.folder)))
+    if options.case:
+        print(json.dumps(one(options.case, options.what, options.folder)))
         return
-    disk = " disk |" if asked.store else ""
+    disk = " disk |" if options.store else ""
     print(f"| case (estimate / truth) | time | peak of the process | above its start |{disk} the estimate took |")
-    print("|---|" + "---|" * (5 if asked.store else 4), flush=True)
+    print("|---|" + "---|" * (5 if options.store else 4), flush=True)
     for case in CASES:
-        if asked.only in case:
-            print(row(case, asked.folder, with_store=asked.store), flush=True)
+        if options.only in case:
+            print(row(case, options.folder, with_store=options.store), flush=True)
 
 
 if __name__ == "__main__":

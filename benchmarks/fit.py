@@ -1,6 +1,6 @@
 """Steps of a fit per CPU second and peak memory, beside the direct algorithm and an SAE: docs/measurements/speed.md.
 
-    python benchmarks/fit.py [--folder FOLDER] [--shape NAME …] [--subset NAME …] [--features N …] [--rank N …]
+    python -m benchmarks.fit [--folder FOLDER] [--shape NAME …] [--subset NAME …] [--features N …] [--rank N …]
 
 FOLDER holds `load_stories.py` (stories260K is left out without it). One thread; 256 samples a step, one for each of 16
 tokens of 16 sequences; l0 is n_features / 20. Variants take turns in one process, some steps at a time, medians over the
@@ -68,7 +68,7 @@ class Case(NamedTuple):
         return self.n_features / 20
 
 
-def model_and_tokens(shape: str, folder: Path | None) -> tuple:
+def model_and_tokens(shape: str, folder: Path) -> tuple:
     """A model, its tokens, where its chosen block lies, and names of parameters in it."""
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
 
@@ -87,20 +87,20 @@ def model_and_tokens(shape: str, folder: Path | None) -> tuple:
 
 def harvest(shape: str, folder: str, out: str) -> None:
     """Save the gradients of every position for each subset, as the fit would hold them."""
-    from param_features.gradients import Harvester, HarvestSettings, SampleProbe
+    from param_features.gradients import Harvester, HarvestSettings, SampleProbe, build_engine, question_of
     from param_features.params import adapter_for, select
-    from param_features.problem import read_problem
+    from param_features.problem import ChosenParams, read_problem
 
-    model, tokens, block, subsets = model_and_tokens(shape, Path(folder) if folder != "-" else None)
+    model, tokens, block, subsets = model_and_tokens(shape, Path(folder))
     adapter = adapter_for(model)
     for subset, names in subsets.items():
         chosen = select(adapter.views(), [block + name for name in names], adapter.aliases(), adapter.parts())
-        source = read_problem(adapter, chosen, tokens, None, reference="sample", divergence="auto", method="l3d")
-        engine = source.engine(lambda text: None)
-        drawn, _ = source.references(engine, 4, torch.Generator().manual_seed(0))
-        harvester = Harvester(SampleProbe(engine, source.data), source.divergence, drawn, HarvestSettings())
+        problem = read_problem(ChosenParams(adapter, chosen), tokens, None, reference="sample", divergence="auto")
+        engine = build_engine(problem, lambda text: None)
+        question = question_of(problem, engine, 4, torch.Generator().manual_seed(0))
+        harvester = Harvester(SampleProbe(engine, problem.data), question.divergence, question.drawn, HarvestSettings())
         generator = torch.Generator().manual_seed(0)
-        store = harvester.store(source.data, N_POS, generator, progress=False, title="harvest")
+        store = harvester.store(problem.data, N_POS, generator, progress=False, title="harvest")
         torch.save(store.rows(slice(None)), Path(out) / f"{shape}-{subset}.pt")
 
 
@@ -229,16 +229,17 @@ def check_losses(case: Case, variants: list[str]) -> None:
     from param_features.gradients import square_norm
 
     gradients, directions = read(case)
-    found = []
+    losses = []
     with torch.no_grad():
         for variant in variants:
             if variant in ("direct", "ordered"):
-                found.append(float(Direct(gradients, directions, case.l0, is_ordered=variant == "ordered").loss()))
+                losses.append(float(Direct(gradients, directions, case.l0, is_ordered=variant == "ordered").loss()))
             elif variant == "top_k":
                 dead = torch.zeros(case.n_features, dtype=torch.bool)
-                call = {"l0": case.l0, "dead": dead, "settings": FitSettings(selection="top_k")}
-                found.append(float(l3d_loss(gradients, square_norm(gradients), directions, directions, **call).loss))
-    assert max(found, default=0) - min(found, default=0) < 1e-4 * max(found, default=1), (case, variants, found)
+                norms, settings = square_norm(gradients), FitSettings(selection="top_k")
+                loss = l3d_loss(gradients, norms, directions, directions, l0=case.l0, dead=dead, settings=settings)
+                losses.append(float(loss.loss))
+    assert max(losses, default=0) - min(losses, default=0) < 1e-4 * max(losses, default=1), (case, variants, losses)
 
 
 def timed(case: Case) -> dict[str, float]:
@@ -270,8 +271,8 @@ def peak_mib(case: Case, variant: str) -> float:
 
 def in_process(*arguments: object) -> str:
     """The last line that this script prints with other arguments."""
-    call = [sys.executable, __file__, *map(str, arguments)]
-    done = subprocess.run(call, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.fit", *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
@@ -297,17 +298,17 @@ def main() -> None:
     parser.add_argument("--subset", nargs="+", default=list(NEO), choices=list(NEO))
     parser.add_argument("--features", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--rank", nargs="+", type=int, default=[1, 4, 25])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print("| shape, subset | features | rank | direct | ordered | top_k | pursuit | SAE | pursuit / direct | / ordered |")
     print("|" + "---|" * 10, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for shape in asked.shape:
-            if shape == "stories260K" and asked.folder is None:
+        for shape in options.shape:
+            if shape == "stories260K" and options.folder is None:
                 continue
-            in_process("harvest", shape, asked.folder or "-", folder)
-            for subset in asked.subset:
-                for n_features in asked.features:
-                    for rank in asked.rank:
+            in_process("harvest", shape, options.folder or Path(), folder)
+            for subset in options.subset:
+                for n_features in options.features:
+                    for rank in options.rank:
                         file = str(Path(folder) / f"{shape}-{subset}.pt")
                         print(row(Case(file, shape, subset, n_features, rank)), flush=True)
 

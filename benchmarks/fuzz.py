@@ -54,7 +54,7 @@ def readers(*, is_instrumented: bool = False) -> tuple[dict[str, Any], Any]:
     if is_instrumented:
         import atheris
 
-        context = atheris.instrument_imports(include=["param_features"])
+        context = atheris.instrument_imports(include=["param_features"])  # pyright: ignore[reportAttributeAccessIssue]
     with context:
         from tests.fuzz import command_line
         from tests.fuzz.readers import READERS
@@ -113,26 +113,28 @@ def by_coverage(name: str, arguments: list[str]) -> None:
 
 def main() -> None:
     """Parse the arguments, fuzz, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("readers", nargs="*", metavar="READER", help="all by default; another name prints them")
     parser.add_argument("--n", type=int, default=20_000, help="inputs of each reader")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="at most, for each reader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--atheris", action="store_true", help="drive one reader by coverage, until Ctrl-C or --seconds")
-    asked = parser.parse_args()
-    names = [*readers(is_instrumented=asked.atheris)[0], COMMAND_LINE]
-    chosen = asked.readers or names
+    options = parser.parse_args()
+    names = [*readers(is_instrumented=options.atheris)[0], COMMAND_LINE]
+    chosen = options.readers or names
     if unknown := set(chosen) - set(names):
         parser.error(f"no reader {sorted(unknown)}; readers: {names}")
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_ADDRESSES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    if asked.atheris:
-        limit = [] if asked.seconds == float("inf") else [f"-max_total_time={int(asked.seconds)}"]
-        by_coverage(chosen[0], [*limit, f"-seed={asked.seed + 1}", "-max_len=256", "-len_control=0"])
+    if options.atheris:
+        limit = [] if options.seconds == float("inf") else [f"-max_total_time={int(options.seconds)}"]
+        by_coverage(chosen[0], [*limit, f"-seed={options.seed + 1}", "-max_len=256", "-len_control=0"])
     print("| reader | inputs | refused by name | read | other exceptions | seconds |\n|---|---|---|---|---|---|")
     n_other = 0
     for name in chosen:
         start = time.monotonic()
-        counts = fuzzed(name, asked.n, asked.seconds, asked.seed, lambda line: print(line, file=sys.stderr, flush=True))
+        counts = fuzzed(
+            name, options.n, options.seconds, options.seed, lambda line: print(line, file=sys.stderr, flush=True)
+        )
         cells = [counts[key] for key in ("inputs", "refused", "read", "other")]
         n_other += counts["other"]
         row = [name, *(f"{cell:,}" for cell in cells), f"{time.monotonic() - start:.0f}"]

@@ -1,6 +1,6 @@
 """How cost grows: CPU seconds and memory of harvest and fit against each size alone, with the exponents of growth.
 
-python benchmarks/growth.py [--quick] [--plot FILE]     a few CPU minutes on one thread; FILE is a .png, .svg or .html
+python -m benchmarks.growth [--quick] [--plot FILE]     a few CPU minutes on one thread; FILE is a .png, .svg or .html
 
 The model is of GPT-2's architecture with random weights and two layers; the parameter is the first layer's key matrix of
 d × d numbers. From the middle sizes each curve changes one. A cell runs in a process of its own: its memory is what the peak
@@ -25,6 +25,7 @@ import param_features as pf
 from param_features.fit.training import Trainer
 from param_features.gradients import Factored, GradientStore
 from param_features.measure.controls import control_errors
+from param_features.params import ParamSubset, adapter_for, select
 
 D_VOCAB, N_LAYERS, BATCH = 2000, 2, 256
 
@@ -203,10 +204,8 @@ def control_seconds(sizes: Sizes) -> float:
     return time.process_time() - start
 
 
-def subset_of(layer: torch.nn.Module) -> object:
+def subset_of(layer: torch.nn.Module) -> ParamSubset:
     """A layer's weight as the parameter subset, under the name that the gradients have."""
-    from param_features.params import ParamSubset, adapter_for, select
-
     (view,) = select(adapter_for(layer).views(), "weight").views
     return ParamSubset((replace(view, name="w"),))
 

@@ -1,6 +1,6 @@
 """Token-gradients per CPU second and peak memory: the paper's algorithm, a plain loop, and the harvest of param_features.
 
-    python benchmarks/harvest.py [SHAPE …] [--subset NAME …] [--real FOLDER] [--large-chunks]
+    python -m benchmarks.harvest [SHAPE …] [--subset NAME …] [--real FOLDER] [--large-chunks]
 
 One table; all of it takes half an hour on one core and 6 GB (10 with --large-chunks, which takes `jacrev` in chunks of 50
 too). FOLDER holds the model stories260K and `load_stories.py`.
@@ -194,8 +194,13 @@ def random_model(shape: str) -> tuple:
     tokens = torch.randint(50257, (16, 16))
     if shape == "GPT-2 small":
         return GPT2LMHeadModel(GPT2Config()).eval(), tokens
-    sizes = {"hidden_size": {"TinyStories-1M": 64, "TinyStories-8M": 256}[shape], "num_layers": 8, "num_heads": 16}
-    config = GPTNeoConfig(**sizes, vocab_size=50257, attention_types=[[["global", "local"], 4]])
+    config = GPTNeoConfig(
+        hidden_size={"TinyStories-1M": 64, "TinyStories-8M": 256}[shape],
+        num_layers=8,
+        num_heads=16,
+        vocab_size=50257,
+        attention_types=[[["global", "local"], 4]],
+    )
     return GPTNeoForCausalLM(config).eval(), tokens
 
 
@@ -226,7 +231,8 @@ def timed(case: Case, ways: tuple[str, ...]) -> dict:
 
 def child(*arguments: str) -> dict:
     """What this script prints when it is run with other arguments."""
-    return json.loads(subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE).stdout)
+    command = [sys.executable, "-m", "benchmarks.harvest", *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def rows(shape: str, subset: str, rest: list[str]) -> None:

@@ -1,6 +1,6 @@
 """When induction heads form in the induction toy: by attention, by loss, and by parameter features; which features appear.
 
-    python benchmarks/induction_training.py [--seeds 3] [--every 20] [--quick] [--plot FILE]
+    python -m benchmarks.induction_training [--seeds 3] [--every 20] [--quick] [--plot FILE]
 
 For every seed the toy is trained once (its checkpoints are kept on disk) and measured at each checkpoint on rows that no fit
 sees. A curve's step is where ruptures puts one break under the l2 cost: the two means that leave the least squared residual.

@@ -1,6 +1,6 @@
 """That kills lose nothing: decompositions of the demo model, killed at random moments of harvest and fit and gone on with.
 
-python benchmarks/kills.py [N] [FOLDER]    N kills (50), as many decompositions as they take
+python -m benchmarks.kills [N] [FOLDER]    N kills (50), as many decompositions as they take
 
 A kill is a SIGKILL to a forked process after a random time. Each decomposition is called again until it ends; its features,
 metrics, controls and examples are then compared, bit for bit, with those of one that was never killed and keeps nothing.
@@ -39,10 +39,19 @@ def beginning() -> Begin:
     resuming.SHARD_MIB = 0.5
 
     def decompose(features: Path, checkpoint_dir: Path | None = None) -> None:
-        call = {"n_samples": 4000, "harvest": pf.HarvestSettings(batch_size=8), "n_features": 50, "steps": N_STEPS}
-        kept = {"checkpoint_dir": checkpoint_dir, "checkpoint_every": 0.3}
-        found = pf.decompose(model, "blocks.2.attn.W_K", tokens, progress=False, **call, **kept)
-        found.save_pretrained(features)
+        fitted = pf.decompose(
+            model,
+            "blocks.2.attn.W_K",
+            tokens,
+            n_samples=4000,
+            harvest=pf.HarvestSettings(batch_size=8),
+            n_features=50,
+            steps=N_STEPS,
+            progress=False,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=0.3,
+        )
+        fitted.save_pretrained(features)
 
     def begin(*folders: Path) -> ForkProcess:
         child = get_context("fork").Process(target=decompose, args=folders)

@@ -1,6 +1,6 @@
 """Parameter features of the real model next to SAEs of the same texts: docs/how-to/compare-with-an-sae.md.
 
-python benchmarks/next_to_sae.py FOLDER, with the folder that holds load_stories.py; ten minutes on one core.
+python -m benchmarks.next_to_sae FOLDER, with the folder that holds load_stories.py; ten minutes on one core.
 """
 
 import sys
@@ -9,23 +9,19 @@ from pathlib import Path
 import torch
 
 import param_features as pf
-from benchmarks.stories import stories_in
+from benchmarks.stories import fit_stories
 from param_features.measure.counterpart_pairs import correlation_table
 from param_features.measure.examples import shares
 from param_features.sae.sides import random_unit, sae_side
 from param_features.sae.site import activations_at
 
-HOOK, N_HELD_OUT = "blocks.2.hook_resid_post", 200
+HOOK = "blocks.2.hook_resid_post"
 
 
 def main(folder: Path, out: Path) -> None:
     """Fit, train, compare on held-out rows, print, and write a page for each SAE."""
-    stories = stories_in(folder)
-    model, tokens = stories.load_hooked(), stories.load_tokens()
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
-    train, held_out = tokens[order[:-N_HELD_OUT]], tokens[order[-N_HELD_OUT:]]
-    call = {"n_features": 100, "l0": 5, "n_samples": 16000, "steps": 300, "seed": 0, "progress": False}
-    features = pf.decompose(model, "blocks.2.attn.W_K", train, **call)
+    features, train, held_out = fit_stories(folder)
+    model = features.bound_engine("compare").adapter.model
     print(features)
     for n_features in (100, 512):
         sae = pf.sae.train_sae(model, HOOK, train, n_features=n_features, l0=5, seed=0, progress=False)
@@ -45,7 +41,9 @@ def main(folder: Path, out: Path) -> None:
 
 def print_strengths(features: pf.ParamFeatures, comparison: pf.sae.Comparison, tokens: torch.Tensor) -> None:
     """What other strengths of parameter features would give: features above 95 % of random directions, either way."""
-    theirs = sae_side(comparison.sae, activations_at(features.engine.adapter, comparison.inputs, HOOK)).strengths
+    theirs = sae_side(
+        comparison.sae, activations_at(features.bound_engine("compare").adapter, comparison.inputs, HOOK)
+    ).strengths
     generator = torch.Generator().manual_seed(1)
     sets = [features]
     for _ in range(2):

@@ -1,6 +1,6 @@
 """Steps along single features: on toys, whether the right output moves; on the real model, a token's probability; the audit.
 
-python benchmarks/steering.py FOLDER [OUT], with the folder that holds load_stories.py; prints docs/how-to/steer.md's tables
+python -m benchmarks.steering FOLDER [OUT], with the folder that holds load_stories.py; prints docs/how-to/steer.md's tables
 and writes its plots to OUT (runs/steering). Half an hour on one core, most of it two refits for the audit.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import param_features as pf
 from benchmarks import toys
-from benchmarks.stories import stories_in
+from benchmarks.stories import fit_stories
 from param_features.fit.formats import LowRank
 from param_features.intervene import deltas_of, weight_norm
 from param_features.measure import match_directions
@@ -21,7 +21,7 @@ from param_features.measure.controls import random_like
 from param_features.measure.effects import read_effects
 from param_features.problem import ModelInputs
 
-N_HELD_OUT, STEPS = 200, (-0.1, -0.03, -0.01, 0.01, 0.03, 0.1)
+STEPS = (-0.1, -0.03, -0.01, 0.01, 0.03, 0.1)
 
 
 def own_shares(toy, features, directions: LowRank, pairs: list[list[int]], ways: Tensor) -> tuple[float, float]:
@@ -47,18 +47,19 @@ def both_toys(n_seeds: int, out: Path) -> None:
             toy = build(seed=seed)
             features = toy.decompose()
             n, generator = toy.n_features, torch.Generator().manual_seed(seed)
-            ways = toy.A.T if hasattr(toy, "A") else torch.eye(n)
+            ways = toy.A.T if isinstance(toy, toys.LinearMapToy) else torch.eye(n)
             pairs = match_directions(toy.truth, features.v_out, generator).pairs.tolist()
             own = [[i, i] for i in range(n)]
             rows["features"].append(own_shares(toy, features, features.v_out, pairs, ways))
             rows["planted"].append(own_shares(toy, features, toy.truth, own, ways))
             rows["random"].append(own_shares(toy, features, random_like(toy.truth, generator), own, ways))
+            if seed == n_seeds - 1:
+                place, feature = pairs[0]
+                figure = pf.plot.steering(features, feature, inputs=torch.eye(n)[[place]])
+                pf.plot.save(figure, out / f"{name.split()[0].lower()}.png")
         for who, found in rows.items():
             cells = [f"{median(each):.3f}, {min(each):.3f}" for each in zip(*found, strict=True)]
             print(f"| {name} | {who} | {' | '.join(cells)} |")
-        place, feature = pairs[0]
-        figure = pf.plot.steering(features, feature, inputs=torch.eye(n)[[place]])
-        pf.plot.save(figure, out / f"{name.split()[0].lower()}.png")
 
 
 def places_of(acts: Tensor, feature: int) -> Tensor:
@@ -84,12 +85,7 @@ def token_row(features, feature: int, stories: Tensor, acts: Tensor, random: Ten
 
 def real(folder: Path, out: Path) -> None:
     """Fit, step, audit, and write the report."""
-    stories = stories_in(folder)
-    model, tokens = stories.load_hooked(), stories.load_tokens()
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
-    train, held_out = tokens[order[:-N_HELD_OUT]], tokens[order[-N_HELD_OUT:]]
-    call = {"n_features": 100, "l0": 5, "n_samples": 16000, "steps": 300, "seed": 0, "progress": False}
-    features = pf.decompose(model, "blocks.2.attn.W_K", train, **call)
+    features, train, held_out = fit_stories(folder)
     print(features)
     random = torch.randperm(60 * held_out.shape[1], generator=torch.Generator().manual_seed(1))[:200]
     densest = features.densities(held_out).argsort(descending=True)

@@ -1,10 +1,10 @@
 """The store of gradients: how it is best read, and what a fit from it takes.
 
-python benchmarks/store.py reading [FOLDER]     ways of reading random rows: time, and growth of peak resident memory
-python benchmarks/store.py memory [FOLDER] [N] [STEPS] [N_FEATURES]
+python -m benchmarks.store reading [FOLDER]     ways of reading random rows: time, and growth of peak resident memory
+python -m benchmarks.store memory [FOLDER] [N] [STEPS] [N_FEATURES]
                                                 N samples of W_K of a random model of GPT-2 small's shape: harvest, decompose
-python benchmarks/store.py principal [FOLDER]   principal directions by slices, and held whole: error, CPU s, peak
-python benchmarks/store.py million FOLDER [N]   a million samples (or N, for a slice of it) of a key matrix of the real model
+python -m benchmarks.store principal [FOLDER]   principal directions by slices, and held whole: error, CPU s, peak
+python -m benchmarks.store million FOLDER [N]   a million samples (or N, for a slice of it) of a key matrix of the real model
 
 Peaks are `ru_maxrss` of processes of their own. FOLDER (a temporary one) needs 2 GB, 100 kB a sample, 0.4 GB, 8 kB
 a sample and 100 MB. The real model lies in ../shared/real beside the repository. `million` and `memory` decompose with as
@@ -33,7 +33,7 @@ def peak_mib() -> float:
 
 def in_process(*arguments: object) -> subprocess.Popen:
     """This script with other arguments, beside this process."""
-    return subprocess.Popen([sys.executable, __file__, *map(str, arguments)])
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.store", *map(str, arguments)])
 
 
 def reading(folder: Path) -> None:
@@ -109,13 +109,14 @@ def harvest(folder: Path, n_samples: int) -> None:
 def decompose(folder: Path, n_samples: int, steps: int, n_features: int) -> None:
     """From the store to saved features; prints each stage's CPU seconds and the peak so far."""
     import param_features as pf
-    from param_features.measure import controls, metrics
+    from param_features.fit import Dictionary
+    from param_features.measure import controls
     from param_features.run import decomposition as pipeline
 
-    stages = ((pf.FactorStore, "open"), (pipeline, "fit_l3d"), (metrics, "fit_error"))
+    stages = ((pf.FactorStore, "open"), (pipeline, "fit_l3d"), (Dictionary, "error"))
     stages += ((controls, "principal_dictionary"), (controls, "dictionary_error"))
-    for module, name in stages:
-        setattr(module, name, timed(name, getattr(module, name)))
+    for owner, name in stages:
+        setattr(owner, name, timed(name, getattr(owner, name)))
     model, _, _ = gpt2(n_samples // N_POS)
     start = time.perf_counter()
     features = timed("decompose", pf.decompose)(model, store=folder, n_features=n_features, steps=steps, progress=False)
@@ -142,8 +143,8 @@ def principal(folder: Path) -> None:
     import param_features as pf
 
     model, module = stories()
-    call = {"directory": folder / "real", "n_samples": 8000, "progress": False}
-    pf.harvest(model, "blocks.2.mlp.W_in", module.load_tokens(), **call)
+    tokens = module.load_tokens()
+    pf.harvest(model, "blocks.2.mlp.W_in", tokens, directory=folder / "real", n_samples=8000, progress=False)
     print(
         "| samples | directions | way | held-out error at l0 = a twentieth | CPU s | peak MiB |\n|---|---|---|---|---|---|",
         flush=True,
@@ -156,16 +157,15 @@ def principal(folder: Path) -> None:
 def one_principal(folder: Path, n: int, way: str) -> None:
     """One row of the table."""
     import param_features as pf
-    from param_features.fit.dictionary import Dictionary
-    from param_features.measure.controls import dictionary_error, principal_directions
+    from param_features.measure.controls import ControlDictionary, dictionary_error, principal_directions
     from param_features.measure.principal import sliced_principal
 
     store, generator, start = pf.FactorStore.open(folder), torch.Generator().manual_seed(0), time.process_time()
     if way == "slices":
-        found = sliced_principal(store.train, n, generator)
+        dictionary = sliced_principal(store.train, n, generator)
     else:
-        found = Dictionary.of_rows(principal_directions(store.train, n, generator))
-    error = dictionary_error(found, store.held_out, n / 20, is_pursued=True)
+        dictionary = ControlDictionary.of_rows(principal_directions(store.train, n, generator))
+    error = dictionary_error(dictionary, store.held_out, n / 20, is_pursued=True)
     took = time.process_time() - start
     print(f"| {store.train.n_samples:,} | {n} | {way} | {error:.4f} | {took:.0f} | {peak_mib():,.0f} |", flush=True)
 
@@ -183,12 +183,12 @@ def million(folder: Path, n_samples: int = 1_000_000) -> None:
     with training windows: good for timing, not for scores.
     """
     import param_features as pf
-    from param_features.gradients.disk import writing as harvesting
+    from param_features.gradients.disk import shards
 
     clock: dict[str, float] = {}
-    harvesting.checksum = clocked("checksum", harvesting.checksum, clock)
+    shards.checksum = clocked("checksum", shards.checksum, clock)
     for name in ("add", "finish"):
-        setattr(harvesting.ShardWriter, name, clocked(name, getattr(harvesting.ShardWriter, name), clock))
+        setattr(shards.ShardWriter, name, clocked(name, getattr(shards.ShardWriter, name), clock))
     model, tokens = windows(-(-n_samples // 64) if n_samples < 10**6 else None)
     start, wall = time.process_time(), time.perf_counter()
     store = pf.harvest(model, "blocks.2.attn.W_K", tokens, directory=folder, n_samples=n_samples, progress=False)

@@ -1,6 +1,6 @@
 """TMS 5-2 over sparsity: dimensionality of W's columns, and of the fitted parameter features beside it.
 
-    python benchmarks/superposition.py [--starts 8] [--seed 0] [--plot FILE]
+    python -m benchmarks.superposition [--starts 8] [--seed 0] [--plot FILE]
 
 Five features in two hidden units, importance 0.8ⁱ, at 14 probabilities; every start counts. A model is "alone" where two
 columns have a dimension each, "pairs" where four have one half (two antipodal pairs), "pentagon" where all five have 2/5,

@@ -3,7 +3,7 @@
 Prints test accuracy right after masking the MLP's input matrix of the trained model, and the step at which the model,
 trained again with the mask, is right on 99 % of the pairs held out; about five minutes a seed on a core.
 
-    python benchmarks/tickets.py [SEEDS]
+    python -m benchmarks.tickets [SEEDS]
 """
 
 import sys

@@ -6,10 +6,9 @@ from itertools import combinations
 from typing import Any
 
 from benchmarks.bench.table import Row
-from param_features.features import ParamFeatures
+from param_features.features import ParamFeatures, decompose
 from param_features.measure import match
 from param_features.params import ParamSpec
-from param_features.run import decompose
 
 _REPORTED = ("reconstruction_error", "training_error", "control_pca", "control_random", "density", "dead", "l0_at_threshold")
 
@@ -21,8 +20,8 @@ def stability(model: Any, params: ParamSpec, tokens: Any, *, seeds: Sequence[int
 
     Args:
         model: As for `pf.decompose`.
-        params: The same.
-        tokens: The same.
+        params: As for `pf.decompose`.
+        tokens: As for `pf.decompose`.
         seeds: Two or more.
         call: Further arguments of `pf.decompose`.
 
@@ -41,7 +40,7 @@ def stability(model: Any, params: ParamSpec, tokens: Any, *, seeds: Sequence[int
     metrics = [fit.metrics for fit in fits]
     by_seed = {number: tuple(values[number] for values in metrics) for number in _REPORTED}
     below = tuple(1 - values["reconstruction_error"] / values["control_pca"] for values in metrics)
-    pairs = [match(one, other) for one, other in combinations(fits, 2)]
+    pairs = [match(first, second) for first, second in combinations(fits, 2)]
     by_pair = {
         "cosine": tuple(pair.mean_cosine for pair in pairs),
         "random cosine": tuple(pair.control_cosine for pair in pairs),

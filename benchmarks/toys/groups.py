@@ -152,11 +152,11 @@ def _explained(model: torch.nn.Module, probes: Float[Tensor, "probe input"], gro
 
 
 def _group_directions(model: torch.nn.Module, params: tuple[str, ...], probes: Tensor, group_size: int) -> LowRank:
-    found = []
+    gradients = []
     for group in range(probes.shape[1] // group_size):
         alone, place = _alone(probes, group, group_size)
         with torch.no_grad():
             own = torch.zeros_like(probes)
             own[:, place] = model(alone)[:, place]
-        found.append(probe_gradients(model, params, alone, own))
-    return principal_directions_of(found, group_size)
+        gradients.append(probe_gradients(model, params, alone, own))
+    return principal_directions_of(gradients, group_size)

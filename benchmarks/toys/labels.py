@@ -48,10 +48,10 @@ class LabelScores:
 
         `told_alone` counts the labels that the fit tells and the best of as many random directions does not.
         """
-        found = {"labels": float(len(self.auroc)), **_summary(self.auroc, ""), "told_alone": float(len(self.told_alone))}
+        numbers = {"labels": float(len(self.auroc)), **_summary(self.auroc, ""), "told_alone": float(len(self.told_alone))}
         for name, areas in self.controls.items():
-            found |= _summary(areas, f"_{name}")
-        return found | {"error": self.error}
+            numbers |= _summary(areas, f"_{name}")
+        return numbers | {"error": self.error}
 
     @property
     def told_alone(self) -> tuple[str, ...]:
@@ -110,18 +110,18 @@ class LabelToy(Toy):
             name: each.abs() if by == "activation" or name == "norm" else shares(each) for name, each in acts.items()
         }
         labels = _enough(self.labels, self.counted)
-        told = {name: self._told(each, labels) for name, each in strength.items()}
+        areas = {name: self._areas(each, labels) for name, each in strength.items()}
         order = torch.randperm(len(self.probes), generator=torch.Generator().manual_seed(seed))
-        told["shuffled"] = self._told(strength["fit"], {name: mask[order] for name, mask in labels.items()})
-        found = told.pop("fit")
+        areas["shuffled"] = self._areas(strength["fit"], {name: mask[order] for name, mask in labels.items()})
+        areas_of_fit = areas.pop("fit")
         return LabelScores(
-            auroc={name: area for name, (area, _) in found.items()},
-            feature={name: feature for name, (_, feature) in found.items()},
-            controls={control: {name: area for name, (area, _) in each.items()} for control, each in told.items()},
+            auroc={name: area for name, (area, _) in areas_of_fit.items()},
+            feature={name: feature for name, (_, feature) in areas_of_fit.items()},
+            controls={control: {name: area for name, (area, _) in each.items()} for control, each in areas.items()},
             error=features.metrics["reconstruction_error"],
         )
 
-    def _told(
+    def _areas(
         self, strength: Float[Tensor, "row pos feature"], labels: Mapping[str, Tensor]
     ) -> dict[str, tuple[float, int]]:
         """For each label, the area of the feature that is best on the first half of the rows, on the second half."""

@@ -73,8 +73,8 @@ def _recovered(toy: LinearMapToy, v_in: LowRank, v_out: LowRank) -> Float[Tensor
     units = torch.eye(toy.n_true)
     with torch.no_grad():
         outputs, hidden = toy.model(units), toy.model.encode(units)  # type: ignore[operator]
-    found = probe_gradients(toy.model, toy.params, units, 2 * outputs)
-    gradients: Gradients = {name: Dense(rows) for name, rows in found.items()}
+    matrices = probe_gradients(toy.model, toy.params, units, 2 * outputs)
+    gradients: Gradients = {name: Dense(rows) for name, rows in matrices.items()}
     inputs, partners = match_directions(toy.truth, v_out, torch.Generator()).pairs.T
     activations = v_in.inner(gradients)[inputs, partners]
     hidden = hidden[inputs]

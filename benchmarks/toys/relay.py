@@ -13,9 +13,8 @@ from benchmarks.toys.circuit_scores import CircuitScores, Edges, Nodes, read_cir
 from benchmarks.toys.given_features import given_features
 from param_features.circuits import Circuit
 from param_features.errors import SettingError
-from param_features.features import ParamFeatures
+from param_features.features import ParamFeatures, decompose
 from param_features.fit.formats import LowRank
-from param_features.run import decompose
 
 RELAY_OF_MARKER = (0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5)
 """The relay that each marker opens: one feature of the first layer each."""
@@ -98,16 +97,26 @@ class RelayToy:
         # Layer by layer, the mean number of planted features at work in a gradient: a marker is there, its job is drawn.
         n_wires = torch.tensor([sum(relay == k for relay, _ in WIRES) for k in RELAY_OF_MARKER])
         l0 = float((self.probability * n_wires).sum()) / self.n_jobs
-        own = {"divergence": "se", "reference": self.references, "l0": l0, "steps": 1000, "progress": False, "seed": seed}
+        settings: dict[str, Any] = {
+            "divergence": "se",
+            "reference": self.references,
+            "l0": l0,
+            "steps": 1000,
+            "progress": False,
+            "seed": seed,
+        }
+        settings |= changes
         return {
-            layer: decompose(self.model, layer, inputs=self.inputs, **{**own, "n_features": n_features, **changes})
+            layer: decompose(self.model, layer, inputs=self.inputs, **{"n_features": n_features, **settings})
             for layer, n_features in self.n_features.items()
         }
 
     def planted_features(self) -> dict[str, ParamFeatures]:
         """The planted directions of each layer as features, without metrics: nothing was fitted."""
-        shared = {"inputs": self.inputs, "reference": self.references}
-        return {layer: given_features(self.model, layer, rows, **shared) for layer, rows in self.planted.items()}
+        return {
+            layer: given_features(self.model, layer, rows, inputs=self.inputs, reference=self.references)
+            for layer, rows in self.planted.items()
+        }
 
     def metric(self, job: int) -> Callable[[Float[Tensor, "batch d_out"]], Float[Tensor, " batch"]]:
         """What a job is measured by: outputs projected on its pattern."""
@@ -118,11 +127,11 @@ class RelayToy:
     def prompts(self, job: int, n: int = 64, *, seed: int = 0) -> Float[Tensor, "prompt d_in"]:
         """Inputs on which a job is at work, drawn as the data are: others are at work on some of them too."""
         generator, measure = torch.Generator().manual_seed(2**20 + seed), self.metric(job)
-        found = self.inputs[:0]
-        while len(found) < n:
+        inputs = self.inputs[:0]
+        while len(inputs) < n:
             drawn = _draw(self.markers, self.probability, 8 * n + 64, generator)
-            found = torch.cat([found, drawn[measure(self.model(drawn)) > 0]])
-        return found[:n]
+            inputs = torch.cat([inputs, drawn[measure(self.model(drawn)) > 0]])
+        return inputs[:n]
 
     def truth(self, job: int) -> tuple[Nodes, Edges]:
         """The job's circuit in planted features: nodes (layer, feature), and edges from the first layer to the second."""
@@ -152,8 +161,8 @@ class RelayToy:
         Raises:
             SettingError: There is no such job, layer or feature.
         """
-        found = {layer: rows.v_out for layer, rows in features.items()}
-        return score_circuit((nodes, edges), self.truth(job), planted=self.planted, found=found, seed=seed)
+        directions = {layer: rows.v_out for layer, rows in features.items()}
+        return score_circuit((nodes, edges), self.truth(job), planted=self.planted, found=directions, seed=seed)
 
     def score_circuit(
         self, circuit: Circuit, *, features: Mapping[str, ParamFeatures], job: int, seed: int = 0

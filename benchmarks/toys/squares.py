@@ -61,8 +61,8 @@ class SquaresToy(PlantedToy):
         inputs, partners = match.pairs.T
         areas = _areas(self, features, features.v_in)[inputs, partners]
         random = [_areas(self, features, random_like(features.v_in, generator))[inputs, partners] for _ in range(DRAWS)]
-        told = torch.stack([(areas >= _TOLD).sum(), *[(area >= _TOLD).sum() for area in random]]).tolist()
-        return {"told": told[0], "told_random": sum(told[1:]) / DRAWS, "auroc": float(areas.mean())}
+        n_told = torch.stack([(areas >= _TOLD).sum(), *[(area >= _TOLD).sum() for area in random]]).tolist()
+        return {"told": n_told[0], "told_random": sum(n_told[1:]) / DRAWS, "auroc": float(areas.mean())}
 
 
 def _areas(toy: SquaresToy, features: ParamFeatures, v_in: LowRank) -> Float[Tensor, "input feature"]:

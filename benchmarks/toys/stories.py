@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import torch
 
+from benchmarks import demo_data
 from benchmarks.toys.labels import LabelToy
 from param_features import demo
 from param_features.errors import SettingError
@@ -29,17 +30,17 @@ def stories(*, n_rows: int = 1200, n_probes: int = 256, seed: int = 0) -> LabelT
     """
     if min(n_rows, n_probes) < 2:
         raise SettingError(f"n_rows={n_rows} and n_probes={n_probes} must be at least 2.")
-    probes = demo.tokens(n_probes, seed=2 * seed + 1)
+    probes = demo_data.tokens(n_probes, seed=2 * seed + 1)
     return LabelToy(
         name="demo stories",
         model=demo.load_model(),
         params=("blocks.1.attn.W_K",),
-        inputs=demo.tokens(n_rows, seed=2 * seed),
+        inputs=demo_data.tokens(n_rows, seed=2 * seed),
         n_features=100,
         l0=5,
         divergence="kl",
         settings={"n_samples": 12 * n_rows, "fit": FitSettings(batch_size=512), "steps": 600},
         probes=probes,
-        labels=demo.rules(n_probes, seed=2 * seed + 1),
+        labels=demo_data.rules(n_probes, seed=2 * seed + 1),
         counted=torch.ones_like(probes, dtype=torch.bool),
     )

@@ -51,7 +51,7 @@ def load_hf() -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]":
 
 def _as_gpt2(saved: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
     """The weights under GPT-2's names, in its shapes."""
-    found = {
+    weights = {
         "transformer.wte.weight": saved["embed.W_E"],
         "transformer.wpe.weight": saved["pos_embed.W_pos"],
         "transformer.ln_f.weight": saved["ln_final.w"],
@@ -62,14 +62,14 @@ def _as_gpt2(saved: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
     for layer in range(n_layers):
         ours, theirs = f"blocks.{layer}.", f"transformer.h.{layer}."
         parts = [saved[f"{ours}attn.W_{name}"].movedim(0, 1).flatten(1) for name in "QKV"]  # [d_model, heads · d_head]
-        found[f"{theirs}attn.c_attn.weight"] = torch.cat(parts, dim=1)
-        found[f"{theirs}attn.c_attn.bias"] = torch.cat([saved[f"{ours}attn.b_{name}"].flatten() for name in "QKV"])
-        found[f"{theirs}attn.c_proj.weight"] = saved[f"{ours}attn.W_O"].flatten(0, 1)
-        found[f"{theirs}attn.c_proj.bias"] = saved[f"{ours}attn.b_O"]
+        weights[f"{theirs}attn.c_attn.weight"] = torch.cat(parts, dim=1)
+        weights[f"{theirs}attn.c_attn.bias"] = torch.cat([saved[f"{ours}attn.b_{name}"].flatten() for name in "QKV"])
+        weights[f"{theirs}attn.c_proj.weight"] = saved[f"{ours}attn.W_O"].flatten(0, 1)
+        weights[f"{theirs}attn.c_proj.bias"] = saved[f"{ours}attn.b_O"]
         for norm in ("1", "2"):
-            found[f"{theirs}ln_{norm}.weight"] = saved[f"{ours}ln{norm}.w"]
-            found[f"{theirs}ln_{norm}.bias"] = saved[f"{ours}ln{norm}.b"]
+            weights[f"{theirs}ln_{norm}.weight"] = saved[f"{ours}ln{norm}.w"]
+            weights[f"{theirs}ln_{norm}.bias"] = saved[f"{ours}ln{norm}.b"]
         for name, place in (("in", "c_fc"), ("out", "c_proj")):
-            found[f"{theirs}mlp.{place}.weight"] = saved[f"{ours}mlp.W_{name}"]
-            found[f"{theirs}mlp.{place}.bias"] = saved[f"{ours}mlp.b_{name}"]
-    return found
+            weights[f"{theirs}mlp.{place}.weight"] = saved[f"{ours}mlp.W_{name}"]
+            weights[f"{theirs}mlp.{place}.bias"] = saved[f"{ours}mlp.b_{name}"]
+    return weights

@@ -1,36 +1,56 @@
-"""Rows of tokens made of stories, and what the grammar knows about each position.
+"""Rows of tokens made of stories, and what the grammar that wrote them knows about each position.
 
-Everything here is a function of (n, n_ctx, seed) alone, so that separate calls with the same arguments line up. A row
-begins with `BOS`; whole stories follow, each closed by the end-of-story token, and the row is cut at `n_ctx`. Row i
-does not depend on `n`, and a longer `n_ctx` only adds to its end.
+A row begins with `<bos>`; whole stories follow, each closed by the end-of-story token, and the row is cut at `n_ctx`. Row i
+does not depend on `n`, and a longer `n_ctx` only adds to its end, so separate calls with the same arguments line up.
 
-Random streams are named by strings: users draw from "held-out/<seed>/<row>", the training script from
-"train/<seed>/<row>". No seed that a user passes reaches a training row.
+The rows are shipped with the package, 4,096 of seed 0 and 512 of each of the seeds 1 to 9, 96 tokens long. They were written
+by `benchmarks.demo_data`, in a checkout of the repository, which makes any number more. None of them was trained on.
+
+The file holds two bytes for each position: the token, and the kind of place that it is. A kind is what the grammar knows
+there: which rules determine the next token, its surprisal and its entropy. The grammar has 75 kinds.
 """
 
-import random
-from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 
-from param_features.demo.grammar import RULES, tell
-from param_features.demo.teller import Story
-from param_features.demo.vocabulary import BOS, read_vocabulary
+from param_features.demo.grammar import RULES
+from param_features.demo.vocabulary import EOS, read_vocabulary
 from param_features.errors import SettingError
 
-HELD_OUT, TRAIN = "held-out", "train"
+ROWS_FILE = Path(__file__).with_name("data") / "rows.npz"
 
 
-class Row(NamedTuple):
-    """One row; every entry after `tokens` describes the token that comes next."""
+class ShippedRows(NamedTuple):
+    """The rows in the package, those of seed 0 first, then those of seed 1 and so on.
 
-    tokens: list[str]
-    next_rules: list[frozenset[str]]
-    next_surprisal: list[float]
-    next_entropy: list[float]
+    Attributes:
+        n_rows: How many rows there are of each seed.
+        tokens: Token ids.
+        kinds: The kind of each place, an index into the three tables.
+        rules: For each kind which of `RULES` determine the next token.
+        surprisal: For each kind -log p of the next token, in nats.
+        entropy: For each kind the mean of -log p over all tokens that may come next, in nats.
+    """
+
+    n_rows: Int[Tensor, " seed"]
+    tokens: UInt8[Tensor, "row pos"]
+    kinds: UInt8[Tensor, "row pos"]
+    rules: Bool[Tensor, "kind rule"]
+    surprisal: Float32[Tensor, " kind"]
+    entropy: Float32[Tensor, " kind"]
+
+
+@cache
+def read_rows() -> ShippedRows:
+    """The shipped rows; read once, so do not change the tensors."""
+    with np.load(ROWS_FILE, allow_pickle=False) as arrays:
+        return ShippedRows(**{name: torch.from_numpy(arrays[name]) for name in ShippedRows._fields})
 
 
 def tokens(n: int, *, n_ctx: int = 64, seed: int = 0) -> Int[Tensor, "n n_ctx"]:
@@ -38,21 +58,19 @@ def tokens(n: int, *, n_ctx: int = 64, seed: int = 0) -> Int[Tensor, "n n_ctx"]:
 
     The rows come from random streams of their own that the training script never reads. Stories have about 23 nats
     each, so the same one is rarely told twice: of 2,048 held-out stories one also came up in training.
-    Cost: about 0.3 ms a row.
 
     Args:
-        n: Number of rows.
-        n_ctx: Tokens per row; the demo model reads at most 64.
-        seed: Which rows; each seed gives others.
+        n: Number of rows; the package has 4,096 of seed 0 and 512 of each other seed.
+        n_ctx: Tokens per row, at most 96; the demo model reads at most 64.
+        seed: Which rows, from 0 to 9; each seed gives others.
 
     Returns:
         Token ids; column 0 is `<bos>`.
 
     Raises:
-        SettingError: `n` is negative or `n_ctx` is below 1.
+        SettingError: `n` is negative or `n_ctx` is below 1, or the package has no such rows.
     """
-    ids = read_vocabulary()
-    return _table(n, n_ctx, seed, torch.int64, lambda row: [ids[token] for token in row.tokens])
+    return read_rows().tokens[_places(n, n_ctx, seed)].long()
 
 
 def stories(n: int, seed: int = 0) -> list[str]:
@@ -62,17 +80,18 @@ def stories(n: int, seed: int = 0) -> list[str]:
     TransformerLens' `to_tokens`.
 
     Args:
-        n: Number of stories.
-        seed: Which stories.
+        n: Number of stories; the package has 4,096 of seed 0 and 512 of each other seed.
+        seed: Which stories, from 0 to 9.
 
     Returns:
         The texts, without special tokens.
 
     Raises:
-        SettingError: `n` is negative.
+        SettingError: `n` is negative, or the package has no such stories.
     """
-    _check(n, n_ctx=1)
-    return [tell(_stream(HELD_OUT, seed, index)).text for index in range(n)]
+    spelling = list(read_vocabulary())
+    rows = ([spelling[index] for index in row] for row in tokens(n, n_ctx=read_rows().tokens.shape[1], seed=seed).tolist())
+    return ["".join(row[1 : row.index(EOS)]) for row in rows]
 
 
 def rules(n: int, *, n_ctx: int = 64, seed: int = 0) -> dict[str, Bool[Tensor, "n n_ctx"]]:
@@ -92,15 +111,10 @@ def rules(n: int, *, n_ctx: int = 64, seed: int = 0) -> dict[str, Bool[Tensor, "
         One mask per name in `RULES`, in that order.
 
     Raises:
-        SettingError: `n` is negative or `n_ctx` is below 1.
+        SettingError: `n` is negative or `n_ctx` is below 1, or the package has no such rows.
     """
-    _check(n, n_ctx)
-    masks = {name: torch.zeros(n, n_ctx, dtype=torch.bool) for name in RULES}
-    for index, row in enumerate(tell_rows(n, n_ctx, seed=seed)):
-        for position, applied in enumerate(row.next_rules):
-            for name in applied:
-                masks[name][index, position] = True
-    return masks
+    kinds = _kinds(n, n_ctx, seed)
+    return {name: marks[kinds] for name, marks in zip(RULES, read_rows().rules.T, strict=True)}
 
 
 def surprisal(n: int, *, n_ctx: int = 64, seed: int = 0) -> Float[Tensor, "n n_ctx"]:
@@ -118,9 +132,9 @@ def surprisal(n: int, *, n_ctx: int = 64, seed: int = 0) -> Float[Tensor, "n n_c
         Nats, at least 0; entry [i, p] belongs to token p + 1 of row i, in the last column the token after the cut.
 
     Raises:
-        SettingError: `n` is negative or `n_ctx` is below 1.
+        SettingError: `n` is negative or `n_ctx` is below 1, or the package has no such rows.
     """
-    return _table(n, n_ctx, seed, torch.float32, lambda row: row.next_surprisal)
+    return read_rows().surprisal[_kinds(n, n_ctx, seed)]
 
 
 def entropy(n: int, *, n_ctx: int = 64, seed: int = 0) -> Float[Tensor, "n n_ctx"]:
@@ -137,57 +151,12 @@ def entropy(n: int, *, n_ctx: int = 64, seed: int = 0) -> Float[Tensor, "n n_ctx
         Nats, at least 0; entry [i, p] belongs to token p + 1 of row i, in the last column the token after the cut.
 
     Raises:
-        SettingError: `n` is negative or `n_ctx` is below 1.
+        SettingError: `n` is negative or `n_ctx` is below 1, or the package has no such rows.
     """
-    return _table(n, n_ctx, seed, torch.float32, lambda row: row.next_entropy)
+    return read_rows().entropy[_kinds(n, n_ctx, seed)]
 
 
-def tell_rows(n: int, n_ctx: int, *, seed: int, split: str = HELD_OUT, first: int = 0) -> Iterator[Row]:
-    """Tell rows `first` to `first + n` of a split.
-
-    Args:
-        n: Number of rows.
-        n_ctx: Tokens per row.
-        seed: Which rows.
-        split: `HELD_OUT` or `TRAIN`.
-        first: Index of the first row.
-
-    Yields:
-        One row at a time.
-    """
-    for index in range(first, first + n):
-        yield _join(_story_stream(_stream(split, seed, index)), n_ctx)
-
-
-def _join(told: Iterator[Story], n_ctx: int) -> Row:
-    """Put stories one after the other until the token after the last position is known."""
-    row = Row([BOS], [], [], [])
-    while len(row.next_rules) < n_ctx:
-        story = next(told)
-        row.tokens.extend(story.tokens)
-        row.next_rules.extend(story.rules)
-        row.next_surprisal.extend(story.surprisal)
-        row.next_entropy.extend(story.entropy)
-    return Row(row.tokens[:n_ctx], row.next_rules[:n_ctx], row.next_surprisal[:n_ctx], row.next_entropy[:n_ctx])
-
-
-def _table(n: int, n_ctx: int, seed: int, dtype: torch.dtype, entries: Callable[[Row], list]) -> Tensor:
-    """One list of entries for each row, as a tensor."""
-    _check(n, n_ctx)
-    listed = [entries(row) for row in tell_rows(n, n_ctx, seed=seed)]
-    return torch.tensor(listed, dtype=dtype).reshape(n, n_ctx)
-
-
-def _story_stream(rng: random.Random) -> Iterator[Story]:
-    while True:
-        yield tell(rng)
-
-
-def _stream(split: str, seed: int, index: int) -> random.Random:
-    return random.Random(f"{split}/{seed}/{index}")
-
-
-def _check(n: int, n_ctx: int) -> None:
+def check_table_size(n: int, n_ctx: int) -> None:
     """Refuse sizes that make no table.
 
     Raises:
@@ -197,3 +166,28 @@ def _check(n: int, n_ctx: int) -> None:
         raise SettingError(f"n={n} rows. Any number from 0 up is accepted. Pass for example n=512.")
     if n_ctx < 1:
         raise SettingError(f"n_ctx={n_ctx} tokens per row. Any number from 1 up is accepted. The demo model reads 64.")
+
+
+def _kinds(n: int, n_ctx: int, seed: int) -> Int[Tensor, "n n_ctx"]:
+    """The kinds of the places of the first `n` rows of a seed, as indices."""
+    return read_rows().kinds[_places(n, n_ctx, seed)].long()
+
+
+def _places(n: int, n_ctx: int, seed: int) -> tuple[slice, slice]:
+    """Where the first `n` rows of a seed and their first `n_ctx` tokens lie among the shipped ones.
+
+    Raises:
+        SettingError: The sizes make no table, or the package has no such rows.
+    """
+    check_table_size(n, n_ctx)
+    shipped = read_rows()
+    n_rows, width = shipped.n_rows.tolist(), shipped.tokens.shape[1]
+    if not (0 <= seed < len(n_rows) and n <= n_rows[seed] and n_ctx <= width):
+        raise SettingError(
+            f"n={n} rows of n_ctx={n_ctx} tokens of seed={seed} are not in the package. It has {n_rows[0]} rows of seed 0 "
+            f"and {n_rows[1]} of each of the seeds 1 to {len(n_rows) - 1}, of {width} tokens. Ask for those, or make others "
+            f"in a checkout of the repository: python -m benchmarks.demo_data rows.safetensors --n {n} --n-ctx {n_ctx} "
+            f"--seed {seed}"
+        )
+    first = sum(n_rows[:seed])
+    return slice(first, first + n), slice(n_ctx)

@@ -59,16 +59,16 @@ def cached_weights(name: str, arguments: Mapping[str, Any], train: Callable[[], 
 def cached_checkpoints(
     name: str, arguments: Mapping[str, Any], train: Callable[[], Mapping[int, Weights]], *, version: int
 ) -> dict[int, Weights]:
-    """As `cached_weights`, of weights by training step, which rise."""
+    """As `cached_weights`, for the weights at several training steps, in rising order."""
 
     def joined() -> Weights:
         return {f"{step}/{key}": tensor for step, weights in train().items() for key, tensor in weights.items()}
 
-    found: dict[int, Weights] = {}
+    checkpoints: dict[int, Weights] = {}
     for key, tensor in cached_weights(name, arguments, joined, version=version).items():
-        step, _, own = key.partition("/")
-        found.setdefault(int(step), {})[own] = tensor
-    return dict(sorted(found.items()))
+        step, _, name_in_model = key.partition("/")
+        checkpoints.setdefault(int(step), {})[name_in_model] = tensor
+    return dict(sorted(checkpoints.items()))
 
 
 def _digest(arguments: Mapping[str, Any], version: int) -> str:
@@ -77,7 +77,7 @@ def _digest(arguments: Mapping[str, Any], version: int) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, also when two processes write the same file."""
+    """Write a file whole or not at all, also when two processes write the same one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, unfinished = tempfile.mkstemp(prefix=path.stem, suffix=".unfinished", dir=path.parent)
     try:

@@ -57,13 +57,13 @@ def modular_logits(weights: Mapping[str, Tensor], pairs: Int[Tensor, "row three"
     rows = (pairs[:, 0], pairs[:, 1], torch.zeros_like(pairs[:, 2]))
     W_Q, W_K, W_V, W_O = (weights[f"blocks.0.attn.W_{part}"] for part in "QKVO")
     query = einsum(equals, W_Q, "m, head m k -> head k") / W_Q.shape[2] ** 0.5
-    asked = einsum(W_K, query, "head m k, head k -> m head")
-    pattern = torch.stack([(table @ asked)[row] for table, row in zip(tables, rows, strict=True)]).softmax(0)
+    scorer = einsum(W_K, query, "head m k, head k -> m head")
+    pattern = torch.stack([(table @ scorer)[row] for table, row in zip(tables, rows, strict=True)]).softmax(0)
     moved = einsum(W_V, W_O, "head m k, head k n -> head m n")
     residual = equals.expand(len(pairs), -1)
     for weight, table, row in zip(pattern, tables, rows, strict=True):
-        read = einsum(table, moved, "token m, head m n -> token head n")[row]
-        residual = residual + einsum(weight, read, "row head, row head n -> row n")
+        values = einsum(table, moved, "token m, head m n -> token head n")[row]
+        residual = residual + einsum(weight, values, "row head, row head n -> row n")
     hidden = (residual @ weights["blocks.0.mlp.W_in"]).relu()
     return (residual + hidden @ weights["blocks.0.mlp.W_out"]) @ weights["unembed.W_U"]
 
@@ -88,7 +88,7 @@ def trained(
 
     Entries under a mask are 0 in every checkpoint: they start there, get no gradient, and decay keeps them.
     """
-    weights = {name: kept.clone().requires_grad_() for name, kept in masked(start, course.masks).items()}
+    weights = {name: weight.clone().requires_grad_() for name, weight in masked(start, course.masks).items()}
     optimizer = torch.optim.AdamW(list(weights.values()), lr=_LR, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
     warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP))
     answers, checkpoints = sums(train), {}

@@ -104,10 +104,10 @@ def _at_checkpoint(weights: Mapping[str, Tensor], p: int, keys: Sequence[int], t
 def key_waves(logits: Float[Tensor, "p p answer"], frequencies: Sequence[int]) -> Float[Tensor, "p p answer"]:
     """The part of each answer's logits, a function of (a, b), that is cos and sin of w(a + b) for the frequencies given."""
     p = len(logits)
-    kept = torch.zeros(p, p, 1, dtype=logits.dtype)
+    is_key = torch.zeros(p, p, 1, dtype=logits.dtype)
     places = torch.tensor([sign * w % p for w in frequencies for sign in (1, -1)])
-    kept[places, places] = 1
-    return torch.fft.ifft2(torch.fft.fft2(logits, dim=(0, 1)) * kept, dim=(0, 1)).real
+    is_key[places, places] = 1
+    return torch.fft.ifft2(torch.fft.fft2(logits, dim=(0, 1)) * is_key, dim=(0, 1)).real
 
 
 def fourier_norms(matrix: Float[Tensor, "residue d"]) -> Float[Tensor, " residue"]:

@@ -134,8 +134,8 @@ class ModularTraining:
         if min(n_steps, every) < 1:
             raise SettingError(f"n_steps={n_steps} and every={every} must be positive.")
         course = Course(n_steps, every, self._checked(masks), until)
-        kept = trained(self.states[self.steps.index(rewind)], self.train, self.test, course)
-        return _record(self.toy.p, cast("HookedTransformer", self.toy.model), kept, self.train, self.test)
+        checkpoints = trained(self.states[self.steps.index(rewind)], self.train, self.test, course)
+        return _record(self.toy.p, cast("HookedTransformer", self.toy.model), checkpoints, self.train, self.test)
 
     def _checked(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         for name, mask in masks.items():
@@ -193,25 +193,27 @@ def modular_training(
     order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
     train, test = all_pairs(p)[order].tensor_split([round(train_share * p * p)])
     sizes = {"p": p, "d_model": d_model, "d_mlp": d_mlp, "train_share": train_share, "n_steps": n_steps, "every": every}
-    kept = cached_checkpoints(
+    checkpoints = cached_checkpoints(
         "modular_training",
         {**sizes, "seed": seed},
         lambda: trained(model.state_dict(), train, test, Course(n_steps, every, {})),
         version=VERSION,
     )
-    return _record(p, model, kept, train, test)
+    return _record(p, model, checkpoints, train, test)
 
 
-def _record(p: int, like: "HookedTransformer", kept: Mapping[int, Weights], train: Tensor, test: Tensor) -> ModularTraining:
+def _record(
+    p: int, like: "HookedTransformer", checkpoints: Mapping[int, Weights], train: Tensor, test: Tensor
+) -> ModularTraining:
     """Checkpoints with what they get right, and a toy with the last one's weights in a model of its own."""
-    rest = {name: tensor.detach().clone() for name, tensor in like.state_dict().items() if name not in TRAINED}
-    states = tuple(rest | weights for weights in kept.values())
+    untrained = {name: tensor.detach().clone() for name, tensor in like.state_dict().items() if name not in TRAINED}
+    states = tuple(untrained | weights for weights in checkpoints.values())
     model = deepcopy(like)
     model.load_state_dict(states[-1])
-    scores = torch.tensor([[measured(weights, rows) for rows in (train, test)] for weights in kept.values()])
+    scores = torch.tensor([[measured(weights, rows) for rows in (train, test)] for weights in checkpoints.values()])
     return ModularTraining(
         toy=toy_of(p, model),
-        steps=tuple(kept),
+        steps=tuple(checkpoints),
         states=states,
         train=train,
         test=test,

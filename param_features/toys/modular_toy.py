@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from param_features.errors import SettingError, ToyError
+from param_features.features import ParamFeatures
 from param_features.fit import FitSettings
-from param_features.fitted import Fitted
 from param_features.problem import read_inputs
 from param_features.toys.cache import Weights, cached_weights
 from param_features.toys.hooked import build_hooked
@@ -54,15 +54,15 @@ class FourierScores:
     @property
     def numbers(self) -> dict[str, float]:
         """Every number by name, the controls' as `purity_random` and so on."""
-        own = {"purity": self.purity, "key_share": self.key_share, "key_chance": self.chance, "keys": float(self.n_key)}
-        return own | {f"purity_{name}": value for name, value in self.controls.items()} | {"error": self.error}
+        numbers = {"purity": self.purity, "key_share": self.key_share, "key_chance": self.chance, "keys": float(self.n_key)}
+        return numbers | {f"purity_{name}": value for name, value in self.controls.items()} | {"error": self.error}
 
     def __repr__(self) -> str:
         """One line."""
-        beside = ", ".join(f"{name} {value:.2f}" for name, value in self.controls.items())
+        controls = ", ".join(f"{name} {value:.2f}" for name, value in self.controls.items())
         return (
-            f"median share of power at one of {self.n_key} key frequencies {self.purity:.2f} ({beside}); best frequency is "
-            f"a key one for {self.key_share:.0%} of the features (chance {self.chance:.0%}); error {self.error:.3f}"
+            f"median share of power at one of {self.n_key} key frequencies {self.purity:.2f} ({controls}); best frequency "
+            f"is a key one for {self.key_share:.0%} of the features (chance {self.chance:.0%}); error {self.error:.3f}"
         )
 
 
@@ -78,7 +78,7 @@ class ModularToy(Toy):
     p: int
     frequencies: tuple[int, ...]
 
-    def score(self, features: Fitted, *, seed: int = 0) -> FourierScores:
+    def score(self, features: ParamFeatures, *, seed: int = 0) -> FourierScores:
         """How far features keep to single key frequencies, beside controls scored in the same way.
 
         A feature's activations on all p² inputs are a function on the torus of (a, b). A feature that belongs to frequency
@@ -102,9 +102,9 @@ class ModularToy(Toy):
         keys = torch.tensor(self.frequencies) - 1
         shares = {name: frequency_shares(grid) for name, grid in grids.items()}
         purity = {name: float(share[:, keys].max(1).values.median()) for name, share in shares.items()}
-        own = purity.pop("fit")
+        purity_of_fit = purity.pop("fit")
         return FourierScores(
-            purity=own,
+            purity=purity_of_fit,
             controls=purity,
             key_share=float(torch.isin(shares["fit"].argmax(1), keys).double().mean()),
             chance=len(keys) / (self.p // 2),

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank, leading_factors
-from param_features.fitted import Fitted
 from param_features.measure import Match, match_directions
 from param_features.params import adapter_for, select
 from param_features.toys.toy import Toy
@@ -54,7 +54,7 @@ class Scores:
     @property
     def numbers(self) -> dict[str, float]:
         """Every number by name, controls among them, flat, for tables."""
-        own = {
+        numbers = {
             "mmcs": self.mmcs,
             "covered": self.n_covered,
             "true": self.n_true,
@@ -66,7 +66,7 @@ class Scores:
             "l0": self.l0,
             "dead": self.dead,
         }
-        return {**own, **self.extras}
+        return {**numbers, **self.extras}
 
     def __repr__(self) -> str:
         """One line."""
@@ -92,7 +92,7 @@ class PlantedToy(Toy):
         """Number of planted features."""
         return self.truth.n_features
 
-    def score(self, features: Fitted, *, seed: int = 0) -> Scores:
+    def score(self, features: ParamFeatures, *, seed: int = 0) -> Scores:
         """Score a fit against the planted features, and against truths that it must fail.
 
         Args:
@@ -100,8 +100,8 @@ class PlantedToy(Toy):
             seed: Of the shuffled truth and the random directions.
         """
         generator = torch.Generator().manual_seed(seed)
-        found = match_directions(self.truth, features.v_out, generator)
-        mmcs, n_covered = self._recovery(found)
+        matched = match_directions(self.truth, features.v_out, generator)
+        mmcs, n_covered = self._recovery(matched)
         shuffled = self._mean_recovery(lambda: (_shuffled(self.truth, generator), features.v_out))
         random = self._mean_recovery(lambda: (self.truth, random_like(features.v_out, generator)))
         return Scores(
@@ -115,11 +115,11 @@ class PlantedToy(Toy):
             error=features.metrics["reconstruction_error"],
             l0=features.metrics["l0"],
             dead=int(features.metrics["dead"]),
-            match=found,
-            extras=self._extras(features, found, generator),
+            match=matched,
+            extras=self._extras(features, matched, generator),
         )
 
-    def _extras(self, features: Fitted, match: Match, generator: torch.Generator) -> dict[str, float]:
+    def _extras(self, features: ParamFeatures, match: Match, generator: torch.Generator) -> dict[str, float]:
         """What this toy alone measures, with its controls."""
         return {}
 
@@ -156,13 +156,13 @@ def planted_directions(
     cotangents: Float[Tensor, "feature d_output"],
     rank: int = 1,
 ) -> LowRank:
-    """What a feature is, by definition: how the parameters move the output that is its own, at an input that is it alone.
+    """Directions of planted features: how the parameters move the output of a feature, at an input that has it alone.
 
     Args:
         model: The trained model.
         params: Names of its parameters.
         probes: For each feature, an input with that feature alone.
-        cotangents: For each feature, the combination of outputs that is its own.
+        cotangents: For each feature, the combination of outputs that belongs to it.
         rank: How many factors of each gradient to keep.
 
     Returns:
@@ -173,9 +173,9 @@ def planted_directions(
 
 def unit_directions(matrices: Mapping[str, Float[Tensor, "feature d_out d_in"]], rank: int) -> LowRank:
     """The leading factors of given matrices, scaled to unit norm over all parameters."""
-    found = leading_factors(matrices, rank)
-    found.scale_(1 / found.norm())
-    return found
+    directions = leading_factors(matrices, rank)
+    directions.scale_(1 / directions.norm())
+    return directions
 
 
 def probe_gradients(
@@ -208,5 +208,5 @@ def principal_gradient(
 
 def principal_directions_of(batches: Iterable[Mapping[str, Float[Tensor, "probe d_out d_in"]]], rank: int) -> LowRank:
     """One direction from each batch of gradients: the leading factors of its `principal_gradient`, scaled to unit norm."""
-    found = [principal_gradient(batch) for batch in batches]
-    return unit_directions({name: torch.cat([part[name] for part in found]) for name in found[0]}, rank)
+    leading = [principal_gradient(batch) for batch in batches]
+    return unit_directions({name: torch.cat([gradient[name] for gradient in leading]) for name in leading[0]}, rank)

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from param_features.errors import SettingError
+from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank
-from param_features.fitted import Fitted
 from param_features.gradients import Dense
 from param_features.measure import Match, match_directions
 from param_features.toys.planted_toy import (
@@ -54,14 +54,14 @@ class SuperpositionToy(PlantedToy):
         The other features' mean tilts it away from the planted direction, which is that of the feature alone: where two
         features are active on average, by a cosine of about 0.96.
         """
-        parts = []
+        gradients = []
         for feature in range(self.n_true):
             inputs = self.inputs[self.inputs[:, feature] > 0][:_N_REACH]
             with torch.no_grad():
                 outputs = self.model(inputs)
-            own = 2 * outputs * torch.eye(self.n_true)[feature]
-            parts.append(probe_gradients(self.model, self.params, inputs, own))
-        return principal_directions_of(parts, self.rank)
+            cotangents = 2 * outputs * torch.eye(self.n_true)[feature]
+            gradients.append(probe_gradients(self.model, self.params, inputs, cotangents))
+        return principal_directions_of(gradients, self.rank)
 
     @cached_property
     def _slopes(self) -> dict[str, Float[Tensor, "input_output d_out d_in"]]:
@@ -71,7 +71,7 @@ class SuperpositionToy(PlantedToy):
             self.model, self.params, units.repeat_interleave(self.n_true, 0), units.repeat(self.n_true, 1)
         )
 
-    def _extras(self, features: Fitted, match: Match, generator: torch.Generator) -> dict[str, float]:
+    def _extras(self, features: ParamFeatures, match: Match, generator: torch.Generator) -> dict[str, float]:
         random = [random_like(features.v_out, generator) for _ in range(DRAWS)]
         return {
             "own": self._n_own(features.v_out),

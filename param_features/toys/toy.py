@@ -7,8 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from param_features.fitted import Fitted
-from param_features.run import decompose
+from param_features.features import ParamFeatures, decompose
 
 
 @runtime_checkable
@@ -47,12 +46,12 @@ class Toy(ABC):
     divergence: str = "se"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def decompose(self, *, seed: int = 0, **changes: Any) -> Fitted:
+    def decompose(self, *, seed: int = 0, **changes: Any) -> ParamFeatures:
         """`pf.decompose` with the toy's own settings, in 1,000 steps where it has no other number, and `changes`."""
-        own = {"n_features": self.n_features, "rank": self.rank, "l0": self.l0, "divergence": self.divergence}
-        call = {**own, "steps": 1000, "progress": False, **self.settings, **changes}
-        return decompose(self.model, self.params, inputs=self.inputs, seed=seed, **call)
+        defaults = {"n_features": self.n_features, "rank": self.rank, "l0": self.l0, "divergence": self.divergence}
+        settings = {**defaults, "steps": 1000, "progress": False, **self.settings, **changes}
+        return decompose(self.model, self.params, inputs=self.inputs, seed=seed, **settings)
 
     @abstractmethod
-    def score(self, features: Fitted, *, seed: int = 0) -> HasNumbers:
+    def score(self, features: ParamFeatures, *, seed: int = 0) -> HasNumbers:
         """Score a fit of the toy, and truths or directions that must fail, with random choices drawn from `seed`."""

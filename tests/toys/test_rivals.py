@@ -65,7 +65,7 @@ def test_draws_follow_the_seed_and_principal_directions_do_not(fit, inputs, read
 
 def test_readings_do_not_depend_on_the_batch(fit, inputs, readings, monkeypatch):
     whole = read_all(fit, inputs, readings)
-    monkeypatch.setattr("param_features.fit.readings._POSITIONS_PER_BATCH", 13)
+    monkeypatch.setattr("param_features.fit.reading._POSITIONS_PER_BATCH", 13)
     for name, parts in read_all(fit, inputs, readings).items():
         torch.testing.assert_close(parts, whole[name])
 

@@ -86,7 +86,7 @@ def test_a_feature_is_chosen_on_one_half_and_measured_on_the_other(toy):
     is_first = torch.arange(N_ROWS)[:, None] < N_ROWS // 2
     first_only = torch.where(is_first, label, ~label)
     second_only = torch.where(is_first, ~label, label)
-    told = toy._told(torch.stack([second_only, first_only], 2).float(), {"label": label})
+    told = toy._areas(torch.stack([second_only, first_only], 2).float(), {"label": label})
     assert told == {"label": (0.0, 1)}
 
 
@@ -94,8 +94,8 @@ def test_positions_that_do_not_count_are_left_out(toy):
     label = torch.rand(N_ROWS, N_POS, generator=torch.Generator().manual_seed(2)) < 0.5
     counted = torch.arange(N_POS).expand(N_ROWS, N_POS) > 2
     strength = torch.where(counted, label, ~label).float().unsqueeze(2)
-    assert toy._told(strength, {"label": label})["label"][0] == pytest.approx(0.5, abs=0.1)
-    assert dataclasses.replace(toy, counted=counted)._told(strength, {"label": label}) == {"label": (1.0, 0)}
+    assert toy._areas(strength, {"label": label})["label"][0] == pytest.approx(0.5, abs=0.1)
+    assert dataclasses.replace(toy, counted=counted)._areas(strength, {"label": label}) == {"label": (1.0, 0)}
 
 
 def test_told_alone_is_what_random_directions_do_not_tell():

@@ -3,17 +3,17 @@
 import math
 import random
 import re
-import subprocess
-import sys
 from collections import defaultdict
 
 import pytest
 import torch
 
-from param_features import demo
-from param_features.demo.grammar import tell
-from param_features.demo.rows import TRAIN, tell_rows
-from param_features.demo.vocabulary import SPECIAL_TOKENS, collect_vocabulary, read_vocabulary
+from benchmarks import demo_data
+from benchmarks.demo_data.grammar import tell
+from benchmarks.demo_data.rows import TRAIN, tell_rows
+from benchmarks.demo_data.vocabulary import SPECIAL_TOKENS, collect_vocabulary
+from param_features.demo import RULES
+from param_features.demo.vocabulary import read_vocabulary
 from param_features.errors import SettingError
 
 GIRLS = {"Lily", "Mia", "Anna", "Sue", "Emma", "Lucy", "Jane", "Amy", "Ella", "Zoe"}
@@ -71,19 +71,19 @@ ENDINGS = (
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return demo.stories(600, seed=5)
+    return demo_data.stories(600, seed=5)
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[list[str]]:
     """400 rows as strings, one token longer than the masks, so that each position has a next token."""
     spelling = {index: token for token, index in read_vocabulary().items()}
-    return [[spelling[index] for index in row] for row in demo.tokens(400, n_ctx=65, seed=5).tolist()]
+    return [[spelling[index] for index in row] for row in demo_data.tokens(400, n_ctx=65, seed=5).tolist()]
 
 
 @pytest.fixture(scope="module")
 def masks() -> dict[str, torch.Tensor]:
-    return demo.rules(400, seed=5)
+    return demo_data.rules(400, seed=5)
 
 
 def words(text: str) -> list[str]:
@@ -102,15 +102,15 @@ def first_thing(text: str) -> tuple[str, str]:
 
 
 def test_same_seed_tells_the_same_stories_and_other_seeds_others() -> None:
-    assert demo.stories(20, seed=3) == demo.stories(20, seed=3)
-    assert not set(demo.stories(20, seed=3)) & set(demo.stories(20, seed=4))
-    assert torch.equal(demo.tokens(5, seed=1), demo.tokens(8, seed=1)[:5])
-    assert torch.equal(demo.tokens(5, n_ctx=40), demo.tokens(5, n_ctx=90)[:, :40])
+    assert demo_data.stories(20, seed=3) == demo_data.stories(20, seed=3)
+    assert not set(demo_data.stories(20, seed=3)) & set(demo_data.stories(20, seed=4))
+    assert torch.equal(demo_data.tokens(5, seed=1), demo_data.tokens(8, seed=1)[:5])
+    assert torch.equal(demo_data.tokens(5, n_ctx=40), demo_data.tokens(5, n_ctx=90)[:, :40])
 
 
 def test_training_rows_are_apart_from_those_of_users() -> None:
     held_out = {tell(random.Random(f"held-out/0/{index}")).text for index in range(500)}
-    assert held_out == set(demo.stories(500, seed=0))
+    assert held_out == set(demo_data.stories(500, seed=0))
     trained = {"".join(row.tokens) for row in tell_rows(2000, 64, seed=0, split=TRAIN)}
     users = {"".join(row.tokens) for row in tell_rows(2000, 64, seed=0)}
     assert not trained & users
@@ -118,8 +118,8 @@ def test_training_rows_are_apart_from_those_of_users() -> None:
 
 def test_global_generators_are_untouched() -> None:
     before, torch_before = random.getstate(), torch.random.get_rng_state()
-    demo.tokens(3)
-    demo.rules(3)
+    demo_data.tokens(3)
+    demo_data.rules(3)
     assert random.getstate() == before
     assert torch.equal(torch.random.get_rng_state(), torch_before)
 
@@ -250,20 +250,20 @@ def test_mask_marks_the_position_before_the_token(rule: str, rows: list[list[str
 
 
 def test_every_rule_is_described_and_occurs(masks) -> None:
-    assert list(masks) == list(demo.RULES)
+    assert list(masks) == list(RULES)
     assert len(masks) >= 12
-    for name, description in demo.RULES.items():
+    for name, description in RULES.items():
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", name)
         assert description.endswith(".")
         assert masks[name].any()
 
 
 def test_tables_line_up_with_tokens() -> None:
-    shape = demo.tokens(6, n_ctx=30, seed=2).shape
+    shape = demo_data.tokens(6, n_ctx=30, seed=2).shape
     assert shape == (6, 30)
-    assert demo.surprisal(6, n_ctx=30, seed=2).shape == demo.entropy(6, n_ctx=30, seed=2).shape == shape
-    assert all(mask.shape == shape for mask in demo.rules(6, n_ctx=30, seed=2).values())
-    assert demo.tokens(0).shape == demo.entropy(0).shape == demo.rules(0)["the-end"].shape == (0, 64)
+    assert demo_data.surprisal(6, n_ctx=30, seed=2).shape == demo_data.entropy(6, n_ctx=30, seed=2).shape == shape
+    assert all(mask.shape == shape for mask in demo_data.rules(6, n_ctx=30, seed=2).values())
+    assert demo_data.tokens(0).shape == demo_data.entropy(0).shape == demo_data.rules(0)["the-end"].shape == (0, 64)
 
 
 def test_surprisal_of_a_story_is_its_log_probability() -> None:
@@ -314,7 +314,7 @@ def test_choices_with_the_same_past_form_one_distribution() -> None:
 
 
 def test_surprisal_averages_to_entropy() -> None:
-    surprisal, entropy = demo.surprisal(1500, seed=6), demo.entropy(1500, seed=6)
+    surprisal, entropy = demo_data.surprisal(1500, seed=6), demo_data.entropy(1500, seed=6)
     assert torch.equal(surprisal == 0, entropy == 0)
     gap = (surprisal - entropy).sum(1)
     assert abs(gap.mean()) < 4 * gap.std() / len(gap) ** 0.5
@@ -324,21 +324,12 @@ def test_vocabulary_is_that_of_the_grammar() -> None:
     shipped = read_vocabulary()
     assert shipped == collect_vocabulary()
     assert sorted(shipped.values()) == list(range(len(shipped)))
-    seen = set(demo.tokens(1500, seed=8).flatten().tolist())
+    seen = set(demo_data.tokens(1500, seed=8).flatten().tolist())
     assert {token for token, index in shipped.items() if index not in seen} <= set(SPECIAL_TOKENS)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"n": -1}, "n=-1 rows"), ({"n": 2, "n_ctx": 0}, "n_ctx=0")])
-@pytest.mark.parametrize("function", [demo.tokens, demo.rules, demo.surprisal, demo.entropy])
+@pytest.mark.parametrize("function", [demo_data.tokens, demo_data.rules, demo_data.surprisal, demo_data.entropy])
 def test_impossible_sizes_are_refused(function, arguments: dict, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         function(**arguments)
-
-
-def test_importing_the_demo_imports_no_optional_library() -> None:
-    code = (
-        "import sys; import param_features.demo as demo; demo.tokens(1); "
-        "print({'transformer_lens', 'transformers', 'tokenizers'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

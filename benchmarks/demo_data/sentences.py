@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from param_features.demo.teller import Teller
-from param_features.demo.words import GENDERS, MOOD_ACTIONS, PEOPLE, TRAITS, Person, Thing
+from benchmarks.demo_data.teller import Teller
+from benchmarks.demo_data.words import GENDERS, MOOD_ACTIONS, PEOPLE, TRAITS, Person, Thing
 
 Phrase = Sequence[tuple[str, ...]]
 """Words that had to follow, in pieces: each piece is the words and then the rules that determine them."""

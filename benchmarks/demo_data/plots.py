@@ -3,9 +3,9 @@
 Each is told from the middle of its first sentence to the full stop of the ending.
 """
 
-from param_features.demo.sentences import act_on_mood, close_speech, do_together, end, name_child, name_subject, part
-from param_features.demo.teller import Teller
-from param_features.demo.words import ANIMALS, TROUBLES, Person, Thing
+from benchmarks.demo_data.sentences import act_on_mood, close_speech, do_together, end, name_child, name_subject, part
+from benchmarks.demo_data.teller import Teller
+from benchmarks.demo_data.words import ANIMALS, TROUBLES, Person, Thing
 
 
 def meet_animal(teller: Teller, hero: Person, thing: Thing) -> None:

@@ -1,4 +1,4 @@
-"""Train the demo model and write its files: `python -m param_features.demo.train`.
+"""Train the demo model and write its files: `python -m benchmarks.demo_data.train`.
 
 Rows are told as they are needed and none is used twice. The same settings on the same machine give the same weights.
 """
@@ -17,18 +17,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from benchmarks.demo_data.rows import TRAIN, entropy, surprisal, tell_rows
+from benchmarks.demo_data.vocabulary import PIECE, SPECIAL_TOKENS, collect_vocabulary
 from param_features.demo.loading import build_model, load_tokenizer
-from param_features.demo.rows import TRAIN, entropy, surprisal, tell_rows
 from param_features.demo.vocabulary import (
     BOS,
     CONFIG_FILE,
     MODEL_DIR,
-    PIECE,
-    SPECIAL_TOKENS,
     TOKENIZER_FILE,
     UNKNOWN,
     WEIGHTS_FILE,
-    collect_vocabulary,
     read_vocabulary,
 )
 
@@ -65,8 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder for the three files")
     parser.add_argument("--n-steps", type=int, default=Training.n_steps, help="optimiser steps")
-    arguments = parser.parse_args()
-    out, settings = arguments.out, Training(n_steps=arguments.n_steps)
+    options = parser.parse_args()
+    out, settings = options.out, Training(n_steps=options.n_steps)
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = collect_vocabulary()
     write_tokenizer(vocabulary, out / TOKENIZER_FILE)
@@ -142,8 +140,8 @@ def train(model: "HookedTransformer", vocabulary: dict[str, int], settings: Trai
 def make_optimizer(model: "HookedTransformer", settings: Training) -> torch.optim.AdamW:
     """AdamW with weight decay on weight matrices, none on biases, LayerNorms and embeddings."""
     decayed = [p for name, p in model.named_parameters() if ".W_" in name and "embed" not in name]
-    kept = {id(p) for p in decayed}
-    free = [p for p in model.parameters() if id(p) not in kept]
+    decayed_ids = {id(p) for p in decayed}
+    free = [p for p in model.parameters() if id(p) not in decayed_ids]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
 
@@ -158,8 +156,8 @@ def lr_factor(step: int, settings: Training) -> float:
 
 def training_rows(step: int, vocabulary: dict[str, int], settings: Training) -> Int[Tensor, "batch pos"]:
     """The rows of one step, one token longer than the model reads, so that its last position has a target."""
-    told = tell_rows(settings.batch, N_CTX + 1, seed=settings.seed, split=TRAIN, first=step * settings.batch)
-    return torch.tensor([[vocabulary[token] for token in row.tokens] for row in told])
+    rows = tell_rows(settings.batch, N_CTX + 1, seed=settings.seed, split=TRAIN, first=step * settings.batch)
+    return torch.tensor([[vocabulary[token] for token in row.tokens] for row in rows])
 
 
 @torch.no_grad()
@@ -175,8 +173,7 @@ def evaluate(model: "HookedTransformer", vocabulary: dict[str, int], *, n: int =
     Returns:
         The model's cross-entropy, the surprisal of the same tokens under the grammar, and the grammar's entropy.
     """
-    told = tell_rows(n, N_CTX, seed=seed)
-    rows = torch.tensor([[vocabulary[token] for token in row.tokens] for row in told])
+    rows = torch.tensor([[vocabulary[token] for token in row.tokens] for row in tell_rows(n, N_CTX, seed=seed)])
     losses = torch.cat([next_token_losses(model, part) for part in rows.split(256)])
     return {
         "n": n,

@@ -11,8 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from param_features.errors import AdapterError, ModelStateError, OutputError
 from param_features.params.attention import Attention
-from param_features.params.subset import ParamView, Tap
 from param_features.params.text import ids_of, strings_of
+from param_features.params.views import ParamView, Tap
 
 
 class Adapter(ABC):

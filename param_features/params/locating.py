@@ -8,7 +8,7 @@ from einops import rearrange
 from param_features.errors import FingerprintError, UnknownParameterError, nearest
 from param_features.params.adapter import Adapter
 from param_features.params.record import ParamRecord
-from param_features.params.subset import ParamView, fingerprint
+from param_features.params.views import ParamView, fingerprint
 
 
 def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple[ParamView, ...]:

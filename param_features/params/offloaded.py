@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from param_features.params.subset import ParamView, all_parameters
+from param_features.params.views import ParamView, all_parameters
 
 
 def offloaded_value(owner: nn.Module, attribute: str) -> Tensor | None:

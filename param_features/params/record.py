@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from param_features.files import MOST_COUNT, Part
-from param_features.params.subset import Modes, ParamView, is_fold, modes_of
+from param_features.params.folds import Modes, is_fold, modes_of
+from param_features.params.views import ParamView
 
 _MOST_PLACES = 10_000
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.errors import InferenceModeError
-from param_features.params.subset import all_parameters
+from param_features.params.views import all_parameters
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from param_features.params.subset import ParamView, unfold_matrix
+from param_features.params.folds import unfold_matrix
+from param_features.params.views import ParamView
 
 
 def rows_of_part(view: ParamView) -> Int[Tensor, " d_out"]:

@@ -1,5 +1,6 @@
 """Patterns that view a parameter's tensor as a matrix [d_out, d_in], and the way back."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -50,6 +51,11 @@ class Modes(NamedTuple):
 
     out: tuple[int, ...]
     into: tuple[int, ...]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return math.prod(self.out), math.prod(self.into)
 
     def __str__(self) -> str:
         """`4·8×64`: four heads of eight, by 64."""

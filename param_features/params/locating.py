@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
-from einops import rearrange
-
 from param_features.errors import FingerprintError, UnknownParameterError, nearest
 from param_features.params.adapter import Adapter
 from param_features.params.record import ParamRecord
@@ -48,8 +45,7 @@ def _by_weights(
     known: Mapping[str, ParamView],
     aliases: Mapping[str, str],
 ) -> ParamView:
-    d_out, d_in = rearrange(torch.empty(record.shape, device="meta"), record.fold).shape
-    alike = [view for view in known.values() if view.matrix_shape == (d_out, d_in)]
+    alike = [view for view in known.values() if view.matrix_shape == record.matrix_shape]
     same = [view for view in alike if fingerprint(view) == record.fingerprint]
     if len(same) == 1:
         return same[0]

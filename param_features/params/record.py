@@ -54,5 +54,4 @@ class ParamRecord:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
-        out, into = self.modes
-        return math.prod(out), math.prod(into)
+        return self.modes.matrix_shape

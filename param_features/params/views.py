@@ -56,8 +56,7 @@ class ParamView:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(d_out, d_in) of the matrix view."""
-        d_out, d_in = rearrange(torch.empty(self.shape, device="meta"), self.fold).shape
-        return d_out, d_in
+        return self.modes.matrix_shape
 
     @property
     def modes(self) -> Modes:

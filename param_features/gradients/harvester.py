@@ -246,7 +246,7 @@ class Harvester:
     @property
     def _half_of_free(self) -> int:
         """Of the memory where the gradients lie."""
-        return free_bytes(self.engine.subset.views[0].tensor.device) // 2
+        return free_bytes(self.engine.subset.device) // 2
 
     def agreed(self, processes: Processes) -> "Harvester":
         """With a bound on memory that every process that shares the harvest can keep, where none was given."""

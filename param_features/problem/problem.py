@@ -97,7 +97,7 @@ class Problem:
                 f"reference has shape {tuple(reference.shape)}. Outputs here have {self.output.d_output} numbers: give "
                 f"[{self.output.d_output}] or [n_references, {self.output.d_output}]."
             )
-        device = self.subset.views[0].tensor.device
+        device = self.subset.device
         return self.divergence.to_reference(reference.to(device).float().reshape(-1, self.output.d_output))
 
     @property

@@ -173,7 +173,7 @@ class FactorStore:
             check_pairs(adapter, pairs, output, asked, method)
         kind = recipe["reference"].split(" ")[0]
         named = kind if reference is None or pairs is not None else reference
-        known = None if self.reference is None else self.reference.to(subset.views[0].tensor.device)
+        known = None if self.reference is None else self.reference.to(subset.device)
         problem = Problem(adapter, subset, data, output, asked, named, pairs, known)
         made = {"seed": recipe["seed"], "shard_mib": recipe["shard_mib"], "compression": self.manifest.compression}
         wanted = recipe_of(problem, settings or self.settings, **made)

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 
 from param_features.errors import FingerprintError, UnknownParameterError, nearest
 from param_features.params.adapter import Adapter
+from param_features.params.fingerprints import fingerprint
+from param_features.params.readiness import check_present, check_ready
 from param_features.params.record import ParamRecord
-from param_features.params.views import ParamView, fingerprint
+from param_features.params.subset import ParamSubset
+from param_features.params.views import ParamView
 
 
 def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple[ParamView, ...]:
@@ -17,7 +20,9 @@ def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple
         FingerprintError: No parameter has these weights, several have, two saved ones would share one, or it is tied in one
             model only.
         UnknownParameterError: The model has no parameter of that name and none with these weights.
+        ModelStateError: Some of the model's weights have no values, or the matching ones come and go with each call.
     """
+    check_ready(adapter)
     known = adapter.views() | adapter.parts()
     aliases = adapter.aliases()
     found: dict[str, ParamView] = {}
@@ -35,7 +40,9 @@ def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple
                 f"{view.name!r} only. Load a model that holds both."
             )
         found[view.name], saved_as[view.name] = view, name
-    return tuple(found.values())
+    views = tuple(found.values())
+    check_present(ParamSubset(views))
+    return views
 
 
 def _by_weights(

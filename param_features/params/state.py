@@ -85,7 +85,8 @@ def held_still(module: nn.Module) -> Iterator[None]:
             "frozen meanwhile anyway, and torch.no_grad() does no harm."
         )
     modes = [(child, child.training) for child in module.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in all_parameters(module)]
+    weights = [parameter for parameter in all_parameters(module) if not parameter.is_inference()]  # those keep their flags
+    flags = [(parameter, parameter.requires_grad) for parameter in weights]
     away = _offloaded(module)
     buffers = [_Buffer.of(child, name) for child, _ in modes for name in child._buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from param_features.errors import NoGradientError, NonFiniteError
 from param_features.params.edits import Addition, added, is_edited
-from param_features.params.views import ParamView, fingerprint
+from param_features.params.fingerprints import fingerprint
+from param_features.params.views import ParamView
+
+
+def has_plain_values(stored: Tensor) -> bool:
+    """Whether a tensor keeps its values as they are: no class of its own makes it quantised, sharded or sparse."""
+    return getattr(type(stored), "__torch_dispatch__", None) is getattr(Tensor, "__torch_dispatch__", None)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class ParamSubset:
                     f"{view.name!r} is {view.stored.dtype}, and only floating-point weights have gradients. Load the model "
                     "without quantisation, or leave this parameter out."
                 )
-            if getattr(type(view.stored), "__torch_dispatch__", None) is not getattr(Tensor, "__torch_dispatch__", None):
+            if not has_plain_values(view.stored):
                 raise NoGradientError(
                     f"{view.name!r} is a {type(view.stored).__name__}, a tensor that keeps its values in another form "
                     "(quantised, sharded or sparse). Load the model with plain weights, or leave this parameter out."

@@ -1,6 +1,5 @@
 """Parameters seen as matrices, and where in a forward pass their inputs and output gradients show."""
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -77,13 +76,6 @@ def all_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Every Parameter that a submodule holds, each once; some libraries' own `parameters()` leaves some out."""
     held = (parameter for child in module.modules() for parameter in child._parameters.values() if parameter is not None)
     return list(dict.fromkeys(held))
-
-
-def fingerprint(view: ParamView) -> str:
-    """SHA-256 of the dtype, shape and bytes of the parameter's matrix."""
-    data = view.to_matrix(view.tensor.detach()).cpu().contiguous()
-    header = f"{data.dtype} {tuple(data.shape)}".encode()
-    return hashlib.sha256(header + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 class ParamInfo(NamedTuple):

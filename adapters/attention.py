@@ -25,14 +25,14 @@ def _shared_rotary(model: nn.Module) -> Rotary | None:
 
     Those for contexts up to the trained length, where the model stretches them beyond.
     """
-    found = [module for module in model.modules() if "inv_freq" in module._buffers]
-    if len(found) != 1:
+    holders = [module for module in model.modules() if "inv_freq" in module._buffers]
+    if len(holders) != 1:
         return None
-    buffers = found[0]._buffers
+    buffers = holders[0]._buffers
     frequencies = buffers.get("original_inv_freq", buffers["inv_freq"])
     if frequencies is None:
         return None
-    return Rotary(tuple(frequencies.double().tolist()), gain=float(getattr(found[0], "attention_scaling", 1.0)))
+    return Rotary(tuple(frequencies.double().tolist()), gain=float(getattr(holders[0], "attention_scaling", 1.0)))
 
 
 def _turned(query: str, key: str) -> Callable[[Any, nn.Module], Attention | None]:

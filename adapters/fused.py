@@ -28,14 +28,14 @@ class Split:
         """Where each part lies in a stored tensor with `n_dims` axes."""
         pattern, lengths = "", ()
         if self.n_heads is not None:
-            rest = " ".join(["i"] * (n_dims - 1))
-            pattern = f"(head part o) {rest} -> (part head o) {rest}"
+            others = " ".join(["i"] * (n_dims - 1))
+            pattern = f"(head part o) {others} -> (part head o) {others}"
             lengths = (("head", self.n_heads), ("part", len(self.sizes)))
-        found, start = {}, 0
+        layouts, start = {}, 0
         for name, size in self.sizes.items():
-            found[name] = Layout(pattern, lengths, (start, start + size), out_axis)
+            layouts[name] = Layout(pattern, lengths, (start, start + size), out_axis)
             start += size
-        return found
+        return layouts
 
 
 def _equal(names: str, total: int, n_heads: int | None = None) -> Split:

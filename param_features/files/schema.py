@@ -10,7 +10,7 @@ from param_features.files.checked_json import shown
 from param_features.files.disk import Origin
 
 MOST_COUNT = 2**48
-"""Of anything that is counted; products of a few stay within what a message and a float can hold."""
+"""The largest of all counts in files; products of a few stay within what a message and a float can hold."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST_TEXT = 1000
@@ -107,8 +107,8 @@ class Part:
 
     def parts(self, key: str) -> "dict[str, Part]":
         """An object of objects, by their names, in order."""
-        found = self.part(key).named()
-        return {name: Part({name: value}, found.name, self.origin).part(name) for name, value in found.body.items()}
+        inner = self.part(key).named()
+        return {name: Part({name: value}, inner.name, self.origin).part(name) for name, value in inner.body.items()}
 
     def named(self) -> "Part":
         """Itself, where its fields' names can be printed.

@@ -152,7 +152,7 @@ class Harvester:
         batches = self.batches(inputs, n_slots)
         store = self._reserve(inputs, len(inputs) * n_slots)
         share = Share(processes, len(batches))
-        mine, d_output = range(len(batches))[share.own], None if share.is_whole else self.width(inputs)
+        mine, d_output = range(len(batches))[share.items], None if share.is_whole else self.width(inputs)
         n_own = sum(len(batches[place]) for place in mine) * n_slots
         with tqdm(total=n_own, desc=title, unit="sample", disable=not progress) as bar:
 

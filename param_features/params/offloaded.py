@@ -31,8 +31,8 @@ def is_offloaded(view: ParamView) -> bool:
 
 def values_of(view: ParamView) -> Tensor:
     """The stored parameter, or what its hook would bring in."""
-    found = offloaded_value(view.owner, view.attribute) if view.stored.is_meta else None
-    return view.stored if found is None else found
+    brought_in = offloaded_value(view.owner, view.attribute) if view.stored.is_meta else None
+    return view.stored if brought_in is None else brought_in
 
 
 def device_for_inputs(module: nn.Module) -> torch.device:

@@ -25,11 +25,12 @@ def check_present(subset: ParamSubset) -> None:
     Raises:
         ModelStateError: Names the first that `device_map=` offloaded.
     """
-    away = next((view.name for view in subset.views if view.stored.is_meta), None)
-    if away is not None:
+    offloaded = next((view.name for view in subset.views if view.stored.is_meta), None)
+    if offloaded is not None:
         raise ModelStateError(
-            f"device_map= offloaded {away!r} to the disk or the CPU: its values come and go with each call. Other weights "
-            "may be offloaded; give the layers of the parameters that are decomposed a device, or leave this one out."
+            f"device_map= offloaded {offloaded!r} to the disk or the CPU: its values come and go with each call. Other "
+            "weights may be offloaded; give the layers of the parameters that are decomposed a device, or leave this one "
+            "out."
         )
 
 

@@ -35,51 +35,51 @@ def select(
         SettingError: A matrix is chosen both whole and in part.
     """
     parts, aliases = parts or {}, aliases or {}
-    spoken, of_parts = {name: name for name in views} | dict(aliases), _spoken_parts(parts, aliases)
-    wanted = [spec] if isinstance(spec, str | re.Pattern) else list(spec)
-    if not wanted or any(one == "" for one in wanted):
+    names, part_names = {name: name for name in views} | dict(aliases), _names_of_parts(parts, aliases)
+    patterns = [spec] if isinstance(spec, str | re.Pattern) else list(spec)
+    if not patterns or any(pattern == "" for pattern in patterns):
         raise EmptySelectionError(
             f"params={spec!r} chooses no parameter. Give a name, a glob, a compiled regex or a list of these; "
             "pf.list_params(model) prints all names."
         )
-    chosen = {name for one in wanted for name in _matches(one, spoken, of_parts)}
+    chosen = {name for pattern in patterns for name in _matches(pattern, names, part_names)}
     subset = ParamSubset(tuple(view for name, view in {**views, **parts}.items() if name in chosen))
     _refuse_overlap(subset)
     return subset
 
 
-def _spoken_parts(parts: Mapping[str, ParamView], aliases: Mapping[str, str]) -> dict[str, str]:
+def _names_of_parts(parts: Mapping[str, ParamView], aliases: Mapping[str, str]) -> dict[str, str]:
     """Names of parts, also under their whole's aliases, to the library's own."""
-    found = {name: name for name in parts}
+    names = {name: name for name in parts}
     for alias, real in aliases.items():
-        found |= {alias + name.removeprefix(real): name for name in parts if name.startswith(f"{real}[")}
-    return found
+        names |= {alias + name.removeprefix(real): name for name in parts if name.startswith(f"{real}[")}
+    return names
 
 
-def _matches(wanted: str | re.Pattern, spoken: Mapping[str, str], parts: Mapping[str, str]) -> set[str]:
-    if isinstance(wanted, re.Pattern):
-        found = {real for name, real in spoken.items() if wanted.fullmatch(name)}
-        found = found or {real for name, real in parts.items() if wanted.fullmatch(name)}
-    elif wanted in spoken or wanted in parts:
-        found = {spoken.get(wanted) or parts[wanted]}
+def _matches(pattern: str | re.Pattern, names: Mapping[str, str], part_names: Mapping[str, str]) -> set[str]:
+    if isinstance(pattern, re.Pattern):
+        matched = {real for name, real in names.items() if pattern.fullmatch(name)}
+        matched = matched or {real for name, real in part_names.items() if pattern.fullmatch(name)}
+    elif pattern in names or pattern in part_names:
+        matched = {names.get(pattern) or part_names[pattern]}
     else:
-        found = {real for name, real in spoken.items() if fnmatch.fnmatchcase(name, wanted)}
-        found |= {real for name, real in parts.items() if _is_part_of(name, wanted)}
-    if not found:
-        pattern = wanted.pattern if isinstance(wanted, re.Pattern) else wanted
+        matched = {real for name, real in names.items() if fnmatch.fnmatchcase(name, pattern)}
+        matched |= {real for name, real in part_names.items() if _is_part_of(name, pattern)}
+    if not matched:
+        text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
         raise UnknownParameterError(
-            f"No parameter matches {pattern!r}. The model has {len(set(spoken.values()))} parameters; nearest: "
-            f"{nearest(pattern, [*spoken, *parts])}. pf.list_params(model) prints all."
+            f"No parameter matches {text!r}. The model has {len(set(names.values()))} parameters; nearest: "
+            f"{nearest(text, [*names, *part_names])}. pf.list_params(model) prints all."
         )
-    return found
+    return matched
 
 
-def _is_part_of(name: str, wanted: str) -> bool:
+def _is_part_of(name: str, pattern: str) -> bool:
     """Whether `c_attn.weight[k]` is meant by `*.c_attn.weight[q|k]`: a glob before the brackets, alternatives inside."""
     whole, _, part = name[:-1].rpartition("[")
-    pattern, bracket, choices = wanted.removesuffix("]").rpartition("[")
-    is_named = bracket and wanted.endswith("]") and any(fnmatch.fnmatchcase(part, choice) for choice in choices.split("|"))
-    return bool(is_named) and fnmatch.fnmatchcase(whole, pattern)
+    whole_pattern, bracket, choices = pattern.removesuffix("]").rpartition("[")
+    is_named = bracket and pattern.endswith("]") and any(fnmatch.fnmatchcase(part, choice) for choice in choices.split("|"))
+    return bool(is_named) and fnmatch.fnmatchcase(whole, whole_pattern)
 
 
 def _refuse_overlap(subset: ParamSubset) -> None:

@@ -64,8 +64,8 @@ def plain_kernels() -> Iterator[None]:
 
 def _offloaded(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """Parameters that are away: accelerate's hooks leave another object in their place at each call."""
-    places = [(child, name, held) for child in module.modules() for name, held in child._parameters.items()]
-    return [(owner, name, held) for owner, name, held in places if held is not None and held.is_meta]
+    places = [(child, name, parameter) for child in module.modules() for name, parameter in child._parameters.items()]
+    return [(owner, name, parameter) for owner, name, parameter in places if parameter is not None and parameter.is_meta]
 
 
 @contextmanager

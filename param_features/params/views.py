@@ -74,8 +74,10 @@ class ParamView:
 
 def all_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Every Parameter that a submodule holds, each once; some libraries' own `parameters()` leaves some out."""
-    held = (parameter for child in module.modules() for parameter in child._parameters.values() if parameter is not None)
-    return list(dict.fromkeys(held))
+    parameters = (
+        parameter for child in module.modules() for parameter in child._parameters.values() if parameter is not None
+    )
+    return list(dict.fromkeys(parameters))
 
 
 class ParamInfo(NamedTuple):

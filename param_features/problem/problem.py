@@ -147,22 +147,22 @@ class Problem:
 def read_problem(
     chosen: ChosenParams, tokens: Any, inputs: Any, *, divergence: Any, reference: Any, method: str = "l3d"
 ) -> Problem:
-    """Read and check what the user gave; errors are those of `pf.decompose`."""
-    adapter, spec = chosen.adapter, as_pairs(reference)
-    pairs = None if spec is None else read_pairs(adapter, spec, tokens, inputs)
+    """Read and check what the user gave about data, divergence and reference; errors are those of `pf.decompose`."""
+    adapter, prompt_pairs = chosen.adapter, as_pairs(reference)
+    pairs = None if prompt_pairs is None else read_pairs(adapter, prompt_pairs, tokens, inputs)
     data = read_inputs(adapter, tokens, inputs) if pairs is None else pairs.clean
     output = inspect_output(adapter, data)
-    asked = read_divergence(divergence, is_logits=output.is_logits)
+    measure = read_divergence(divergence, is_logits=output.is_logits)
     if pairs is None:
-        check_reference(reference, asked)
+        check_reference(reference, measure)
     else:
-        check_pairs(adapter, pairs, output, asked, method)
-    return Problem(adapter, chosen.subset, data, output, asked, reference if pairs is None else "pairs", pairs)
+        check_pairs(adapter, pairs, output, measure, method)
+    return Problem(adapter, chosen.subset, data, output, measure, reference if pairs is None else "pairs", pairs)
 
 
-def say_notices(problem: Problem, asked: Any, say: Callable[[str], None]) -> None:
-    """Say which divergence was chosen, where it was left open, and what a model in training is."""
-    if asked == "auto":
+def say_notices(problem: Problem, requested: Any, say: Callable[[str], None]) -> None:
+    """Print which divergence was chosen, where the user left it open, and a notice for a model in training mode."""
+    if requested == "auto":
         is_known = "is" if problem.output.is_logits else "is not"
         shape = problem.output.shape
         say(f"divergence: {problem.divergence.name!r}, since the output of shape {shape} {is_known} known to be logits.")

@@ -45,7 +45,7 @@ def load(
         model: The model they belong to, in any library that holds the same weights: parameters are found by name or else by
             their weights, see `bind`. Without a model, directions and metrics can be read, activations cannot.
         divergence: The function that was given to `decompose`, if it was one: code is not saved.
-        output: The same.
+        output: The function that was given to `decompose` as `output=`, if one was.
         tokenizer: For strings, where the model carries none.
         revision: Branch, tag or commit on the hub; its main branch by default.
         token: Of the hub; by default the one that `hf auth login` left.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from param_features.params import Attention, Rotary
+from param_features.params import Attention, Rotary, class_names
 
 
 def rotary_of_table(cosine: Tensor, sine: Tensor, *, is_adjacent: bool) -> Rotary:
@@ -105,8 +105,8 @@ _KNOWN: dict[str, Callable[[Any, nn.Module], Attention | None]] = {
 
 def attention_of(layer: nn.Module, model: nn.Module) -> Attention | None:
     """How a layer of `model` makes its scores, matrices named from the layer; None when not known."""
-    for cls in type(layer).__mro__:
-        read = _KNOWN.get(f"{cls.__module__.partition('.')[0]}.{cls.__name__}")
+    for class_name in class_names(layer):
+        read = _KNOWN.get(class_name)
         if read is not None:
             return read(layer, model)
     return None

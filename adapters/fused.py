@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from param_features.params import Layout
+from param_features.params import Layout, class_names
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ _SPLITS: dict[str, dict[str, Callable[[Any], Split]]] = {
 def splits(model: nn.Module) -> Iterator[tuple[str, Split]]:
     """Every fused parameter of the model that is known: its name and how it is split."""
     for prefix, module in model.named_modules():
-        for cls in type(module).__mro__:
-            known = _SPLITS.get(f"{cls.__module__.partition('.')[0]}.{cls.__name__}", {})
+        for class_name in class_names(module):
+            known = _SPLITS.get(class_name, {})
             for start, split in known.items():
                 names = [name for name, _ in module.named_parameters() if name.startswith(start)]
                 yield from ((f"{prefix}.{name}" if prefix else name, split(module)) for name in names)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import AdapterError, FeatureMismatchError, MissingExtraError
+from param_features.params import class_names
 
 _CHUNK_NUMBERS = 2**24
 _RESHAPING = ("reshape_fn_in", "reshape_fn_out", "d_head", "hook_z_reshaping_mode")
@@ -39,7 +40,7 @@ def sae_lens_library() -> Any:
 
 def is_sae(candidate: Any) -> bool:
     """Whether it is an SAE of sae-lens, of any architecture."""
-    return "sae_lens.SAE" in _class_names(candidate)
+    return "sae_lens.SAE" in class_names(candidate)
 
 
 def _loaded(folder: "str | PathLike", device: torch.device | str) -> Any:
@@ -78,7 +79,7 @@ def read_sae(source: Any, device: torch.device | str = "cpu") -> "SparseAutoenco
             f"sae is a {type(source).__name__}. Give an SAE of sae-lens, a folder written by its save_model, or a pair "
             "(release, id) that sae_lens.SAE.from_pretrained takes."
         )
-    if "sae_lens.TrainingSAE" in _class_names(source):
+    if "sae_lens.TrainingSAE" in class_names(source):
         raise AdapterError(
             f"sae is a {type(source).__name__}, which is for training: what it encodes depends on the batch. Save "
             "it by sae.save_inference_model(folder) and give the folder."
@@ -203,7 +204,3 @@ def _reading_flat(sae: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(sae, name, value)
-
-
-def _class_names(candidate: Any) -> set[str]:
-    return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(candidate).__mro__}

@@ -7,6 +7,7 @@ from param_features.params.folds import Modes, default_fold, unfold_matrix
 from param_features.params.layout import Layout
 from param_features.params.listing import list_params
 from param_features.params.locating import matching_views
+from param_features.params.naming import class_names
 from param_features.params.offloaded import device_for_inputs, untied, values_of
 from param_features.params.readiness import check_present, check_ready, training_notice, why_never_chosen
 from param_features.params.record import ParamRecord
@@ -34,6 +35,7 @@ __all__ = [
     "all_parameters",
     "check_present",
     "check_ready",
+    "class_names",
     "copied_buffers",
     "default_fold",
     "device_for_inputs",

@@ -198,14 +198,19 @@ def _read_mask(attention_mask: Any, inputs: ModelInputs) -> Tensor | None:
     mask = attention_mask.bool()
     if bool(mask.all()):
         return None
-    n_runs = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
-    if bool((n_runs != 1).any()):
-        row = int((n_runs != 1).nonzero()[0])
+    runs = count_runs(mask)
+    if bool((runs != 1).any()):
+        row = int((runs != 1).nonzero()[0])
         raise InputError(
-            f"Row {row} of attention_mask marks {int(mask[row].sum())} positions in {int(n_runs[row])} runs. Each row needs "
+            f"Row {row} of attention_mask marks {int(mask[row].sum())} positions in {int(runs[row])} runs. Each row needs "
             "one run of real positions, with padding before or after it."
         )
     return mask
+
+
+def count_runs(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
+    """Count the runs of real positions in each row."""
+    return mask[:, :1].long().sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
 
 
 def _check_ids(adapter: Adapter, tokens: Tensor, *, are_texts: bool = False) -> None:

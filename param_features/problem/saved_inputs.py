@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from param_features.files import Origin, shown
-from param_features.problem.inputs import ModelInputs
+from param_features.problem.inputs import ModelInputs, count_runs
 
 
 def input_tensors(inputs: ModelInputs, title: str) -> dict[str, Tensor]:
@@ -56,5 +56,4 @@ def _mask_fault(mask: Tensor | None, tokens: Tensor | None) -> str:
         return ""
     if mask.dtype != torch.bool or tokens is None or mask.shape != tokens.shape:
         return "the mask is not true or false for each token"
-    n_runs = mask[:, :1].long().sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
-    return "" if bool((n_runs == 1).all()) else "a row's real positions are not one run"
+    return "" if bool((count_runs(mask) == 1).all()) else "a row's real positions are not one run"

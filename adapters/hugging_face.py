@@ -40,7 +40,7 @@ class HuggingFaceAdapter(ModuleAdapter):
 
     @property
     def d_vocab(self) -> int | None:
-        """Rows of the input embedding."""
+        """How many token ids the model knows: the rows of its input embedding."""
         embedding = self.model.get_input_embeddings()
         return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 

@@ -23,7 +23,7 @@ _WEBSITE = "https://neuronpedia.org"
 
 
 def sae_lens_library() -> Any:
-    """The sae-lens library.
+    """Import the sae-lens library.
 
     Raises:
         MissingExtraError: It cannot be imported.
@@ -44,7 +44,7 @@ def is_sae(candidate: Any) -> bool:
 
 
 def _loaded(folder: "str | PathLike", device: torch.device | str) -> Any:
-    """The SAE in a folder.
+    """Load the SAE in a folder.
 
     Raises:
         AdapterError: It holds none that sae-lens can read.
@@ -60,7 +60,7 @@ def _loaded(folder: "str | PathLike", device: torch.device | str) -> Any:
 
 
 def read_sae(source: Any, device: torch.device | str = "cpu") -> "SparseAutoencoder":
-    """What the user means by an SAE.
+    """Read whatever the user means by an SAE.
 
     Args:
         source: An SAE of sae-lens; a folder that `sae.save_model` wrote; or a pair (release, id) on the hub.
@@ -104,7 +104,7 @@ class SparseAutoencoder:
 
     @property
     def d_in(self) -> int:
-        """Length of what it reads."""
+        """How many numbers of each sample the SAE reads."""
         return self.sae.cfg.d_in
 
     @property
@@ -119,7 +119,7 @@ class SparseAutoencoder:
 
     @property
     def description(self) -> str:
-        """Architecture and place, for messages."""
+        """The SAE's architecture and place, for messages."""
         return f"{self.architecture} SAE at {self.hook_name or 'an unnamed place'}"
 
     def url(self, feature: int) -> str | None:

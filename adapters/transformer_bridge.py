@@ -146,7 +146,7 @@ class TransformerBridgeAdapter(LensAdapter):
         return Slot(f"{path}._{name}", slot.kind) if is_grouped and name in ("W_K", "W_V", "b_K", "b_V") else slot
 
     def _places(self) -> Iterator[tuple[nn.Module | None, str, Slot]]:
-        """Where TransformerLens' names may lie."""
+        """List the places where TransformerLens' names may lie."""
         yield _wrapped(self.model, "embed"), "weight", Slot("embed.W_E", "matrix")
         yield _wrapped(self.model, "pos_embed"), "weight", Slot("pos_embed.W_pos", "matrix")
         yield from _norm(_wrapped(self.model, "ln_final"), "ln_final")
@@ -201,7 +201,7 @@ def _wrapped(parent: nn.Module, child: str) -> nn.Module | None:
 
 
 def _n_dims(slot: Slot) -> int:
-    """Axes of the stored parameter."""
+    """How many axes the stored parameter of a slot has."""
     return 1 if slot.kind in ("vector", "head bias") else 2
 
 

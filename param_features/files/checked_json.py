@@ -19,7 +19,7 @@ _MOST_INTEGER = 2**63
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of record.
+    """A kind of record that this library writes as JSON and reads again.
 
     Attributes:
         name: The value of its `format`.

@@ -27,7 +27,7 @@ _CUT = "it was cut short or edited"
 
 
 class Entry(NamedTuple):
-    """A tensor in a file.
+    """Where a file holds a tensor, and of which kind it is.
 
     Attributes:
         dtype: By its name in `DTYPES`.
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says of its tensors.
+    """What the header of a file says about its tensors.
 
     Attributes:
         entries: By name.
@@ -55,7 +55,7 @@ class Header(NamedTuple):
 
 
 def read_tensors(data: bytes, origin: Origin) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file's bytes, and its metadata.
+    """Read the tensors and the metadata in the bytes of a file.
 
     Raises:
         StoreError: They are not a whole safetensors file, or hold a tensor of a kind that this library does not write.
@@ -65,7 +65,7 @@ def read_tensors(data: bytes, origin: Origin) -> tuple[dict[str, Tensor], dict[s
 
 
 def header_bytes(head: bytes, n_bytes: int, origin: Origin) -> int:
-    """Length of the header, by the first eight bytes of a file of so many.
+    """Tell how long the header is, by the first eight bytes of a file of so many.
 
     Raises:
         StoreError: The file cannot hold it.
@@ -77,7 +77,7 @@ def header_bytes(head: bytes, n_bytes: int, origin: Origin) -> int:
 
 
 def read_header(data: bytes, n_bytes: int, origin: Origin) -> Header:
-    """The header of a file of so many bytes, of which at least the header is given.
+    """Read the header of a file of so many bytes, of which at least the header is given.
 
     Raises:
         StoreError: The bytes are no whole header, or it describes a tensor of a kind that this library does not write.

@@ -43,7 +43,7 @@ class Processes:
 
     @property
     def n_on_machine(self) -> int:
-        """How many share this machine's memory."""
+        """How many of the processes share the memory of this machine."""
         return 1 if self.n == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", self.n))
 
     def share(self, n_items: int) -> "Share":
@@ -108,11 +108,11 @@ class Share:
 
     @property
     def is_whole(self) -> bool:
-        """Whether this process has all of them."""
+        """Whether this process has all of the items."""
         return self.processes.n == 1
 
     def part(self, index: int) -> slice:
-        """Which items a process has."""
+        """Tell which items the process of that index has."""
         n = self.processes.n
         return slice(self.n_items * index // n, self.n_items * (index + 1) // n)
 
@@ -232,5 +232,5 @@ def _is_on_cpu() -> bool:
 
 
 def _device() -> torch.device:
-    """Where tensors must lie to be sent."""
+    """The device on which tensors must lie to be sent to other processes."""
     return _state().device

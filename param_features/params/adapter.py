@@ -165,11 +165,11 @@ class Adapter(ABC):
         return dict(self.module.named_modules(remove_duplicate=False))
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The model's output tensor: what it returns, or the `.logits` of what it returns."""
+        """Run the model and return its output tensor: what it returns, or the `.logits` of what it returns."""
         return self.tensor_of(self.call(*args, **kwargs))
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model itself returns."""
+        """Run the model and return what it returns itself."""
         return self.model(*args, **kwargs)
 
     def tensor_of(self, output: Any) -> Tensor:

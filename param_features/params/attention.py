@@ -81,7 +81,7 @@ class Attention:
 
     @property
     def n_sharing(self) -> int:
-        """Query heads that share a key head.
+        """How many query heads share a key head.
 
         Raises:
             SettingError: The query heads cannot be shared out evenly.

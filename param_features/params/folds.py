@@ -54,7 +54,7 @@ class Modes(NamedTuple):
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """(d_out, d_in): the product of the axes on either side."""
         return math.prod(self.out), math.prod(self.into)
 
     def __str__(self) -> str:

@@ -28,12 +28,12 @@ class ParamRecord:
 
     @classmethod
     def of(cls, view: ParamView, fingerprint: str) -> "ParamRecord":
-        """The record of a model's parameter."""
+        """Make the record of a model's parameter."""
         return cls(tuple(view.shape), view.fold, fingerprint, len(view.places))
 
     @classmethod
     def read(cls, part: Part) -> "ParamRecord":
-        """From a file.
+        """Read a record from a file.
 
         Raises:
             StoreError: It says anything else than a record does, or what no parameter can be.
@@ -53,5 +53,5 @@ class ParamRecord:
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """(d_out, d_in) of the matrix view."""
         return self.modes.matrix_shape

@@ -46,7 +46,7 @@ class ParamSubset:
         return {view.name: view.tensor for view in self.views}
 
     def __getitem__(self, name: str) -> ParamView:
-        """The view of that name."""
+        """Return the view of that name."""
         return self.views[self.names.index(name)]
 
     def check_finite(self) -> None:

@@ -68,7 +68,7 @@ class ParamView:
         return rearrange(tensor, f"... {left} -> ... {right}")
 
     def from_matrix(self, matrix: Float[Tensor, "*batch d_out d_in"]) -> Float[Tensor, "*shape"]:
-        """Inverse of `to_matrix`."""
+        """Give a matrix view back the shape of the parameter: the inverse of `to_matrix`."""
         return unfold_matrix(matrix, self.fold, self.shape)
 
 
@@ -81,7 +81,7 @@ def all_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 class ParamInfo(NamedTuple):
-    """A row of `pf.list_params`.
+    """What `pf.list_params` tells about a parameter.
 
     Attributes:
         name: The library's own name.

@@ -46,7 +46,7 @@ class CurvedDivergence(Divergence):
 
 
 class KL(CurvedDivergence):
-    """KL(y_r ‖ softmax f), in nats; cotangent softmax(f) − y_r."""
+    """Kullback–Leibler divergence: KL(y_r ‖ softmax f), in nats; cotangent softmax(f) − y_r."""
 
     name = "kl"
     unit = "nats"
@@ -71,7 +71,7 @@ class KL(CurvedDivergence):
 
 
 class SquaredError(CurvedDivergence):
-    """Σ (f − y_r)²; cotangent 2 (f − y_r)."""
+    """Squared error: Σ (f − y_r)²; cotangent 2 (f − y_r)."""
 
     name = "se"
     unit = "squared error"

@@ -78,7 +78,7 @@ class ModelInputs:
         return self.mask.cpu().long().cumsum(1).argmax(1)
 
     def __len__(self) -> int:
-        """Size of the batch."""
+        """How many rows the batch has."""
         return len(self.tensors[0])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "ModelInputs":

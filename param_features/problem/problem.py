@@ -140,7 +140,7 @@ class Problem:
 
     @property
     def kind(self) -> str:
-        """Name of the reference."""
+        """The name of the reference."""
         return self.reference if isinstance(self.reference, str) else "given"
 
 

@@ -129,7 +129,7 @@ def _id_lists(rows: Iterable[Any], tokenizer: Any, text_field: str, is_packed: b
 
 
 def _ids_or_text(row: Any, text_field: str) -> str | list[int]:
-    """A row's ids, or else its text.
+    """Read the ids of a row, or else its text.
 
     Raises:
         InputError: It has neither.

@@ -23,7 +23,7 @@ class ModelDescription:
         n_layers: Number of blocks, None when not known.
         n_params: Number of scalars, tied weights once.
         dtypes: How many tensors have each dtype.
-        devices: The same by device.
+        devices: How many tensors lie on each device.
         processing: What the library did to the weights after training; empty when nothing is known.
         tokens: Vocabulary, context and tokenizer.
         factored: Parameters with a factored rule.
@@ -69,7 +69,7 @@ class ModelDescription:
         return "\n".join(f"{title:<11} {text}" for title, text in lines.items() if text)
 
     def __repr__(self) -> str:
-        """The same."""
+        """Show what `print` shows."""
         return str(self)
 
 
@@ -84,7 +84,7 @@ def describe(model: Any, tokens: Any = None, *, inputs: Any = None) -> ModelDesc
     Args:
         model: As for `pf.decompose`.
         tokens: Where given, every rule is compared with autograd on two rows of it.
-        inputs: The same, for models that take no tokens.
+        inputs: Instead of tokens, for models that take none.
 
     Raises:
         AdapterError: Nothing reads such a model.

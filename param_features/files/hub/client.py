@@ -45,7 +45,7 @@ _REFUSALS = {401: "no token, or a wrong one", 402: "payment is required", 403: "
 
 
 def hub_library(module: str = "") -> Any:
-    """huggingface-hub, or a module of it.
+    """Import huggingface-hub, or a module of it.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -61,7 +61,7 @@ def hub_library(module: str = "") -> Any:
 
 @contextmanager
 def hub_errors(request: str) -> Iterator[None]:
-    """The hub's errors as this library's; `request` begins the message.
+    """Raise the hub's errors as this library's; `request` begins the message.
 
     Raises:
         HubNotFoundError: There is no such repository, revision or file.
@@ -97,7 +97,7 @@ def _named(errors: Any, error: Exception) -> tuple[type[ParamFeaturesError], str
 
 
 def _reason(error: BaseException) -> str:
-    """The hub's own words in one line: those of the cause where it was hidden."""
+    """Quote the hub's own words in one line: those of the cause where it was hidden."""
     hidden = error.__cause__ if getattr(error, "response", None) is None else None
     reason = hidden or error
     return " ".join(str(getattr(reason, "server_message", None) or reason).split())[:300] or type(reason).__name__

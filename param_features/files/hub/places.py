@@ -13,7 +13,7 @@ _FILES = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz", 
 
 @dataclass(frozen=True)
 class HubPlace:
-    """Features on the hub.
+    """Where features lie on the hub.
 
     Attributes:
         repo: `owner/name`.

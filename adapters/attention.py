@@ -106,7 +106,7 @@ _KNOWN: dict[str, Callable[[Any, nn.Module], Attention | None]] = {
 def attention_of(layer: nn.Module, model: nn.Module) -> Attention | None:
     """How a layer of `model` makes its scores, matrices named from the layer; None when not known."""
     for class_name in class_names(layer):
-        read = _KNOWN.get(class_name)
-        if read is not None:
-            return read(layer, model)
+        reader = _KNOWN.get(class_name)
+        if reader is not None:
+            return reader(layer, model)
     return None

@@ -87,10 +87,10 @@ def read_pairs(adapter: Adapter, pairs: Pairs, tokens: Any, inputs: Any) -> Pair
             shape of their outputs; or a prompt is its own partner.
     """
     if tokens is not None or inputs is not None:
-        given = "tokens" if tokens is not None else "inputs"
+        argument = "tokens" if tokens is not None else "inputs"
         raise InputError(
-            f"Got both {given}= and pairs of prompts as reference=. The clean prompts are what features are fitted for: "
-            f"leave {given}= out, or give it as background=."
+            f"Got both {argument}= and pairs of prompts as reference=. The clean prompts are what features are fitted for: "
+            f"leave {argument}= out, or give it as background=."
         )
     clean, corrupted = (_read_side(adapter, name, getattr(pairs, name)) for name in ("clean", "corrupted"))
     if len(clean) != len(corrupted):

@@ -126,7 +126,7 @@ class Problem:
     known: Tensor | None = None
 
     @property
-    def given(self) -> Tensor | None:
+    def given_references(self) -> Tensor | None:
         """The user's own outputs as references."""
         reference = self.reference
         if isinstance(reference, str):

@@ -145,7 +145,7 @@ def _ids_or_text(row: Any, text_field: str) -> str | list[int]:
             )
         value = row[name]
     values = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(values, str) or (isinstance(values, list | tuple) and all(isinstance(one, int) for one in values)):
+    if isinstance(values, str) or (isinstance(values, list | tuple) and all(isinstance(token, int) for token in values)):
         return values if isinstance(values, str) else list(values)
     raise InputError(f"A row holds {value!r:.60}. Expected a text, or a list of integer ids.")
 

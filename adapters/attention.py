@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from param_features.params import Attention, Rotary
+from param_features.params import Attention, Rotary, class_names
 
 
 def rotary_of_table(cosine: Tensor, sine: Tensor, *, is_adjacent: bool) -> Rotary:
@@ -25,14 +25,14 @@ def _shared_rotary(model: nn.Module) -> Rotary | None:
 
     Those for contexts up to the trained length, where the model stretches them beyond.
     """
-    found = [module for module in model.modules() if "inv_freq" in module._buffers]
-    if len(found) != 1:
+    holders = [module for module in model.modules() if "inv_freq" in module._buffers]
+    if len(holders) != 1:
         return None
-    buffers = found[0]._buffers
+    buffers = holders[0]._buffers
     frequencies = buffers.get("original_inv_freq", buffers["inv_freq"])
     if frequencies is None:
         return None
-    return Rotary(tuple(frequencies.double().tolist()), gain=float(getattr(found[0], "attention_scaling", 1.0)))
+    return Rotary(tuple(frequencies.double().tolist()), gain=float(getattr(holders[0], "attention_scaling", 1.0)))
 
 
 def _turned(query: str, key: str) -> Callable[[Any, nn.Module], Attention | None]:
@@ -105,8 +105,8 @@ _KNOWN: dict[str, Callable[[Any, nn.Module], Attention | None]] = {
 
 def attention_of(layer: nn.Module, model: nn.Module) -> Attention | None:
     """How a layer of `model` makes its scores, matrices named from the layer; None when not known."""
-    for cls in type(layer).__mro__:
-        read = _KNOWN.get(f"{cls.__module__.partition('.')[0]}.{cls.__name__}")
-        if read is not None:
-            return read(layer, model)
+    for class_name in class_names(layer):
+        reader = _KNOWN.get(class_name)
+        if reader is not None:
+            return reader(layer, model)
     return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from param_features.params import Layout
+from param_features.params import Layout, class_names
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Split:
         """Where each part lies in a stored tensor with `n_dims` axes."""
         pattern, lengths = "", ()
         if self.n_heads is not None:
-            rest = " ".join(["i"] * (n_dims - 1))
-            pattern = f"(head part o) {rest} -> (part head o) {rest}"
+            others = " ".join(["i"] * (n_dims - 1))
+            pattern = f"(head part o) {others} -> (part head o) {others}"
             lengths = (("head", self.n_heads), ("part", len(self.sizes)))
-        found, start = {}, 0
+        layouts, start = {}, 0
         for name, size in self.sizes.items():
-            found[name] = Layout(pattern, lengths, (start, start + size), out_axis)
+            layouts[name] = Layout(pattern, lengths, (start, start + size), out_axis)
             start += size
-        return found
+        return layouts
 
 
 def _equal(names: str, total: int, n_heads: int | None = None) -> Split:
@@ -90,8 +90,8 @@ _SPLITS: dict[str, dict[str, Callable[[Any], Split]]] = {
 def splits(model: nn.Module) -> Iterator[tuple[str, Split]]:
     """Every fused parameter of the model that is known: its name and how it is split."""
     for prefix, module in model.named_modules():
-        for cls in type(module).__mro__:
-            known = _SPLITS.get(f"{cls.__module__.partition('.')[0]}.{cls.__name__}", {})
+        for class_name in class_names(module):
+            known = _SPLITS.get(class_name, {})
             for start, split in known.items():
                 names = [name for name, _ in module.named_parameters() if name.startswith(start)]
                 yield from ((f"{prefix}.{name}" if prefix else name, split(module)) for name in names)

@@ -33,11 +33,11 @@ class HookedTransformerAdapter(LensAdapter):
 
     def aliases(self) -> dict[str, str]:
         """`attn.W_K` for grouped-query attention's `attn._W_K`, likewise V and the biases."""
-        spoken = {name.replace("attn._", "attn."): name for name in self.views() if "attn._" in name}
-        return super().aliases() | spoken
+        grouped = {name.replace("attn._", "attn."): name for name in self.views() if "attn._" in name}
+        return super().aliases() | grouped
 
     def attentions(self) -> dict[str, Attention]:
-        """Every block's, unless it norms or clips queries and keys."""
+        """The attention of every block, unless it norms or clips queries and keys."""
         layers = {
             f"blocks.{number}.attn": block.attn for number, block in enumerate(self.model.blocks) if hasattr(block, "attn")
         }
@@ -51,15 +51,15 @@ class HookedTransformerAdapter(LensAdapter):
         rotary = None
         if cfg.positional_embedding_type == "rotary":
             # TransformerLens' own table in double precision: it knows about stretched frequencies.
-            call = {"base": layer._rotary_base(), "dtype": torch.float64}
-            sine, cosine = layer.calculate_sin_cos_rotary(cfg.rotary_dim, 2, **call)
+            base = layer._rotary_base()
+            sine, cosine = layer.calculate_sin_cos_rotary(cfg.rotary_dim, 2, base=base, dtype=torch.float64)
             rotary = rotary_of_table(cosine[1], sine[1], is_adjacent=cfg.rotary_adjacent_pairs)
         return Attention(f"{name}.W_Q", f"{name}.{key}", cfg.n_heads, float(layer.attn_scale), cfg.n_key_value_heads, rotary)
 
     def taps(self, view: ParamView) -> tuple[Tap, ...]:
         """The hook points around the parameter's use."""
-        found = [self._tap(owner, attribute) for owner, attribute in view.places]
-        return tuple(tap for tap in found if tap is not None) if None not in found else ()
+        taps = [self._tap(owner, attribute) for owner, attribute in view.places]
+        return tuple(tap for tap in taps if tap is not None) if None not in taps else ()
 
     def _tap(self, owner: nn.Module, attribute: str) -> Tap | None:
         kind, _, letter = attribute.lstrip("_").partition("_")
@@ -102,7 +102,7 @@ class HookedTransformerAdapter(LensAdapter):
         return None if self.is_soft_capped else self.model.unembed
 
     def head_weights(self) -> tuple[Tensor, Tensor | None] | None:
-        """The unembedding's, which TransformerLens keeps with the tokens last."""
+        """Weight and bias of the unembedding, which TransformerLens keeps with the tokens last."""
         head = self.head()
         return None if head is None else (head.get_parameter("W_U").mT, head.get_parameter("b_U"))
 

@@ -17,7 +17,7 @@ class HuggingFaceAdapter(ModuleAdapter):
 
     @property
     def is_wrapped_by_peft(self) -> bool:
-        """Yes."""
+        """True: peft wraps models of this class."""
         return True
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +40,7 @@ class HuggingFaceAdapter(ModuleAdapter):
 
     @property
     def d_vocab(self) -> int | None:
-        """Rows of the input embedding."""
+        """How many token ids the model knows: the rows of its input embedding."""
         embedding = self.model.get_input_embeddings()
         return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 
@@ -60,16 +60,16 @@ class HuggingFaceAdapter(ModuleAdapter):
         return self.model.get_output_embeddings() is not None
 
     def head(self) -> nn.Module | None:
-        """That layer."""
+        """The layer of logits over the vocabulary; None where it is no linear layer."""
         head = self.model.get_output_embeddings()
         return head if isinstance(head, nn.Linear) else None
 
     def padding(self, mask: Bool[Tensor, "batch pos"]) -> dict[str, Tensor]:
         """`attention_mask`, and `position_ids` that count real positions where padding comes first."""
-        found = {"attention_mask": mask.long()}
+        arguments = {"attention_mask": mask.long()}
         if not is_padded_on_the_right(mask) and self._takes("position_ids"):
-            found["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
-        return found
+            arguments["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        return arguments
 
     def _takes(self, keyword: str) -> bool:
         return keyword in inspect.signature(type(self.model).forward).parameters

@@ -25,26 +25,26 @@ class ModuleAdapter(Adapter):
 
     def parts(self) -> dict[str, ParamView]:
         """Queries, keys and values of fused matrices, gates of RNNs: `"<name>[q]"`."""
-        views, found = self.views(), {}
+        views, parts = self.views(), {}
         for name, split in splits(self.module):
             if name not in views:
                 continue
             view = views[name]
             out_axis = 1 if view.stored.dim() == 2 and has_rows_in(view.owner) else 0
             for part, layout in split.layouts(view.stored.dim(), out_axis).items():
-                of_part = ParamView(f"{name}[{part}]", view.owner, view.attribute, view.fold, view.also_at, layout)
-                found[of_part.name] = of_part
-        return found
+                part_view = ParamView(f"{name}[{part}]", view.owner, view.attribute, view.fold, view.also_at, layout)
+                parts[part_view.name] = part_view
+        return parts
 
     def attentions(self) -> dict[str, Attention]:
-        """Layers of a known class."""
-        found = {}
+        """How the attention layers of known classes make their scores."""
+        attentions = {}
         for prefix, layer in self.module.named_modules():
             known = attention_of(layer, self.module)
             if known is not None:
                 path = f"{prefix}." if prefix else ""
-                found[prefix] = replace(known, query=path + known.query, key=path + known.key)
-        return found
+                attentions[prefix] = replace(known, query=path + known.query, key=path + known.key)
+        return attentions
 
     @property
     def d_vocab(self) -> int | None:
@@ -59,8 +59,8 @@ class ModuleAdapter(Adapter):
 
     def head(self) -> nn.Module | None:
         """A linear layer under the name `lm_head` or `unembed`."""
-        found = (getattr(self.module, name, None) for name in _LOGIT_LAYERS[:2])
-        return next((layer for layer in found if isinstance(layer, nn.Linear)), None)
+        layers = (getattr(self.module, name, None) for name in _LOGIT_LAYERS[:2])
+        return next((layer for layer in layers if isinstance(layer, nn.Linear)), None)
 
 
 def layer_fold(owner: nn.Module, n_dims: int) -> str:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import AdapterError, FeatureMismatchError, MissingExtraError
+from param_features.params import class_names
 
 _CHUNK_NUMBERS = 2**24
 _RESHAPING = ("reshape_fn_in", "reshape_fn_out", "d_head", "hook_z_reshaping_mode")
@@ -22,7 +23,7 @@ _WEBSITE = "https://neuronpedia.org"
 
 
 def sae_lens_library() -> Any:
-    """The sae-lens library.
+    """Import the sae-lens library.
 
     Raises:
         MissingExtraError: It cannot be imported.
@@ -37,13 +38,13 @@ def sae_lens_library() -> Any:
     return library
 
 
-def is_sae(given: Any) -> bool:
+def is_sae(candidate: Any) -> bool:
     """Whether it is an SAE of sae-lens, of any architecture."""
-    return "sae_lens.SAE" in _class_names(given)
+    return "sae_lens.SAE" in class_names(candidate)
 
 
 def _loaded(folder: "str | PathLike", device: torch.device | str) -> Any:
-    """The SAE in a folder.
+    """Load the SAE in a folder.
 
     Raises:
         AdapterError: It holds none that sae-lens can read.
@@ -58,32 +59,32 @@ def _loaded(folder: "str | PathLike", device: torch.device | str) -> Any:
         ) from error
 
 
-def read_sae(given: Any, device: torch.device | str = "cpu") -> "SparseAutoencoder":
-    """What the user means by an SAE.
+def read_sae(source: Any, device: torch.device | str = "cpu") -> "SparseAutoencoder":
+    """Read whatever the user means by an SAE.
 
     Args:
-        given: An SAE of sae-lens; a folder that `sae.save_model` wrote; or a pair (release, id) on the hub.
+        source: An SAE of sae-lens; a folder that `sae.save_model` wrote; or a pair (release, id) on the hub.
         device: Where to load it; an SAE that is given stays where it is.
 
     Raises:
         AdapterError: It is none of these, or an SAE that is still in training.
         MissingExtraError: It must be loaded, and sae-lens is not installed.
     """
-    if isinstance(given, str | PathLike):
-        given = _loaded(given, device)
-    elif isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, str) for part in given):
-        given = sae_lens_library().SAE.from_pretrained(*given, device=str(device))
-    if not is_sae(given):
+    if isinstance(source, str | PathLike):
+        source = _loaded(source, device)
+    elif isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, str) for part in source):
+        source = sae_lens_library().SAE.from_pretrained(*source, device=str(device))
+    if not is_sae(source):
         raise AdapterError(
-            f"sae is a {type(given).__name__}. Give an SAE of sae-lens, a folder written by its save_model, or a pair "
+            f"sae is a {type(source).__name__}. Give an SAE of sae-lens, a folder written by its save_model, or a pair "
             "(release, id) that sae_lens.SAE.from_pretrained takes."
         )
-    if "sae_lens.TrainingSAE" in _class_names(given):
+    if "sae_lens.TrainingSAE" in class_names(source):
         raise AdapterError(
-            f"sae is a {type(given).__name__}, which is for training: what it encodes depends on the batch. Save "
+            f"sae is a {type(source).__name__}, which is for training: what it encodes depends on the batch. Save "
             "it by sae.save_inference_model(folder) and give the folder."
         )
-    return SparseAutoencoder(given)
+    return SparseAutoencoder(source)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class SparseAutoencoder:
 
     @property
     def d_in(self) -> int:
-        """Length of what it reads."""
+        """How many numbers of each sample the SAE reads."""
         return self.sae.cfg.d_in
 
     @property
@@ -118,7 +119,7 @@ class SparseAutoencoder:
 
     @property
     def description(self) -> str:
-        """Architecture and place, for messages."""
+        """The SAE's architecture and place, for messages."""
         return f"{self.architecture} SAE at {self.hook_name or 'an unnamed place'}"
 
     def url(self, feature: int) -> str | None:
@@ -137,9 +138,9 @@ class SparseAutoencoder:
         """
         for chunk in self._chunks(acts):
             with torch.no_grad(), _reading_flat(self.sae):
-                found = self.sae.encode(chunk)
-            dtype = torch.float64 if found.dtype == torch.float64 else torch.float32
-            yield (found.to_dense() if found.is_sparse else found).to(acts.device, dtype)
+                codes = self.sae.encode(chunk)
+            dtype = torch.float64 if codes.dtype == torch.float64 else torch.float32
+            yield (codes.to_dense() if codes.is_sparse else codes).to(acts.device, dtype)
 
     @torch.no_grad()
     def reconstruct(self, acts: Float[Tensor, "sample ..."]) -> Float[Tensor, "sample ..."]:
@@ -173,8 +174,8 @@ class SparseAutoencoder:
             bias = self.sae.b_dec.detach().to(codes)
             rebuilt = codes @ self.decoder.to(codes) + bias
             with torch.no_grad():
-                own = self.sae.decode(codes.detach())
-        if not torch.allclose(own, rebuilt.detach().to(own), rtol=1e-3, atol=1e-4 * float(own.abs().max())):
+                decoded = self.sae.decode(codes.detach())
+        if not torch.allclose(decoded, rebuilt.detach().to(decoded), rtol=1e-3, atol=1e-4 * float(decoded.abs().max())):
             raise AdapterError(
                 f"The {self.description} does not rebuild activations as codes · W_dec + b_dec (it rescales them, say), so "
                 "its features are no parts that add up. Fold the scaling into its weights, or leave it out."
@@ -203,7 +204,3 @@ def _reading_flat(sae: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(sae, name, value)
-
-
-def _class_names(given: Any) -> set[str]:
-    return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(given).__mro__}

@@ -43,7 +43,7 @@ class TransformerBridgeAdapter(LensAdapter):
     """A `TransformerBridge`, whatever it wraps; parameters without a TransformerLens name keep their own."""
 
     def fold(self, owner: nn.Module, attribute: str, n_dims: int) -> str:
-        """Of a parameter without a TransformerLens name."""
+        """The pattern of a parameter that has no TransformerLens name: that of its layer."""
         return layer_fold(owner, n_dims)
 
     def peft_names(self) -> dict[nn.Module, str]:
@@ -69,36 +69,36 @@ class TransformerBridgeAdapter(LensAdapter):
     def views(self) -> dict[str, ParamView]:
         """Every parameter but the dead originals of fused matrices, which booting splits in three."""
         slots, dead = self._slots(), self._dead()
-        found = (view for view in super().views().values() if id(view.owner) not in dead)
-        named = [self._named(view, slots.get((id(view.owner), view.attribute))) for view in found]
+        living = (view for view in super().views().values() if id(view.owner) not in dead)
+        named = [self._named(view, slots.get((id(view.owner), view.attribute))) for view in living]
         return {view.name: view for view in named}
 
     def aliases(self) -> dict[str, str]:
         """`attn.W_K` for grouped-query `attn._W_K`; names of tied slots, of `named_parameters()` and of `state_dict()`."""
         views = self.views()
-        found = self._slot_names(views)
-        found |= {name.replace("attn._", "attn."): real for name, real in found.items()}
+        names = self._slot_names(views)
+        names |= {name.replace("attn._", "attn."): real for name, real in names.items()}
         of_stored = {id(view.stored): view.name for view in views.values()}
-        own = {name: of_stored.get(id(parameter)) for name, parameter in self.model.named_parameters()}
-        own |= {name.replace(f"{_WRAPPED}.", ""): real for name, real in own.items()}
-        own |= {name: of_stored.get(id(tensor)) for name, tensor in self.model.state_dict(keep_vars=True).items()}
-        found |= {name: real for name, real in own.items() if real is not None}
-        return {name: real for name, real in found.items() if name not in views}
+        library_names = {name: of_stored.get(id(parameter)) for name, parameter in self.model.named_parameters()}
+        library_names |= {name.replace(f"{_WRAPPED}.", ""): real for name, real in library_names.items()}
+        library_names |= {name: of_stored.get(id(tensor)) for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        names |= {name: real for name, real in library_names.items() if real is not None}
+        return {name: real for name, real in names.items() if name not in views}
 
     def ties(self) -> dict[str, str]:
-        """TransformerLens' own names alone."""
+        """Other names of shared weights, TransformerLens' own names alone."""
         return {name: real for name, real in self._slot_names(self.views()).items() if name != real}
 
     def attentions(self) -> dict[str, Attention]:
-        """Those of a known class; the bridge's own configuration leaves scale and rotation open."""
-        views, found = self.views(), {}
+        """The attention of layers of a known class: the bridge's own configuration leaves scale and rotation open."""
+        views, attentions = self.views(), {}
         for number, block in enumerate(getattr(self.model, "blocks", ())):
             layer, name = _wrapped(block, "attn"), f"blocks.{number}.attn"
             known = None if layer is None else attention_of(layer, self.model.original_model)
             key = next((key for key in (f"{name}.W_K", f"{name}._W_K") if key in views), None)
             if known is not None and key is not None and f"{name}.W_Q" in views:
-                found[name] = replace(known, query=f"{name}.W_Q", key=key)
-        return found
+                attentions[name] = replace(known, query=f"{name}.W_Q", key=key)
+        return attentions
 
     @property
     def processing(self) -> str:
@@ -129,24 +129,24 @@ class TransformerBridgeAdapter(LensAdapter):
 
     def _slots(self) -> dict[tuple[int, str], Slot]:
         """(id of the wrapped layer, attribute) to its slot, for every slot that this model has."""
-        found: dict[tuple[int, str], Slot] = {}
+        slots: dict[tuple[int, str], Slot] = {}
         for layer, attribute, slot in self._places():
             stored = None if layer is None else layer._parameters.get(attribute)
             if layer is None or stored is None or stored.dim() != _n_dims(slot):
                 continue
             d_heads = stored.shape[-1 if has_rows_in(layer) != (slot.kind == "heads in") else 0]
             if "head" not in slot.kind or d_heads % self.model.cfg.d_head == 0:
-                found.setdefault((id(layer), attribute), self._spelled(slot, d_heads))
-        return found
+                slots.setdefault((id(layer), attribute), self._spelled(slot, d_heads))
+        return slots
 
     def _spelled(self, slot: Slot, d_heads: int) -> Slot:
-        """With the underscore that TransformerLens gives keys and values of which there are fewer than queries."""
+        """Add the underscore that TransformerLens gives keys and values of which there are fewer than queries."""
         path, _, name = slot.name.rpartition(".")
         is_grouped = d_heads < self.model.cfg.n_heads * self.model.cfg.d_head
         return Slot(f"{path}._{name}", slot.kind) if is_grouped and name in ("W_K", "W_V", "b_K", "b_V") else slot
 
     def _places(self) -> Iterator[tuple[nn.Module | None, str, Slot]]:
-        """Where TransformerLens' names may lie."""
+        """List the places where TransformerLens' names may lie."""
         yield _wrapped(self.model, "embed"), "weight", Slot("embed.W_E", "matrix")
         yield _wrapped(self.model, "pos_embed"), "weight", Slot("pos_embed.W_pos", "matrix")
         yield from _norm(_wrapped(self.model, "ln_final"), "ln_final")
@@ -157,13 +157,13 @@ class TransformerBridgeAdapter(LensAdapter):
 
     def _dead(self) -> set[int]:
         """Fused layers whose weights booting copied into separate ones; nothing reads them any more."""
-        found = set()
+        dead = set()
         for component in self.module.modules():
             if {"q", "k", "v", "qkv"} <= set(component._modules):
-                found.add(id(_wrapped(component, "qkv")))
+                dead.add(id(_wrapped(component, "qkv")))
             if {"gate", "in", _WRAPPED} <= set(component._modules):
-                found.add(id(component.get_submodule(_WRAPPED)._modules.get("gate_up_proj")))
-        return found
+                dead.add(id(component.get_submodule(_WRAPPED)._modules.get("gate_up_proj")))
+        return dead
 
 
 def _block_places(block: nn.Module, prefix: str) -> Iterator[tuple[nn.Module | None, str, Slot]]:
@@ -201,7 +201,7 @@ def _wrapped(parent: nn.Module, child: str) -> nn.Module | None:
 
 
 def _n_dims(slot: Slot) -> int:
-    """Axes of the stored parameter."""
+    """How many axes the stored parameter of a slot has."""
     return 1 if slot.kind in ("vector", "head bias") else 2
 
 

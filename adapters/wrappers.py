@@ -8,9 +8,9 @@ from param_features.params import Adapter, adapter_for
 
 def nnsight_adapter(wrapped: Any) -> Adapter:
     """The adapter of the model inside an nnsight wrapper, names as that model has them; with the wrapper's tokenizer."""
-    held = vars(wrapped)
-    tokenizer = held.get("tokenizer")
-    inner = adapter_for(held["_module"])
+    attributes = vars(wrapped)
+    tokenizer = attributes.get("tokenizer")
+    inner = adapter_for(attributes["_module"])
     return inner.reading(tokenizer=tokenizer, wrapper=f"nnsight {version('nnsight')} {type(wrapped).__name__}")
 
 

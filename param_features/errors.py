@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 
 class ParamFeaturesError(Exception):
-    """Base of every error raised on purpose by this library."""
+    """Every error that this library raises on purpose is of this kind."""
 
     def __str__(self) -> str:
-        """The message as written (a `KeyError` would print it quoted)."""
+        """Return the message as written (a `KeyError` would print it quoted)."""
         return str(self.args[0]) if self.args else ""
 
 
@@ -73,11 +73,11 @@ class MemoryEstimateError(ParamFeaturesError, MemoryError):
 
 
 class SourceError(ParamFeaturesError, OSError):
-    """A model, a data set or features that are named cannot be read."""
+    """The model, data set or features of that name cannot be read."""
 
 
 class HubError(SourceError):
-    """The Hugging Face hub does not give or take what was asked."""
+    """The Hugging Face hub does not give or take what was requested."""
 
 
 class HubNotFoundError(HubError):
@@ -89,11 +89,11 @@ class HubAccessError(HubError):
 
 
 class HubOfflineError(HubError):
-    """The hub was not reached, and what was asked is not in the cache."""
+    """The hub was not reached, and the files that are needed are not in the cache."""
 
 
 class DiskFullError(ParamFeaturesError, OSError):
-    """A disk has too little room for what is to be written."""
+    """A disk has too little room for the files that are to be written."""
 
 
 class StoreError(ParamFeaturesError, ValueError):
@@ -105,7 +105,7 @@ class FingerprintError(ParamFeaturesError, ValueError):
 
 
 class ExportError(ParamFeaturesError, ValueError):
-    """What is to be exported cannot be expressed in the other library's format."""
+    """The features cannot be expressed in the format of the other library."""
 
 
 class FeatureMismatchError(ParamFeaturesError, ValueError):
@@ -117,15 +117,15 @@ class SearchError(ParamFeaturesError, ValueError):
 
 
 class ConvergenceError(ParamFeaturesError, RuntimeError):
-    """Chains of samples have not settled, and what they say is no estimate."""
+    """The chains of samples have not settled, so that their mean is no estimate."""
 
 
 class ToyError(ParamFeaturesError, RuntimeError):
-    """No training run of a toy gave a model in which every planted feature is there."""
+    """No training run of a toy gave a model that holds every planted feature."""
 
 
 class NotBoundError(ParamFeaturesError, RuntimeError):
-    """The features were loaded without a model and the call needs one."""
+    """The features were loaded without a model, and the call needs one."""
 
 
 class AdapterError(ParamFeaturesError, TypeError):
@@ -141,7 +141,7 @@ class MissingExtraError(ParamFeaturesError, ImportError):
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """The known names most like `name`, quoted and joined, or "none" when nothing is alike; case counts for nothing."""
+    """List the known names that are most like `name`, quoted and joined; "none" without any. Case counts for nothing."""
     spellings: dict[str, list[str]] = {}
     for candidate in known:
         spellings.setdefault(candidate.casefold(), []).append(candidate)

@@ -18,7 +18,7 @@ from param_features.files.tensors import read_tensors
 FORMAT = Format("param_features", "saved features", (1,), "config_sha256")
 TENSORS = "features.safetensors"
 CONFIG = "config.json"
-_THEN = "Copy both files again from where they were saved."
+_ADVICE = "Copy both files again from where they were saved."
 
 
 def write_bundle(directory: str | PathLike, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -49,13 +49,13 @@ def read_bundle(directory: str | PathLike, *, within: Path | None = None) -> tup
     for name in (CONFIG, TENSORS):
         if not (folder / name).exists():
             raise StoreError(f"{folder} holds no {name}. Saved features are a folder with {CONFIG} and {TENSORS}.")
-    text, data = Origin(str(folder / CONFIG), _THEN), Origin(str(folder / TENSORS), _THEN)
+    text, data = Origin(str(folder / CONFIG), _ADVICE), Origin(str(folder / TENSORS), _ADVICE)
     root = within or folder
     record = FORMAT.read(read_file(folder / CONFIG, text, within=root, most=MOST_BYTES), text)
-    found = read_file(folder / TENSORS, data, within=root)
-    if hashlib.sha256(found).hexdigest() != record.pop("tensors_sha256", None):
+    stored = read_file(folder / TENSORS, data, within=root)
+    if hashlib.sha256(stored).hexdigest() != record.pop("tensors_sha256", None):
         data.refuse(
-            f"({len(found):,} bytes) does not match the checksum in {CONFIG}: it was cut short, edited or comes from "
+            f"({len(stored):,} bytes) does not match the checksum in {CONFIG}: it was cut short, edited or comes from "
             "another save"
         )
-    return read_tensors(found, data)[0], record
+    return read_tensors(stored, data)[0], record

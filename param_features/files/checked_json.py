@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from param_features.files.disk import Origin, size_text
 
 MOST_BYTES = 2**26
-"""Of one record."""
+"""How many bytes one record has at most."""
 
 _MOST_DEPTH = 64
 _MOST_INTEGER = 2**63
@@ -19,7 +19,7 @@ _MOST_INTEGER = 2**63
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of record.
+    """A kind of record that this library writes as JSON and reads again.
 
     Attributes:
         name: The value of its `format`.
@@ -36,13 +36,13 @@ class Format:
     unsummed: tuple[str, ...] = ()
 
     def stamped(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A record as it is written: with format, version and checksum; numbers that are not finite become null."""
+        """Complete a record as it is written: with format, version and checksum; numbers that are not finite become null."""
         head = {"format": self.name, "format_version": self.versions[-1], "library_version": library_version()}
         record = json.loads(json.dumps(_finite({**head, **body})))  # as it will be read
         return record | {self.sum_key: self._sum(record)}
 
     def read(self, data: bytes | str, origin: Origin, *, most: int = MOST_BYTES) -> dict[str, Any]:
-        """A record, without its checksum, which is checked; what it says is the caller's business.
+        """Read a record and check its checksum, which is left out; what it says is the caller's business.
 
         Raises:
             StoreError: It is not JSON, of another format or version, or edited.
@@ -50,11 +50,11 @@ class Format:
         record = parse_json(data, origin, most=most)
         if not isinstance(record, dict) or record.get("format") != self.name:
             origin.refuse(f"does not describe {self.what}: its 'format' is not {self.name!r}")
-        found = record.get("format_version")
-        if isinstance(found, bool) or found not in self.versions:
+        written_version = record.get("format_version")
+        if isinstance(written_version, bool) or written_version not in self.versions:
             known = f"version{'s' * (len(self.versions) > 1)} {' and '.join(map(str, self.versions))}"
             origin.refuse(
-                f"has format version {shown(found)}; this library reads {known}. "
+                f"has format version {shown(written_version)}; this library reads {known}. "
                 f"It was written by param_features {shown(record.get('library_version'))}: install that version"
             )
         if record.pop(self.sum_key, None) != self._sum(record):
@@ -67,7 +67,7 @@ class Format:
 
 
 def parse_json(data: bytes | str, origin: Origin, *, most: int = MOST_BYTES) -> Any:
-    """What JSON says, where every reader would understand the same by it.
+    """Read JSON of which every reader would understand the same.
 
     Raises:
         StoreError: It is not JSON; names a key twice; holds a number that is not finite or no 64-bit integer, or text that
@@ -77,15 +77,15 @@ def parse_json(data: bytes | str, origin: Origin, *, most: int = MOST_BYTES) -> 
         origin.refuse(f"has {size_text(len(data))}, and records of its kind have at most {size_text(most)}")
     try:
         text = data if isinstance(data, str) else data.decode()
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-        _check(found)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        _check(value)
     except (ValueError, RecursionError) as error:  # bytes that are no text and integers of many digits are ValueErrors too
         origin.refuse(f"is not JSON ({error}): it was cut short or edited", error)
-    return found
+    return value
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value as a message shows it; what a file holds may be long."""
+    """Shorten a value to what a message shows: a file may hold anything."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
 
@@ -99,20 +99,20 @@ def library_version() -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"it names {shown(next(name for name in names if names.count(name) > 1))} twice")
-    return found
+    return entries
 
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"it holds {constant}, which is no finite number")
 
 
-def _check(found: Any) -> None:
+def _check(parsed: Any) -> None:
     """Refuse what the parser lets through, level by level."""
-    level = [found]
+    level = [parsed]
     for _ in range(_MOST_DEPTH):
         inner = []
         for value in level:
@@ -138,7 +138,7 @@ def _check_leaf(value: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON cannot hold; tuples become lists."""
+    """Replace numbers that JSON cannot hold by None, and tuples by lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from param_features.errors import StoreError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
@@ -26,23 +26,23 @@ class Origin:
 
     Attributes:
         where: The file.
-        then: What to do where it cannot be read, as a sentence.
+        advice: What to do where it cannot be read, as a sentence.
     """
 
     where: str
-    then: str
+    advice: str
 
-    def refuse(self, problem: str, cause: BaseException | None = None) -> NoReturn:
+    def refuse(self, fault: str, cause: BaseException | None = None) -> NoReturn:
         """Refuse what was read.
 
         Raises:
             StoreError: Says where, what, and what to do.
         """
-        raise StoreError(f"{self.where} {problem}. {self.then}") from cause
+        raise StoreError(f"{self.where} {fault}. {self.advice}") from cause
 
 
 def opened(path: Path, origin: Origin, *, within: Path | None = None) -> int:
-    """A handle for reading a plain file; the caller closes it.
+    """Open a plain file for reading and return its handle, which the caller closes.
 
     Args:
         path: The file, or a link to it.
@@ -54,15 +54,15 @@ def opened(path: Path, origin: Origin, *, within: Path | None = None) -> int:
             not opened.
     """
     try:
-        found, root = path.resolve(strict=True), (within or path.parent).resolve(strict=True)
-        mode = os.stat(found, follow_symlinks=False).st_mode
+        target, root = path.resolve(strict=True), (within or path.parent).resolve(strict=True)
+        mode = os.stat(target, follow_symlinks=False).st_mode
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle; ValueError: a NUL in the name
         origin.refuse(f"cannot be read ({getattr(error, 'strerror', None) or error})", error)
-    if not found.is_relative_to(root):
+    if not target.is_relative_to(root):
         origin.refuse(f"is a link that leads out of {root}, and links may lead inside it alone")
     _refuse_other_kinds(mode, origin)
     try:
-        handle = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         origin.refuse(f"cannot be read ({error.strerror})", error)
     try:
@@ -79,7 +79,7 @@ def _refuse_other_kinds(mode: int, origin: Origin) -> None:
 
 
 def read_file(path: Path, origin: Origin, *, within: Path | None = None, most: int | None = None) -> bytes:
-    """The bytes of a plain file, read once.
+    """Read the bytes of a plain file, once.
 
     Args:
         path: The file.
@@ -106,7 +106,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def fresh(path: Path) -> int:
-    """A handle of a new, empty file. What bore its name is removed, and never followed where it was a link."""
+    """Make a new, empty file and return its handle. What bore its name is removed; a link is not followed."""
     path.unlink(missing_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
@@ -168,9 +168,9 @@ def alone_in(folder: Path, who: str) -> Iterator[None]:
 
 def is_full(error: OSError) -> bool:
     """Whether a write failed for want of room."""
-    return error.errno in _FULL
+    return error.errno in _NO_ROOM
 
 
 def size_text(n_bytes: int) -> str:
-    """Bytes as a message says them."""
+    """Write a number of bytes as messages do, in GiB or MiB."""
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"

@@ -10,7 +10,7 @@ from param_features.files.checked_json import shown
 from param_features.files.disk import Origin
 
 MOST_COUNT = 2**48
-"""Of anything that is counted; products of a few stay within what a message and a float can hold."""
+"""The largest of all counts in files; products of a few stay within what a message and a float can hold."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST_TEXT = 1000
@@ -19,7 +19,7 @@ _TEXT = "a text of at most {:,} characters that can be printed"
 
 @dataclass(frozen=True)
 class Part:
-    """A JSON object of a file.
+    """A JSON object of a file, whose fields are checked as they are taken.
 
     Attributes:
         body: Its fields.
@@ -55,63 +55,63 @@ class Part:
         self.origin.refuse(f"says {name} = {shown(self.body[key])}; accepted: {accepted}")
 
     def text(self, key: str) -> str:
-        """A text."""
+        """Take a field that is a short text."""
         value = self.body[key]
         return value if is_text(value) else self.refuse(key, _TEXT.format(MOST_TEXT))
 
     def count(self, key: str, least: int = 0, most: int = MOST_COUNT) -> int:
-        """A whole number."""
+        """Take a field that is a whole number."""
         value = self.body[key]
         return value if is_count(value, least, most) else self.refuse(key, f"a whole number from {least} to {most}")
 
     def number(self, key: str, least: float = -math.inf) -> float:
-        """A finite number."""
+        """Take a field that is a finite number."""
         value = self.body[key]
         known = "" if least == -math.inf else f" from {least:g}"
         return value if is_number(value) and value >= least else self.refuse(key, f"a finite number{known}")
 
     def flag(self, key: str) -> bool:
-        """True or false."""
+        """Take a field that is true or false."""
         value = self.body[key]
         return value if isinstance(value, bool) else self.refuse(key, "true or false")
 
     def choice(self, key: str, accepted: Collection[str]) -> str:
-        """One of some texts."""
+        """Take a field that is one of the accepted texts."""
         value = self.body[key]
         is_known = isinstance(value, str) and value in accepted
         return value if is_known else self.refuse(key, ", ".join(map(repr, accepted)))
 
     def sha256(self, key: str) -> str:
-        """A SHA-256, in hexadecimal."""
+        """Take a field that is a SHA-256 in hexadecimal."""
         value = self.body[key]
         is_sum = isinstance(value, str) and _SHA256.fullmatch(value)
         return value if is_sum else self.refuse(key, "a SHA-256, 64 digits of 0-9 and a-f")
 
     def counts(self, key: str, least: int = 0) -> tuple[int, ...]:
-        """A list of whole numbers."""
+        """Take a field that is a list of whole numbers."""
         value = self.body[key]
         is_good = isinstance(value, list) and all(is_count(entry, least) for entry in value)
         return tuple(value) if is_good else self.refuse(key, f"a list of whole numbers from {least}")
 
     def texts(self, key: str, most: int = MOST_TEXT) -> tuple[str, ...]:
-        """A list of texts."""
+        """Take a field that is a list of short texts."""
         value = self.body[key]
         is_good = isinstance(value, list) and all(is_text(entry, most) for entry in value)
         return tuple(value) if is_good else self.refuse(key, f"a list, each {_TEXT.format(most)}")
 
     def part(self, key: str) -> "Part":
-        """An object."""
+        """Take a field that is an object."""
         value = self.body[key]
         name = f"{self.name}.{key}" if self.name else key
         return Part(value, name, self.origin) if isinstance(value, dict) else self.refuse(key, "an object")
 
     def parts(self, key: str) -> "dict[str, Part]":
-        """An object of objects, by their names, in order."""
-        found = self.part(key).named()
-        return {name: Part({name: value}, found.name, self.origin).part(name) for name, value in found.body.items()}
+        """Take a field that is an object of objects; they come by their names, in order."""
+        inner = self.part(key).named()
+        return {name: Part({name: value}, inner.name, self.origin).part(name) for name, value in inner.body.items()}
 
     def named(self) -> "Part":
-        """Itself, where its fields' names can be printed.
+        """Return the part itself, where the names of its fields can be printed.
 
         Raises:
             StoreError: A name is long, or holds what would command a terminal.
@@ -122,7 +122,7 @@ class Part:
         return self
 
     def listed(self, key: str) -> "list[Part]":
-        """A list of objects."""
+        """Take a field that is a list of objects."""
         value = self.body[key]
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
             self.refuse(key, "a list of objects")

@@ -17,17 +17,17 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "C64": torch.complex64,
 }  # fmt: skip
-"""By the names that safetensors has for them."""
+"""Dtypes by the names that safetensors has for them."""
 
 MOST_HEADER = 2**26
 """Bytes of a header; some 400,000 tensors."""
 
 _MOST_DIMS = 16
-_HOW = "it was cut short or edited"
+_CUT = "it was cut short or edited"
 
 
 class Entry(NamedTuple):
-    """A tensor in a file.
+    """Where a file holds a tensor, and of which kind it is.
 
     Attributes:
         dtype: By its name in `DTYPES`.
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says of its tensors.
+    """What the header of a file says about its tensors.
 
     Attributes:
         entries: By name.
@@ -55,7 +55,7 @@ class Header(NamedTuple):
 
 
 def read_tensors(data: bytes, origin: Origin) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file's bytes, and its metadata.
+    """Read the tensors and the metadata in the bytes of a file.
 
     Raises:
         StoreError: They are not a whole safetensors file, or hold a tensor of a kind that this library does not write.
@@ -65,44 +65,44 @@ def read_tensors(data: bytes, origin: Origin) -> tuple[dict[str, Tensor], dict[s
 
 
 def header_bytes(head: bytes, n_bytes: int, origin: Origin) -> int:
-    """Length of the header, by the first eight bytes of a file of so many.
+    """Tell how long the header is, by the first eight bytes of a file of so many.
 
     Raises:
         StoreError: The file cannot hold it.
     """
     length = int.from_bytes(head[:8], "little")
     if len(head) < 8 or not 2 <= length <= min(n_bytes - 8, MOST_HEADER):
-        origin.refuse(f"is not a safetensors file (its header cannot have {length:,} of {n_bytes:,} bytes): {_HOW}")
+        origin.refuse(f"is not a safetensors file (its header cannot have {length:,} of {n_bytes:,} bytes): {_CUT}")
     return length
 
 
 def read_header(data: bytes, n_bytes: int, origin: Origin) -> Header:
-    """The header of a file of so many bytes, of which at least the header is given.
+    """Read the header of a file of so many bytes, of which at least the header is given.
 
     Raises:
-        StoreError: As of `read_tensors`.
+        StoreError: The bytes are no whole header, or it describes a tensor of a kind that this library does not write.
     """
     length = header_bytes(data, n_bytes, origin)
-    found = parse_json(data[8 : 8 + length], Origin(f"The header of {origin.where}", origin.then))
-    if not isinstance(found, dict):
-        origin.refuse(f"is not a safetensors file (its header is {shown(found)}, not an object): {_HOW}")
-    metadata = found.pop("__metadata__", {})
+    described = parse_json(data[8 : 8 + length], Origin(f"The header of {origin.where}", origin.advice))
+    if not isinstance(described, dict):
+        origin.refuse(f"is not a safetensors file (its header is {shown(described)}, not an object): {_CUT}")
+    metadata = described.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        origin.refuse(f"is not a safetensors file (its metadata are {shown(metadata)}, not texts): {_HOW}")
-    entries = {name: _entry(name, body, 8 + length, origin) for name, body in found.items()}
+        origin.refuse(f"is not a safetensors file (its metadata are {shown(metadata)}, not texts): {_CUT}")
+    entries = {name: _entry(name, body, 8 + length, origin) for name, body in described.items()}
     _check_places(entries, 8 + length, n_bytes, origin)
     return Header(entries, metadata)
 
 
 def _entry(name: str, body: Any, first: int, origin: Origin) -> Entry:
-    problem = _problem(body)
-    if problem:
-        origin.refuse(f"is not a safetensors file (tensor {shown(name)} {problem}): {_HOW}")
+    fault = _fault(body)
+    if fault:
+        origin.refuse(f"is not a safetensors file (tensor {shown(name)} {fault}): {_CUT}")
     start, end = body["data_offsets"]
     return Entry(body["dtype"], tuple(body["shape"]), first + start, first + end)
 
 
-def _problem(body: Any) -> str:
+def _fault(body: Any) -> str:
     """What is wrong with an entry of a header; empty where nothing is."""
     if not isinstance(body, dict) or set(body) != {"dtype", "shape", "data_offsets"}:
         return f"is {shown(body)}, not its dtype, shape and data_offsets"
@@ -125,7 +125,7 @@ def _check_places(entries: Mapping[str, Entry], first: int, n_bytes: int, origin
     end = first
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
         if entry.start != end:
-            origin.refuse(f"is not a safetensors file (its tensors overlap or leave gaps): {_HOW}")
+            origin.refuse(f"is not a safetensors file (its tensors overlap or leave gaps): {_CUT}")
         end = entry.end
     if end != n_bytes:
-        origin.refuse(f"is not a safetensors file (its tensors end at byte {end:,} of {n_bytes:,}): {_HOW}")
+        origin.refuse(f"is not a safetensors file (its tensors end at byte {end:,} of {n_bytes:,}): {_CUT}")

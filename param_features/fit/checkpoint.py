@@ -184,7 +184,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     origin = Origin(str(path), _way_out(path))
     state, metadata = read_tensors(read_file(path, origin), origin)
-    record = FORMAT.read(metadata.get("record", "{}"), Origin(f"The record of {path}", origin.then))
+    record = FORMAT.read(metadata.get("record", "{}"), Origin(f"The record of {path}", origin.advice))
     part = Part(record, "", origin)
     part.check_fields(("format", "format_version", "library_version", "torch_version", "recipe", "tensors_sha256"))
     if part.sha256("tensors_sha256") != _tensors_sum(state):

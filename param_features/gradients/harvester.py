@@ -116,7 +116,7 @@ class Harvester:
         batches = self.batches(inputs, n_slots)
         store = self._reserve(len(inputs) * n_slots)
         share = Share(processes, len(batches))
-        own_batches = batches[share.own]
+        own_batches = batches[share.items]
         n_own = sum(map(len, own_batches)) * n_slots
         with tqdm(total=n_own, desc=title, unit="sample", disable=not progress) as bar:
             sink = _MemorySink(store, n_slots, frozenset(int(rows[0]) for rows in own_batches), bar)
@@ -224,7 +224,7 @@ class Harvester:
     @property
     def _half_of_free(self) -> int:
         """Half of the bytes that are free in the memory where the gradients lie."""
-        return free_bytes(self.engine.subset.views[0].tensor.device) // 2
+        return free_bytes(self.engine.device) // 2
 
     def agreed(self, processes: Processes) -> "Harvester":
         """The harvester with a bound on memory that all processes of the harvest can keep, where none was given."""

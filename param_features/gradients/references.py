@@ -28,8 +28,8 @@ def question_of(problem: Problem, engine: GradientEngine, n: int, generator: tor
     if problem.pairs is not None:
         rows = torch.randperm(len(problem.data), generator=generator)[:n]
         return Question(divergence, kind, partner_outputs(problem, engine, rows))
-    if problem.given is not None:
-        return Question(divergence, kind, problem.given)
+    if problem.given_references is not None:
+        return Question(divergence, kind, problem.given_references)
     return Question(divergence, kind, collect_references(engine, divergence, problem.data, kind, n, generator))
 
 

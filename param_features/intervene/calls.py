@@ -26,7 +26,7 @@ def refuse_other_uses(engine: GradientEngine, layers: Sequence[Layer], inputs: M
     Raises:
         ExportError: Names the layer.
     """
-    device = engine.subset.views[0].tensor.device
+    device = engine.subset.device
     rows = inputs.rows(slice(0, 2)).map(lambda tensor: tensor.to(device))
     if _agree(engine, layers, rows):
         return

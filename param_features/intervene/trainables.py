@@ -20,7 +20,7 @@ from param_features.problem import ModelInputs
 
 def coefficients_of(engine: GradientEngine, directions: LowRank) -> Trainable:
     """One number for each direction, zero at first: W + Σ δ_k v_k."""
-    steps = torch.zeros(directions.n_features, device=engine.subset.views[0].tensor.device, requires_grad=True)
+    steps = torch.zeros(directions.n_features, device=engine.device, requires_grad=True)
 
     def run(inputs: ModelInputs) -> Tensor:
         with engine.subset.replaced(moved(engine.subset, combined(directions, steps))):

@@ -8,7 +8,7 @@ import torch
 
 
 def held_bytes(device: torch.device) -> int:
-    """What this process holds now: of the device's memory on a GPU, resident otherwise; 0 where that cannot be known."""
+    """Tell how much memory this process holds: of the device on a GPU, else resident; 0 where that cannot be known."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     with suppress(OSError):
@@ -17,7 +17,7 @@ def held_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a process may still take: the device's free memory on a GPU; otherwise what the system can make available."""
+    """Tell how much memory a process may still take: free on a GPU; otherwise what the system can make available."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with suppress(OSError, StopIteration):

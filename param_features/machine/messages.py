@@ -7,5 +7,5 @@ from tqdm import tqdm
 
 
 def notices(is_wanted: bool) -> Callable[[str], None]:
-    """Prints a line on the error stream, beside progress bars; does nothing where no notices are wanted."""
+    """Return a function that prints a line on the error stream, beside progress bars, or does nothing if unwanted."""
     return (lambda message: tqdm.write(message, file=sys.stderr)) if is_wanted else (lambda _: None)

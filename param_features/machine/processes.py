@@ -18,7 +18,7 @@ from torch import Tensor
 
 from param_features.errors import MissingExtraError, ParamFeaturesError, SettingError
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 _PIECE = 2**24
 _is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
@@ -43,43 +43,43 @@ class Processes:
 
     @property
     def n_on_machine(self) -> int:
-        """How many share this machine's memory."""
+        """How many of the processes share the memory of this machine."""
         return 1 if self.n == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", self.n))
 
     def share(self, n_items: int) -> "Share":
-        """This process's part of some items; all of them where they are fewer than the processes."""
+        """Give this process its part of some items; all of them where they are fewer than the processes."""
         return Share(self if n_items >= self.n else ALONE, n_items)
 
-    def objects(self, own: Any) -> list[Any]:
-        """What every process has found, in their order."""
+    def objects(self, result: Any) -> list[Any]:
+        """Collect one result of every process, in the order of the processes."""
         if self.n == 1:
-            return [own]
+            return [result]
         from accelerate.utils import gather_object
 
-        return gather_object([own])
+        return gather_object([result])
 
     def least(self, number: int) -> int:
-        """The smallest of every process's number."""
+        """Return the smallest of the numbers that the processes have."""
         return min(self.objects(number))
 
-    def from_main(self, find: Callable[[], Found]) -> Found:
-        """What the main process finds; the others wait for it, and raise what it raises."""
+    def from_main(self, find: Callable[[], Result]) -> Result:
+        """Return what the main process finds; the others wait for it, and raise what it raises."""
         return self.all_of(find if self.is_main else lambda: None)[0]
 
     def all_of(self, find: Callable[[], Any]) -> list[Any]:
-        """What every process finds, in their order; an error in any of them is raised in all, none waits for ever."""
-        found = error = None
+        """Return what every process finds, in their order; an error in any is raised in all, so that none waits for ever."""
+        result = error = None
         try:
-            found = find()
+            result = find()
         except (ParamFeaturesError, OSError) as raised:
             if self.n == 1:
                 raise
             error = raised
-        every = self.objects((found, error))
-        failed = next((raised for _, raised in every if raised is not None), None)
+        outcomes = self.objects((result, error))
+        failed = next((raised for _, raised in outcomes if raised is not None), None)
         if failed is not None:
             raise failed if error is None else error
-        return [result for result, _ in every]
+        return [each for each, _ in outcomes]
 
     def spread_(self, tensor: Tensor, source: int = 0) -> None:
         """Fill a contiguous tensor with what it holds in one of the processes."""
@@ -108,41 +108,41 @@ class Share:
 
     @property
     def is_whole(self) -> bool:
-        """Whether this process has all of them."""
+        """Whether this process has all of the items."""
         return self.processes.n == 1
 
     def part(self, index: int) -> slice:
-        """Which items a process has."""
+        """Tell which items the process of that index has."""
         n = self.processes.n
         return slice(self.n_items * index // n, self.n_items * (index + 1) // n)
 
     @property
-    def own(self) -> slice:
+    def items(self) -> slice:
         """Which items this process has."""
         return self.part(self.processes.index)
 
     @property
     def weight(self) -> float:
         """Which share of the items it has: a mean over its own, times this, adds up to the mean over all."""
-        return 1.0 if self.is_whole else (self.own.stop - self.own.start) / self.n_items
+        return 1.0 if self.is_whole else (self.items.stop - self.items.start) / self.n_items
 
     def of(self, whole: Tensor) -> Tensor:
-        """Its own rows of what belongs to all items."""
-        return whole if self.is_whole else whole[self.own]
+        """Take this process's rows out of what belongs to all items."""
+        return whole if self.is_whole else whole[self.items]
 
-    def gathered(self, own: Tensor) -> Tensor:
-        """The rows of all items, from every process's own; no gradient flows through it."""
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Put the rows of all items together, of which each process has its part; no gradient flows through it."""
         if self.is_whole:
-            return own
+            return rows
         parts = [self.part(index) for index in range(self.processes.n)]
-        return torch.cat(_gathered(own, [part.stop - part.start for part in parts]))
+        return torch.cat(_gathered(rows, [part.stop - part.start for part in parts]))
 
-    def joined(self, own: Tensor) -> Tensor:
-        """What every process has found for its items, any number of rows each; gradients flow to its own alone."""
+    def joined(self, rows: Tensor) -> Tensor:
+        """Put the rows that each process found together, any number of each; gradients flow to this process's rows alone."""
         if self.is_whole:
-            return own
-        parts = _gathered(own, self.processes.objects(len(own)))
-        parts[self.processes.index] = own
+            return rows
+        parts = _gathered(rows, self.processes.objects(len(rows)))
+        parts[self.processes.index] = rows
         return torch.cat(parts)
 
     def sum_(self, tensors: list[Tensor]) -> None:
@@ -157,14 +157,14 @@ class Share:
             tensor.detach().copy_(part.view_as(tensor))
 
 
-def _gathered(own: Tensor, sizes: list[int]) -> list[Tensor]:
-    """The rows of every process, whose numbers are known."""
+def _gathered(rows: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Return the rows of every process; `sizes` says how many each has."""
     from accelerate.utils import gather
 
-    padded = own.new_zeros(max(sizes), *own.shape[1:])
-    padded[: len(own)] = own.detach()
-    found = gather(padded.to(_device())).to(own.device).split(max(sizes))  # pyright: ignore
-    return [rows[:size] for rows, size in zip(found, sizes, strict=True)]
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = gather(padded.to(_device())).to(rows.device).split(max(sizes))  # pyright: ignore
+    return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
 ALONE = Processes()
@@ -226,11 +226,11 @@ def _state() -> Any:
 
 def _is_on_cpu() -> bool:
     """Whether processes talk over the CPU: where it was asked for, or there is no device that could."""
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    is_wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     device = torch.accelerator.current_accelerator()
-    return asked or device is None or device.type == "mps" or not torch.accelerator.is_available()
+    return is_wanted or device is None or device.type == "mps" or not torch.accelerator.is_available()
 
 
 def _device() -> torch.device:
-    """Where tensors must lie to be sent."""
+    """The device on which tensors must lie to be sent to other processes."""
     return _state().device

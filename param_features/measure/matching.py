@@ -5,12 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from einops import rearrange
 
 from param_features.errors import FeatureMismatchError
 from param_features.fitted import Fitted
 from param_features.measure.agreement import Match, correlations, match_directions
-from param_features.params import ParamRecord
 from param_features.problem import read_inputs
 
 
@@ -68,10 +66,10 @@ def _names(ours: Fitted, theirs: Fitted, given: Mapping[str, str] | None) -> dic
     for name, record in ours.params.items():
         own = name if name in theirs.params else None
         other = (given or {}).get(name) or own or by_weights.get(record.fingerprint)
-        if other is None or other not in theirs.params or _matrix_shape(theirs.params[other]) != _matrix_shape(record):
-            held = ", ".join(f"{n!r} {_matrix_shape(r)}" for n, r in theirs.params.items())
+        if other is None or other not in theirs.params or theirs.params[other].matrix_shape != record.matrix_shape:
+            held = ", ".join(f"{n!r} {r.matrix_shape}" for n, r in theirs.params.items())
             raise FeatureMismatchError(
-                f"{name!r} of the first fit has no counterpart of the same matrix shape {_matrix_shape(record)} in the "
+                f"{name!r} of the first fit has no counterpart of the same matrix shape {record.matrix_shape} in the "
                 f"second, which holds {held}. Match fits of the same parameters, or say names={{first: second}}."
             )
         found[name] = other
@@ -82,7 +80,3 @@ def _names(ours: Fitted, theirs: Fitted, given: Mapping[str, str] | None) -> dic
             "directions lie in different spaces. Match fits of the same parameters."
         )
     return found
-
-
-def _matrix_shape(record: ParamRecord) -> tuple[int, ...]:
-    return tuple(rearrange(torch.empty(record.shape, device="meta"), record.fold).shape)

@@ -2,29 +2,21 @@
 
 from param_features.params.adapter import Adapter, is_padded_on_the_right
 from param_features.params.attention import Attention, Rotary
+from param_features.params.fingerprints import fingerprint
+from param_features.params.folds import Modes, default_fold, unfold_matrix
 from param_features.params.layout import Layout
 from param_features.params.listing import list_params
 from param_features.params.locating import matching_views
+from param_features.params.naming import class_names
 from param_features.params.offloaded import device_for_inputs, untied, values_of
-from param_features.params.readiness import check_present, check_ready, training_notice
+from param_features.params.readiness import check_present, check_ready, training_notice, why_never_chosen
 from param_features.params.record import ParamRecord
 from param_features.params.registry import adapter_for, register_adapter
+from param_features.params.selection import ParamSpec, select
 from param_features.params.state import copied_buffers, held_still, plain_kernels
 from param_features.params.storage import has_rows_in, rows_of_part
-from param_features.params.subset import (
-    Modes,
-    ParamInfo,
-    ParamSpec,
-    ParamSubset,
-    ParamView,
-    Site,
-    Tap,
-    all_parameters,
-    default_fold,
-    fingerprint,
-    select,
-    unfold_matrix,
-)
+from param_features.params.subset import ParamSubset
+from param_features.params.views import ParamInfo, ParamView, Site, Tap, all_parameters
 
 __all__ = [
     "Adapter",
@@ -43,6 +35,7 @@ __all__ = [
     "all_parameters",
     "check_present",
     "check_ready",
+    "class_names",
     "copied_buffers",
     "default_fold",
     "device_for_inputs",
@@ -60,4 +53,5 @@ __all__ = [
     "unfold_matrix",
     "untied",
     "values_of",
+    "why_never_chosen",
 ]

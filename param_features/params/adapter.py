@@ -11,8 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from param_features.errors import AdapterError, ModelStateError, OutputError
 from param_features.params.attention import Attention
-from param_features.params.subset import ParamView, Tap
 from param_features.params.text import ids_of, strings_of
+from param_features.params.views import ParamView, Tap
 
 
 class Adapter(ABC):
@@ -36,7 +36,7 @@ class Adapter(ABC):
         output: Callable[[Any], Tensor] | None = None,
         wrapper: str = "",
     ) -> "Adapter":
-        """The same adapter with what the user says about the model.
+        """Return a copy of the adapter that knows what the user says about the model.
 
         Args:
             tokenizer: A Hugging Face tokenizer, for models that carry none.
@@ -117,13 +117,15 @@ class Adapter(ABC):
                     name = f"{prefix}.{attribute}" if prefix else attribute
                     _refuse_lazy(name, parameter)
                     places.setdefault(id(parameter), []).append((name, owner, attribute))
-        views = [self.view(name, owner, key, tuple(rest)) for (name, owner, key), *rest in places.values()]
+        views = [self.view(name, owner, key, tuple(further)) for (name, owner, key), *further in places.values()]
         return {view.name: view for view in views}
 
-    def view(self, name: str, owner: nn.Module, attribute: str, rest: tuple[tuple[str, nn.Module, str], ...]) -> ParamView:
+    def view(
+        self, name: str, owner: nn.Module, attribute: str, further: tuple[tuple[str, nn.Module, str], ...]
+    ) -> ParamView:
         """The view of one Parameter, given torch's name for it and the further places that hold it."""
         fold = self.fold(owner, attribute, owner.get_parameter(attribute).dim())
-        return ParamView(name, owner, attribute, fold, tuple((module, key) for _, module, key in rest))
+        return ParamView(name, owner, attribute, fold, tuple((module, key) for _, module, key in further))
 
     def parts(self) -> dict[str, ParamView]:
         """Parts of fused matrices that can be chosen alone, by name."""
@@ -132,13 +134,13 @@ class Adapter(ABC):
     def aliases(self) -> dict[str, str]:
         """Names that the library's users say, mapped to the library's own; tied weights under their other names."""
         views = self.views()
-        held = {(id(module), key): view.name for view in views.values() for module, key in view.places}
+        view_names = {(id(module), key): view.name for view in views.values() for module, key in view.places}
         names = {
-            f"{prefix}.{key}" if prefix else key: held.get((id(owner), key))
+            f"{prefix}.{key}" if prefix else key: view_names.get((id(owner), key))
             for prefix, owner in self.module.named_modules(remove_duplicate=False)
             for key in owner._parameters
         }
-        return {name: real for name, real in names.items() if real is not None and name not in views}
+        return {name: listed for name, listed in names.items() if listed is not None and name not in views}
 
     def ties(self) -> dict[str, str]:
         """Other names of weights that several layers share, mapped to the name under which they are listed."""
@@ -163,11 +165,11 @@ class Adapter(ABC):
         return dict(self.module.named_modules(remove_duplicate=False))
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The model's output tensor: what it returns, or the `.logits` of what it returns."""
+        """Run the model and return its output tensor: what it returns, or the `.logits` of what it returns."""
         return self.tensor_of(self.call(*args, **kwargs))
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model itself returns."""
+        """Run the model and return what it returns itself."""
         return self.model(*args, **kwargs)
 
     def tensor_of(self, output: Any) -> Tensor:

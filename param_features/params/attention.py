@@ -50,13 +50,13 @@ class Rotary:
         if 2 * n_pairs > d_head:
             raise SettingError(f"{n_pairs} frequencies turn {2 * n_pairs} coordinates, and a head has {d_head}.")
         pairs = torch.arange(n_pairs)
-        one, two = (2 * pairs, 2 * pairs + 1) if self.is_adjacent else (pairs, pairs + n_pairs)
+        first, second = (2 * pairs, 2 * pairs + 1) if self.is_adjacent else (pairs, pairs + n_pairs)
         angle = distance * torch.tensor(self.frequencies, dtype=torch.float64)
         cosine, sine = self.gain**2 * angle.cos(), self.gain**2 * angle.sin()
-        found = torch.eye(d_head, dtype=torch.float64)
-        found[one, one], found[two, two] = cosine, cosine
-        found[one, two], found[two, one] = sine, -sine
-        return found
+        rotation = torch.eye(d_head, dtype=torch.float64)
+        rotation[first, first], rotation[second, second] = cosine, cosine
+        rotation[first, second], rotation[second, first] = sine, -sine
+        return rotation
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Attention:
 
     @property
     def n_sharing(self) -> int:
-        """Query heads that share a key head.
+        """How many query heads share a key head.
 
         Raises:
             SettingError: The query heads cannot be shared out evenly.

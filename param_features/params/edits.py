@@ -80,8 +80,8 @@ def added(additions: Iterable[Addition]) -> Iterator[None]:
 
 def is_edited(stored: Tensor) -> bool:
     """Whether a block is adding to the tensor at this moment."""
-    found = _EDITED.get(id(stored))
-    return found is not None and bool(found.parts)
+    edited = _EDITED.get(id(stored))
+    return edited is not None and bool(edited.parts)
 
 
 def _entry(stored: Tensor) -> _Edited:

@@ -50,4 +50,4 @@ class Layout:
 
 
 WHOLE = Layout()
-"""As stored."""
+"""A tensor as it is stored, whole and with its axes as they are."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from param_features.params.registry import adapter_for
-from param_features.params.subset import ParamInfo
+from param_features.params.views import ParamInfo
 
 
 def list_params(model: Any) -> list[ParamInfo]:

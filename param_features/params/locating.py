@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-import torch
-from einops import rearrange
-
 from param_features.errors import FingerprintError, UnknownParameterError, nearest
 from param_features.params.adapter import Adapter
+from param_features.params.fingerprints import fingerprint
+from param_features.params.readiness import check_present, check_ready
 from param_features.params.record import ParamRecord
-from param_features.params.subset import ParamView, fingerprint
+from param_features.params.subset import ParamSubset
+from param_features.params.views import ParamView
 
 
 def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple[ParamView, ...]:
@@ -20,10 +20,12 @@ def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple
         FingerprintError: No parameter has these weights, several have, two saved ones would share one, or it is tied in one
             model only.
         UnknownParameterError: The model has no parameter of that name and none with these weights.
+        ModelStateError: Some of the model's weights have no values, or the matching ones come and go with each call.
     """
+    check_ready(adapter)
     known = adapter.views() | adapter.parts()
     aliases = adapter.aliases()
-    found: dict[str, ParamView] = {}
+    matched: dict[str, ParamView] = {}
     saved_as: dict[str, str] = {}
     for name, record in params.items():
         by_name = known.get(aliases.get(name, name))
@@ -32,13 +34,15 @@ def matching_views(adapter: Adapter, params: Mapping[str, ParamRecord]) -> tuple
         else:
             view = _by_weights(name, record, by_name, known, aliases)
         _refuse_other_ties(name, record, view)
-        if view.name in found:
+        if view.name in matched:
             raise FingerprintError(
                 f"{saved_as[view.name]!r} and {name!r} were decomposed together, and this model has both weights in "
                 f"{view.name!r} only. Load a model that holds both."
             )
-        found[view.name], saved_as[view.name] = view, name
-    return tuple(found.values())
+        matched[view.name], saved_as[view.name] = view, name
+    views = tuple(matched.values())
+    check_present(ParamSubset(views))
+    return views
 
 
 def _by_weights(
@@ -48,19 +52,18 @@ def _by_weights(
     known: Mapping[str, ParamView],
     aliases: Mapping[str, str],
 ) -> ParamView:
-    d_out, d_in = rearrange(torch.empty(record.shape, device="meta"), record.fold).shape
-    alike = [view for view in known.values() if view.matrix_shape == (d_out, d_in)]
-    same = [view for view in alike if fingerprint(view) == record.fingerprint]
-    if len(same) == 1:
-        return same[0]
-    if same:
+    same_size = [view for view in known.values() if view.matrix_shape == record.matrix_shape]
+    same_weights = [view for view in same_size if fingerprint(view) == record.fingerprint]
+    if len(same_weights) == 1:
+        return same_weights[0]
+    if same_weights:
         raise FingerprintError(
-            f"{name!r} could be {', '.join(repr(view.name) for view in same[:4])}: they hold the same values. Load a model "
-            "that calls it by the saved name."
+            f"{name!r} could be {', '.join(repr(view.name) for view in same_weights[:4])}: they hold the same values. Load "
+            "a model that calls it by the saved name."
         )
     if by_name is None:
         raise UnknownParameterError(
-            f"The model has no {name!r}, and none of its {len(alike)} parameters of that size has the weights that were "
+            f"The model has no {name!r}, and none of its {len(same_size)} parameters of that size has the weights that were "
             f"decomposed. Nearest names: {nearest(name, [*known, *aliases])}. Load the same checkpoint with the same "
             "processing."
         )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from param_features.params.subset import ParamView, all_parameters
+from param_features.params.views import ParamView, all_parameters
 
 
 def offloaded_value(owner: nn.Module, attribute: str) -> Tensor | None:
@@ -31,8 +31,8 @@ def is_offloaded(view: ParamView) -> bool:
 
 def values_of(view: ParamView) -> Tensor:
     """The stored parameter, or what its hook would bring in."""
-    found = offloaded_value(view.owner, view.attribute) if view.stored.is_meta else None
-    return view.stored if found is None else found
+    brought_in = offloaded_value(view.owner, view.attribute) if view.stored.is_meta else None
+    return view.stored if brought_in is None else brought_in
 
 
 def device_for_inputs(module: nn.Module) -> torch.device:

@@ -3,7 +3,8 @@
 from param_features.errors import ModelStateError
 from param_features.params.adapter import Adapter
 from param_features.params.offloaded import is_offloaded
-from param_features.params.subset import ParamSubset
+from param_features.params.subset import ParamSubset, has_plain_values
+from param_features.params.views import ParamView
 
 
 def check_ready(adapter: Adapter) -> None:
@@ -24,12 +25,22 @@ def check_present(subset: ParamSubset) -> None:
     Raises:
         ModelStateError: Names the first that `device_map=` offloaded.
     """
-    away = next((view.name for view in subset.views if view.stored.is_meta), None)
-    if away is not None:
+    offloaded = next((view.name for view in subset.views if view.stored.is_meta), None)
+    if offloaded is not None:
         raise ModelStateError(
-            f"device_map= offloaded {away!r} to the disk or the CPU: its values come and go with each call. Other weights "
-            "may be offloaded; give the layers of the parameters that are decomposed a device, or leave this one out."
+            f"device_map= offloaded {offloaded!r} to the disk or the CPU: its values come and go with each call. Other "
+            "weights may be offloaded; give the layers of the parameters that are decomposed a device, or leave this one "
+            "out."
         )
+
+
+def why_never_chosen(view: ParamView) -> str | None:
+    """In a few words, why a parameter can have no gradients though the model runs; None where nothing speaks against it."""
+    if is_offloaded(view):
+        return "offloaded: its values come and go with each call"
+    if not view.stored.is_floating_point():
+        return f"{view.stored.dtype}: only floating-point weights have gradients"
+    return None if has_plain_values(view.stored) else f"{type(view.stored).__name__}: it keeps its values in another form"
 
 
 def _how_to_load(adapter: Adapter) -> str:

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from param_features.files import MOST_COUNT, Part
-from param_features.params.subset import Modes, ParamView, is_fold, modes_of
+from param_features.params.folds import Modes, is_fold, modes_of
+from param_features.params.views import ParamView
 
 _MOST_PLACES = 10_000
 
@@ -27,12 +28,12 @@ class ParamRecord:
 
     @classmethod
     def of(cls, view: ParamView, fingerprint: str) -> "ParamRecord":
-        """The record of a model's parameter."""
+        """Make the record of a model's parameter."""
         return cls(tuple(view.shape), view.fold, fingerprint, len(view.places))
 
     @classmethod
     def read(cls, part: Part) -> "ParamRecord":
-        """From a file.
+        """Read a record from a file.
 
         Raises:
             StoreError: It says anything else than a record does, or what no parameter can be.
@@ -52,6 +53,5 @@ class ParamRecord:
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        out, into = self.modes
-        return math.prod(out), math.prod(into)
+        """(d_out, d_in) of the matrix view."""
+        return self.modes.matrix_shape

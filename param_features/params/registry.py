@@ -5,6 +5,7 @@ from typing import Any
 
 from param_features.errors import AdapterError, RegistryError
 from param_features.params.adapter import Adapter
+from param_features.params.naming import class_names
 
 _ADAPTERS: dict[str, Callable[[Any], Adapter]] = {}
 
@@ -35,8 +36,7 @@ def adapter_for(model: Any) -> Adapter:
     Raises:
         AdapterError: No class of the model is registered.
     """
-    names = [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__]
-    for name in names:
+    for name in class_names(model):
         if name in _ADAPTERS:
             return _ADAPTERS[name](model)
     raise AdapterError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.errors import InferenceModeError
-from param_features.params.subset import all_parameters
+from param_features.params.views import all_parameters
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def plain_kernels() -> Iterator[None]:
 
 def _offloaded(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """Parameters that are away: accelerate's hooks leave another object in their place at each call."""
-    places = [(child, name, held) for child in module.modules() for name, held in child._parameters.items()]
-    return [(owner, name, held) for owner, name, held in places if held is not None and held.is_meta]
+    places = [(child, name, parameter) for child in module.modules() for name, parameter in child._parameters.items()]
+    return [(owner, name, parameter) for owner, name, parameter in places if parameter is not None and parameter.is_meta]
 
 
 @contextmanager
@@ -85,7 +85,8 @@ def held_still(module: nn.Module) -> Iterator[None]:
             "frozen meanwhile anyway, and torch.no_grad() does no harm."
         )
     modes = [(child, child.training) for child in module.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in all_parameters(module)]
+    weights = [parameter for parameter in all_parameters(module) if not parameter.is_inference()]  # those keep their flags
+    flags = [(parameter, parameter.requires_grad) for parameter in weights]
     away = _offloaded(module)
     buffers = [_Buffer.of(child, name) for child, _ in modes for name in child._buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()

@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from param_features.params.subset import ParamView, unfold_matrix
+from param_features.params.folds import unfold_matrix
+from param_features.params.naming import class_names
+from param_features.params.views import ParamView
 
 
 def rows_of_part(view: ParamView) -> Int[Tensor, " d_out"]:
@@ -17,5 +19,4 @@ def rows_of_part(view: ParamView) -> Int[Tensor, " d_out"]:
 
 def has_rows_in(owner: nn.Module) -> bool:
     """Whether the layer stores its matrix [d_in, d_out]: tables read by index, and transformers' Conv1D."""
-    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(owner).__mro__}
-    return isinstance(owner, nn.Embedding) or "transformers.Conv1D" in names
+    return isinstance(owner, nn.Embedding) or "transformers.Conv1D" in class_names(owner)

@@ -16,7 +16,15 @@ from param_features.problem.divergence import (
 from param_features.problem.inputs import ModelInputs, check_tokens, read_inputs, real_first
 from param_features.problem.output import OutputInfo, inspect_output
 from param_features.problem.pairs import PairInputs, Pairs, as_pairs, check_pairs, read_pairs
-from param_features.problem.problem import ChosenParams, Problem, read_model, read_problem, say_notices
+from param_features.problem.problem import (
+    ChosenParams,
+    Problem,
+    check_model,
+    match_model,
+    read_model,
+    read_problem,
+    say_notices,
+)
 from param_features.problem.question import Question
 from param_features.problem.saved_inputs import input_tensors, inputs_from
 from param_features.problem.stages import Stage, stage_generator
@@ -43,6 +51,7 @@ __all__ = [
     "Stage",
     "as_pairs",
     "check_curved",
+    "check_model",
     "check_pairs",
     "check_tokens",
     "cut_rows",
@@ -51,6 +60,7 @@ __all__ = [
     "input_tensors",
     "inputs_from",
     "inspect_output",
+    "match_model",
     "read_background",
     "read_divergence",
     "read_inputs",

@@ -55,8 +55,8 @@ class ReadBackground:
     """A background that the model can take.
 
     Attributes:
-        settings: What was asked.
-        problem: The target's, of the background's samples.
+        settings: What the user chose.
+        problem: That of the target, with the background's samples for its data.
     """
 
     settings: Background
@@ -64,7 +64,7 @@ class ReadBackground:
 
 
 def read_background(target: Problem, background: Any, n_features: int, method: str) -> ReadBackground:
-    """What was given as `background=`.
+    """Read what the user gave as `background=`.
 
     Raises:
         InputError: The model cannot take it, or gives outputs of another shape.
@@ -84,8 +84,8 @@ def read_background(target: Problem, background: Any, n_features: int, method: s
     output = inspect_output(target.adapter, data)
     if (output.per_position, output.d_output) != (target.output.per_position, target.output.d_output):
         raise InputError(
-            f"Outputs have shape {output.shape} for the background and {target.output.shape} for the target. Give data of one "
-            "kind."
+            f"Outputs have shape {output.shape} for the background and {target.output.shape} for the target. Give data of "
+            "one kind."
         )
     reference = target.reference if target.pairs is None else "sample"
     known = target.known if target.pairs is None and target.kind == "given" else None

@@ -46,7 +46,7 @@ class CurvedDivergence(Divergence):
 
 
 class KL(CurvedDivergence):
-    """KL(y_r ‖ softmax f), in nats; cotangent softmax(f) − y_r."""
+    """Kullback–Leibler divergence: KL(y_r ‖ softmax f), in nats; cotangent softmax(f) − y_r."""
 
     name = "kl"
     unit = "nats"
@@ -61,7 +61,7 @@ class KL(CurvedDivergence):
         return p - reference if p.requires_grad or p.dtype != reference.dtype else p.sub_(reference)
 
     def to_reference(self, output: Outputs) -> Outputs:
-        """Probabilities."""
+        """The softmax of the output: probabilities."""
         return output.softmax(-1)
 
     def curved(self, output: Outputs, change: Float[Tensor, "*more sample d_output"]) -> Tensor:
@@ -71,13 +71,13 @@ class KL(CurvedDivergence):
 
 
 class SquaredError(CurvedDivergence):
-    """Σ (f − y_r)²; cotangent 2 (f − y_r)."""
+    """Squared error: Σ (f − y_r)²; cotangent 2 (f − y_r)."""
 
     name = "se"
     unit = "squared error"
 
     def value(self, output: Outputs, reference: Outputs) -> Float[Tensor, " sample"]:
-        """Sum over the outputs, not their mean."""
+        """Σ (f − y_r)² over the numbers of the output, not their mean."""
         return (output - reference).square().sum(-1)
 
     def cotangent(self, output: Outputs, reference: Outputs) -> Outputs:
@@ -100,7 +100,7 @@ class Sum(Divergence):
         return (output - reference).sum(-1)
 
     def cotangent(self, output: Outputs, reference: Outputs) -> Outputs:
-        """Ones."""
+        """1 for every number of the output."""
         return torch.ones_like(output)
 
 
@@ -110,12 +110,12 @@ class CustomDivergence(Divergence):
     unit = "units of the given function"
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Wrap `function`."""
+        """Take the divergence from `function`."""
         self.function = function
         self.name = getattr(function, "__name__", "custom")
 
     def value(self, output: Outputs, reference: Outputs) -> Float[Tensor, " sample"]:
-        """What the function returns.
+        """D of each sample, as the function returns it.
 
         Raises:
             OutputError: It does not return one scalar per sample.
@@ -226,7 +226,7 @@ def check_reference(spec: Any, divergence: Divergence) -> None:
     """Refuse a reference that is unknown or means nothing for the divergence.
 
     Raises:
-        SettingError: As said.
+        SettingError: The name is unknown, or it is a distribution and the divergence compares something else.
     """
     if isinstance(spec, Tensor):
         return

@@ -1,6 +1,6 @@
 """What the model is run on: tokens, or anything that a plain module takes, with the samples on the first axis."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,9 +39,11 @@ class ModelInputs:
     @property
     def tokens(self) -> Int[Tensor, "batch pos"] | None:
         """`input_ids`, or else the first integer matrix among the arguments that is no mask; None without one."""
-        named = [(str(key), value) for key, value in (*enumerate(self.args), *self.kwargs.items()) if key not in _NO_TOKENS]
-        found = [(name, t) for name, t in named if isinstance(t, Tensor) and t.dim() == 2 and _holds_integers(t)]
-        return next((t for name, t in found if name == "input_ids"), found[0][1] if found else None)
+        arguments = [
+            (str(key), value) for key, value in (*enumerate(self.args), *self.kwargs.items()) if key not in _NO_TOKENS
+        ]
+        matrices = [(name, t) for name, t in arguments if isinstance(t, Tensor) and t.dim() == 2 and _holds_integers(t)]
+        return next((t for name, t in matrices if name == "input_ids"), matrices[0][1] if matrices else None)
 
     @property
     def n_pos(self) -> int:
@@ -57,7 +59,8 @@ class ModelInputs:
         if self.mask is None:
             return rows
         return [
-            [token for token, real in zip(*pair, strict=True) if real] for pair in zip(rows, self.mask.tolist(), strict=True)
+            [token for token, is_real in zip(*pair, strict=True) if is_real]
+            for pair in zip(rows, self.mask.tolist(), strict=True)
         ]
 
     @property
@@ -75,10 +78,10 @@ class ModelInputs:
         return self.mask.cpu().long().cumsum(1).argmax(1)
 
     def __len__(self) -> int:
-        """Size of the batch."""
+        """How many rows the batch has."""
         return len(self.tensors[0])
 
-    def map(self, function) -> "ModelInputs":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ModelInputs":
         """Apply `function` to every tensor."""
         change = lambda value: function(value) if isinstance(value, Tensor) else value  # noqa: E731
         args, kwargs = tuple(map(change, self.args)), {key: change(value) for key, value in self.kwargs.items()}
@@ -90,8 +93,8 @@ class ModelInputs:
 
     def chosen(self, rows: Sequence[int], positions: Sequence[int]) -> tuple["ModelInputs", Int[Tensor, " row"]]:
         """Some rows, and where in each of them the given position lies, counted without padding."""
-        found = self.rows(list(rows))
-        return found, found.places.gather(1, torch.tensor(positions).unsqueeze(1))[:, 0]
+        inputs = self.rows(list(rows))
+        return inputs, inputs.places.gather(1, torch.tensor(positions).unsqueeze(1))[:, 0]
 
 
 def real_first(values: Float[Tensor, "batch pos feature"], inputs: ModelInputs) -> Float[Tensor, "batch pos feature"]:
@@ -127,8 +130,8 @@ def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
             "tensor [batch, pos] or a list of strings, or inputs= what a plain module takes."
         )
     device = device_for_inputs(adapter.module)
-    found = _from_tokens(adapter, tokens) if tokens is not None else _from_inputs(adapter, inputs)
-    return found.map(lambda tensor: tensor.to(device))
+    arguments = _from_tokens(adapter, tokens) if tokens is not None else _from_inputs(adapter, inputs)
+    return arguments.map(lambda tensor: tensor.to(device))
 
 
 def read_either(adapter: Adapter, data: Any) -> ModelInputs:
@@ -165,11 +168,11 @@ def _from_tokens(adapter: Adapter, tokens: Any) -> ModelInputs:
 def _from_encoding(adapter: Adapter, encoding: Mapping) -> ModelInputs:
     """What a tokenizer returns: ids of one length with a mask, as tensors or not, or lists of several lengths."""
     ids = _as_tensor(encoding["input_ids"])
-    found = _from_tokens(adapter, ids)
+    inputs = _from_tokens(adapter, ids)
     if "attention_mask" not in encoding or not isinstance(ids, Tensor):
-        return found
-    mask = _read_mask(_as_tensor(encoding["attention_mask"]), found)
-    return ModelInputs(found.args, {} if mask is None else adapter.padding(mask), mask)
+        return inputs
+    mask = _read_mask(_as_tensor(encoding["attention_mask"]), inputs)
+    return ModelInputs(inputs.args, {} if mask is None else adapter.padding(mask), mask)
 
 
 def _as_tensor(rows: Any) -> Any:
@@ -180,29 +183,34 @@ def _as_tensor(rows: Any) -> Any:
     return torch.as_tensor(rows) if is_even else rows
 
 
-def _read_mask(given: Any, found: ModelInputs) -> Tensor | None:
+def _read_mask(attention_mask: Any, inputs: ModelInputs) -> Tensor | None:
     """The mask as booleans, None when nothing is padded.
 
     Raises:
         InputError: It has another shape than the tokens, leaves a row empty, or has gaps inside a row.
     """
-    tokens = found.tokens
-    if tokens is None or not isinstance(given, Tensor) or given.shape != tokens.shape:
+    tokens = inputs.tokens
+    if tokens is None or not isinstance(attention_mask, Tensor) or attention_mask.shape != tokens.shape:
         raise InputError(
-            f"attention_mask has shape {tuple(getattr(given, 'shape', ()))} and the tokens "
+            f"attention_mask has shape {tuple(getattr(attention_mask, 'shape', ()))} and the tokens "
             f"{None if tokens is None else tuple(tokens.shape)}. Give a 0/1 tensor of the tokens' shape [batch, pos]."
         )
-    mask = given.bool()
+    mask = attention_mask.bool()
     if bool(mask.all()):
         return None
-    n_runs = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
-    if bool((n_runs != 1).any()):
-        row = int((n_runs != 1).nonzero()[0])
+    runs = count_runs(mask)
+    if bool((runs != 1).any()):
+        row = int((runs != 1).nonzero()[0])
         raise InputError(
-            f"Row {row} of attention_mask marks {int(mask[row].sum())} positions in {int(n_runs[row])} runs. Each row needs "
+            f"Row {row} of attention_mask marks {int(mask[row].sum())} positions in {int(runs[row])} runs. Each row needs "
             "one run of real positions, with padding before or after it."
         )
     return mask
+
+
+def count_runs(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
+    """Count the runs of real positions in each row."""
+    return mask[:, :1].long().sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
 
 
 def _check_ids(adapter: Adapter, tokens: Tensor, *, are_texts: bool = False) -> None:
@@ -263,30 +271,30 @@ def _padded(adapter: Adapter, rows: list[list[int]], *, are_texts: bool = False)
 
 def _from_inputs(adapter: Adapter, inputs: Any) -> ModelInputs:
     if isinstance(inputs, Mapping):
-        found = ModelInputs((), dict(inputs))
+        arguments = ModelInputs((), dict(inputs))
     else:
-        found = ModelInputs(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
-    sizes = {tuple(tensor.shape[:1]) for tensor in found.tensors}
+        arguments = ModelInputs(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
+    sizes = {tuple(tensor.shape[:1]) for tensor in arguments.tensors}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise InputError(
-            f"inputs hold tensors of shapes {[tuple(t.shape) for t in found.tensors]}. Every tensor needs the batch as its "
-            "first axis, the same in all, and at least one row."
+            f"inputs hold tensors of shapes {[tuple(t.shape) for t in arguments.tensors]}. Every tensor needs the batch as "
+            "its first axis, the same in all, and at least one row."
         )
-    for tensor in found.tensors:
+    for tensor in arguments.tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"inputs of shape {tuple(tensor.shape)} hold NaN or infinity. Clean the data first.")
-    check_tokens(adapter, found)
-    given = found.kwargs.get("attention_mask")
-    is_mask = isinstance(given, Tensor) and given.dim() == 2 and found.tokens is not None
-    return replace(found, mask=_read_mask(given, found)) if is_mask else found
+    check_tokens(adapter, arguments)
+    mask = arguments.kwargs.get("attention_mask")
+    is_mask = isinstance(mask, Tensor) and mask.dim() == 2 and arguments.tokens is not None
+    return replace(arguments, mask=_read_mask(mask, arguments)) if is_mask else arguments
 
 
-def check_tokens(adapter: Adapter, found: ModelInputs) -> None:
+def check_tokens(adapter: Adapter, inputs: ModelInputs) -> None:
     """Refuse token ids that the model does not know, where the arguments are known to be tokens.
 
     Raises:
         InputError: An id lies outside the vocabulary, or a row is longer than the context.
     """
-    named = [key for key in found.kwargs if key not in _NO_TOKENS]
-    if found.tokens is not None and ("input_ids" in named or len(found.args) + len(named) == 1):
-        _check_ids(adapter, found.tokens)
+    keywords = [key for key in inputs.kwargs if key not in _NO_TOKENS]
+    if inputs.tokens is not None and ("input_ids" in keywords or len(inputs.args) + len(keywords) == 1):
+        _check_ids(adapter, inputs.tokens)

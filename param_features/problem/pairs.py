@@ -51,7 +51,7 @@ class PairInputs:
 
 
 def as_pairs(reference: Any) -> Pairs | None:
-    """What was given as `reference=`, if it holds pairs; None if it is something else.
+    """Read the pairs in what the user gave as `reference=`; None if it is something else.
 
     Raises:
         InputError: A sequence holds something that is no pair; gives its place.
@@ -80,17 +80,17 @@ def _short(value: Any) -> str:
 
 
 def read_pairs(adapter: Adapter, pairs: Pairs, tokens: Any, inputs: Any) -> PairInputs:
-    """Both sides as the model takes them.
+    """Read both sides as the model takes them.
 
     Raises:
         InputError: Tokens or inputs are given as well; a side cannot be read; the sides differ in number, in kind or in the
             shape of their outputs; or a prompt is its own partner.
     """
     if tokens is not None or inputs is not None:
-        given = "tokens" if tokens is not None else "inputs"
+        argument = "tokens" if tokens is not None else "inputs"
         raise InputError(
-            f"Got both {given}= and pairs of prompts as reference=. The clean prompts are what features are fitted for: "
-            f"leave {given}= out, or give it as background=."
+            f"Got both {argument}= and pairs of prompts as reference=. The clean prompts are what features are fitted for: "
+            f"leave {argument}= out, or give it as background=."
         )
     clean, corrupted = (_read_side(adapter, name, getattr(pairs, name)) for name in ("clean", "corrupted"))
     if len(clean) != len(corrupted):
@@ -111,15 +111,15 @@ def _read_side(adapter: Adapter, name: str, side: Any) -> ModelInputs:
         raise InputError(f"The {name} prompts of reference=: {error}") from error
 
 
-def _is_same(one: ModelInputs, other: ModelInputs) -> bool:
+def _is_same(left: ModelInputs, right: ModelInputs) -> bool:
     if (
-        one.tokens is not None
-        and other.tokens is not None
-        and len(one.tensors) == len(other.tensors) == 1 + bool(one.kwargs)
+        left.tokens is not None
+        and right.tokens is not None
+        and len(left.tensors) == len(right.tensors) == 1 + bool(left.kwargs)
     ):
-        return one.token_rows == other.token_rows
-    both = list(zip(one.tensors, other.tensors, strict=False))
-    return len(one.tensors) == len(other.tensors) and all(torch.equal(a, b) for a, b in both)
+        return left.token_rows == right.token_rows
+    sides = list(zip(left.tensors, right.tensors, strict=False))
+    return len(left.tensors) == len(right.tensors) and all(torch.equal(a, b) for a, b in sides)
 
 
 def check_pairs(adapter: Adapter, pairs: PairInputs, output: OutputInfo, divergence: Divergence, method: str) -> None:
@@ -138,9 +138,9 @@ def check_pairs(adapter: Adapter, pairs: PairInputs, output: OutputInfo, diverge
         raise SettingError(
             "reference=pairs with method='hessian', which compares every output with itself. Use method='l3d' for pairs."
         )
-    other = inspect_output(adapter, pairs.corrupted)
-    if (other.per_position, other.d_output) != (output.per_position, output.d_output):
+    corrupted = inspect_output(adapter, pairs.corrupted)
+    if (corrupted.per_position, corrupted.d_output) != (output.per_position, output.d_output):
         raise InputError(
-            f"Outputs have shape {output.shape} for clean prompts and {other.shape} for corrupted ones. Partners' outputs "
-            "are compared number by number: give inputs of one kind."
+            f"Outputs have shape {output.shape} for clean prompts and {corrupted.shape} for corrupted ones. Partners' "
+            "outputs are compared number by number: give inputs of one kind."
         )

@@ -1,6 +1,6 @@
 """A model and its data, read and checked once: what gradients are taken of, whoever asks for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,13 @@ from torch import Tensor
 from param_features.errors import InputError
 from param_features.params import (
     Adapter,
+    ParamRecord,
     ParamSpec,
     ParamSubset,
     adapter_for,
     check_present,
     check_ready,
+    matching_views,
     select,
     training_notice,
 )
@@ -56,6 +58,43 @@ def read_model(
     """
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
+    return check_model(adapter, subset)
+
+
+def match_model(
+    model: Any,
+    records: Mapping[str, ParamRecord],
+    *,
+    tokenizer: Any = None,
+    output: Callable[[Any], Tensor] | None = None,
+) -> ChosenParams:
+    """Recognise a model and find in it the parameters that were saved, by name or else by their weights.
+
+    Args:
+        model: What some adapter reads.
+        records: The saved parameters by their names.
+        tokenizer: As for `read_model`.
+        output: As for `read_model`.
+
+    Raises:
+        AdapterError: No adapter reads the model.
+        FingerprintError: No parameter has these weights, several have, or it is tied in one model only.
+        UnknownParameterError: The model has no parameter of that name and none with these weights.
+        ModelStateError: Weights are missing, or chosen ones come and go with each call.
+        NoGradientError: Chosen weights were made under `torch.inference_mode()`.
+    """
+    adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
+    return check_model(adapter, ParamSubset(matching_views(adapter, records)))
+
+
+def check_model(adapter: Adapter, subset: ParamSubset) -> ChosenParams:
+    """Refuse a model that cannot be run, and chosen parameters that can have no gradients.
+
+    Raises:
+        ModelStateError: Weights are missing, or chosen ones come and go with each call.
+        NonFiniteError: Chosen weights hold NaN or infinity.
+        NoGradientError: Chosen weights are quantised, or were made under `torch.inference_mode()`.
+    """
     check_ready(adapter)
     check_present(subset)
     subset.check_finite()
@@ -87,7 +126,7 @@ class Problem:
     known: Tensor | None = None
 
     @property
-    def given(self) -> Tensor | None:
+    def given_references(self) -> Tensor | None:
         """The user's own outputs as references."""
         reference = self.reference
         if isinstance(reference, str):
@@ -97,34 +136,33 @@ class Problem:
                 f"reference has shape {tuple(reference.shape)}. Outputs here have {self.output.d_output} numbers: give "
                 f"[{self.output.d_output}] or [n_references, {self.output.d_output}]."
             )
-        device = self.subset.views[0].tensor.device
-        return self.divergence.to_reference(reference.to(device).float().reshape(-1, self.output.d_output))
+        return self.divergence.to_reference(reference.to(self.subset.device).float().reshape(-1, self.output.d_output))
 
     @property
     def kind(self) -> str:
-        """Name of the reference."""
+        """The name of the reference."""
         return self.reference if isinstance(self.reference, str) else "given"
 
 
 def read_problem(
     chosen: ChosenParams, tokens: Any, inputs: Any, *, divergence: Any, reference: Any, method: str = "l3d"
 ) -> Problem:
-    """Read and check what the user gave; errors are those of `pf.decompose`."""
-    adapter, spec = chosen.adapter, as_pairs(reference)
-    pairs = None if spec is None else read_pairs(adapter, spec, tokens, inputs)
+    """Read and check what the user gave about data, divergence and reference; errors are those of `pf.decompose`."""
+    adapter, prompt_pairs = chosen.adapter, as_pairs(reference)
+    pairs = None if prompt_pairs is None else read_pairs(adapter, prompt_pairs, tokens, inputs)
     data = read_inputs(adapter, tokens, inputs) if pairs is None else pairs.clean
     output = inspect_output(adapter, data)
-    asked = read_divergence(divergence, is_logits=output.is_logits)
+    measure = read_divergence(divergence, is_logits=output.is_logits)
     if pairs is None:
-        check_reference(reference, asked)
+        check_reference(reference, measure)
     else:
-        check_pairs(adapter, pairs, output, asked, method)
-    return Problem(adapter, chosen.subset, data, output, asked, reference if pairs is None else "pairs", pairs)
+        check_pairs(adapter, pairs, output, measure, method)
+    return Problem(adapter, chosen.subset, data, output, measure, reference if pairs is None else "pairs", pairs)
 
 
-def say_notices(problem: Problem, asked: Any, say: Callable[[str], None]) -> None:
-    """Say which divergence was chosen, where it was left open, and what a model in training is."""
-    if asked == "auto":
+def say_notices(problem: Problem, requested: Any, say: Callable[[str], None]) -> None:
+    """Print which divergence was chosen, where the user left it open, and a notice for a model in training mode."""
+    if requested == "auto":
         is_known = "is" if problem.output.is_logits else "is not"
         shape = problem.output.shape
         say(f"divergence: {problem.divergence.name!r}, since the output of shape {shape} {is_known} known to be logits.")

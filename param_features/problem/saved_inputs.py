@@ -7,40 +7,40 @@ import torch
 from torch import Tensor
 
 from param_features.files import Origin, shown
-from param_features.problem.inputs import ModelInputs
+from param_features.problem.inputs import ModelInputs, count_runs
 
 
 def input_tensors(inputs: ModelInputs, title: str) -> dict[str, Tensor]:
-    """The arguments that are tensors, by names that begin with `title`."""
+    """Name the arguments that are tensors, by names that begin with `title`."""
     named = {f"args/{place}": value for place, value in enumerate(inputs.args)}
     named |= {f"kwargs/{key}": value for key, value in inputs.kwargs.items()} | {"mask": inputs.mask}
     return {f"{title}/{name}": value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 def inputs_from(tensors: Mapping[str, Tensor], title: str, origin: Origin) -> ModelInputs | None:
-    """What `input_tensors` named; None where there is nothing of that title.
+    """Put together the arguments that `input_tensors` named; None where nothing has that title.
 
     Raises:
         StoreError: They cannot be the arguments of one call: their names, their number of rows or their mask.
     """
-    found = {name.removeprefix(f"{title}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{title}/")}
-    mask = found.pop("mask", None)
-    kwargs = {name.removeprefix("kwargs/"): tensor for name, tensor in found.items() if name.startswith("kwargs/")}
-    n_args = len(found) - len(kwargs)
-    args = [found.get(f"args/{place}") for place in range(n_args)]
-    unknown = found.keys() - {f"args/{place}" for place in range(n_args)} - {f"kwargs/{name}" for name in kwargs}
+    named = {name.removeprefix(f"{title}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{title}/")}
+    mask = named.pop("mask", None)
+    kwargs = {name.removeprefix("kwargs/"): tensor for name, tensor in named.items() if name.startswith("kwargs/")}
+    n_args = len(named) - len(kwargs)
+    args = [named.get(f"args/{place}") for place in range(n_args)]
+    unknown = named.keys() - {f"args/{place}" for place in range(n_args)} - {f"kwargs/{name}" for name in kwargs}
     if unknown:
         origin.refuse(f"holds {title}/{shown(min(unknown))}; accepted: args/0 and on without gaps, kwargs/<name> and mask")
     if mask is None and not args and not kwargs:
         return None
     inputs = ModelInputs(tuple(args), kwargs)
-    problem = _problem(inputs) or _mask_problem(mask, inputs.tokens)
-    if problem:
-        origin.refuse(f"holds {title} of which {problem}")
+    fault = _argument_fault(inputs) or _mask_fault(mask, inputs.tokens)
+    if fault:
+        origin.refuse(f"holds {title} of which {fault}")
     return replace(inputs, mask=mask)
 
 
-def _problem(inputs: ModelInputs) -> str:
+def _argument_fault(inputs: ModelInputs) -> str:
     """Why tensors cannot be the arguments of one call; empty where they can."""
     sizes = {tuple(tensor.shape[:1]) for tensor in inputs.tensors}
     if len(sizes) != 1 or sizes & {(), (0,)}:
@@ -50,11 +50,10 @@ def _problem(inputs: ModelInputs) -> str:
     return ""
 
 
-def _mask_problem(mask: Tensor | None, tokens: Tensor | None) -> str:
+def _mask_fault(mask: Tensor | None, tokens: Tensor | None) -> str:
     """Why a mask cannot be that of the tokens; empty where it can."""
     if mask is None:
         return ""
     if mask.dtype != torch.bool or tokens is None or mask.shape != tokens.shape:
         return "the mask is not true or false for each token"
-    n_runs = mask[:, :1].long().sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
-    return "" if bool((n_runs == 1).all()) else "a row's real positions are not one run"
+    return "" if bool((count_runs(mask) == 1).all()) else "a row's real positions are not one run"

@@ -52,13 +52,13 @@ def stream_rows(
     """
     if n_rows < 1 or (n_ctx is not None and n_ctx < 1):
         raise SettingError(f"n_rows={n_rows} and n_ctx={n_ctx} must be positive.")
-    found = _id_lists(_shuffled(dataset, seed, buffer_size), tokenizer, text_field, is_packed)
-    first = next(found, None)
+    id_lists = _id_lists(_shuffled(dataset, seed, buffer_size), tokenizer, text_field, is_packed)
+    first = next(id_lists, None)
     if first is None:
         raise InputError("The data set gave no rows. Check its split and filters.")
     if n_ctx is None:
         n_ctx = len(first[0]) if first[1] else _USUAL_N_CTX
-    rows, n_tokens, n_longest = cut_rows((ids for part in ([first], found) for ids, _ in part), n_ctx, n_rows, is_packed)
+    rows, n_tokens, n_longest = cut_rows((ids for part in ([first], id_lists) for ids, _ in part), n_ctx, n_rows, is_packed)
     if not rows:
         raise InputError(
             f"Nothing fills a row of {n_ctx} tokens; the longest has {n_longest}, all together {n_tokens}. Give more, a "
@@ -70,14 +70,14 @@ def stream_rows(
 def cut_rows(id_lists: Iterable[list[int]], n_ctx: int, n_rows: int, is_packed: bool) -> tuple[list[list[int]], int, int]:
     """Cut lists of ids into full rows until there are enough; also how many tokens were read, and the longest list's."""
     rows: list[list[int]] = []
-    left: list[int] = []
+    pending: list[int] = []
     n_tokens = n_longest = 0
     for ids in id_lists:
         n_tokens, n_longest = n_tokens + len(ids), max(n_longest, len(ids))
-        left = [*left, *ids] if is_packed else ids
-        end = len(left) - len(left) % n_ctx
-        rows += [left[start : start + n_ctx] for start in range(0, end, n_ctx)]
-        left = left[end:]
+        pending = [*pending, *ids] if is_packed else ids
+        end = len(pending) - len(pending) % n_ctx
+        rows += [pending[start : start + n_ctx] for start in range(0, end, n_ctx)]
+        pending = pending[end:]
         if len(rows) >= n_rows:
             break
     return rows[:n_rows], n_tokens, n_longest
@@ -104,8 +104,9 @@ def _shuffled(dataset: Any, seed: int | None, buffer_size: int) -> Iterable[Any]
             f"seed={seed}, and a {type(dataset).__name__} cannot be shuffled. Give a datasets.Dataset or IterableDataset, "
             "or leave seed= out to take the first rows."
         )
-    streamed = {} if hasattr(dataset, "__len__") else {"buffer_size": buffer_size}
-    return dataset.shuffle(seed=seed, **streamed)
+    if hasattr(dataset, "__len__"):
+        return dataset.shuffle(seed=seed)
+    return dataset.shuffle(seed=seed, buffer_size=buffer_size)
 
 
 def _id_lists(rows: Iterable[Any], tokenizer: Any, text_field: str, is_packed: bool) -> Iterator[tuple[list[int], bool]]:
@@ -116,19 +117,19 @@ def _id_lists(rows: Iterable[Any], tokenizer: Any, text_field: str, is_packed: b
     """
     remaining = iter(rows)
     for row in remaining:
-        found = _ids_or_text(row, text_field)
-        if not isinstance(found, str):
-            yield found, True
+        ids_or_text = _ids_or_text(row, text_field)
+        if not isinstance(ids_or_text, str):
+            yield ids_or_text, True
             continue
         if tokenizer is None:
-            raise InputError(f"A row holds a text, {found!r:.40}. Give tokenizer=, such as model.tokenizer.")
+            raise InputError(f"A row holds a text, {ids_or_text!r:.40}. Give tokenizer=, such as model.tokenizer.")
         texts = (_ids_or_text(each, text_field) for each in islice(remaining, _AT_ONCE - 1))
-        for ids in encoded([found, *map(_only_text, texts)], tokenizer):
+        for ids in encoded([ids_or_text, *map(_only_text, texts)], tokenizer):
             yield delimited(ids, tokenizer) if is_packed else ids, False
 
 
 def _ids_or_text(row: Any, text_field: str) -> str | list[int]:
-    """A row's ids, or else its text.
+    """Read the ids of a row, or else its text.
 
     Raises:
         InputError: It has neither.
@@ -144,12 +145,12 @@ def _ids_or_text(row: Any, text_field: str) -> str | list[int]:
             )
         value = row[name]
     values = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(values, str) or (isinstance(values, list | tuple) and all(isinstance(one, int) for one in values)):
+    if isinstance(values, str) or (isinstance(values, list | tuple) and all(isinstance(token, int) for token in values)):
         return values if isinstance(values, str) else list(values)
     raise InputError(f"A row holds {value!r:.60}. Expected a text, or a list of integer ids.")
 
 
-def _only_text(found: str | list[int]) -> str:
-    if isinstance(found, str):
-        return found
-    raise InputError(f"Some rows hold texts, and one ids, {found[:5]}. Give one kind.")
+def _only_text(ids_or_text: str | list[int]) -> str:
+    if isinstance(ids_or_text, str):
+        return ids_or_text
+    raise InputError(f"Some rows hold texts, and one ids, {ids_or_text[:5]}. Give one kind.")

@@ -9,8 +9,8 @@ from typing import Any
 
 from param_features.gradients import plan_engine
 from param_features.gradients.rules import rule_for
-from param_features.params import Adapter, ParamSubset, adapter_for, check_ready
-from param_features.problem import ChosenParams, read_problem
+from param_features.params import Adapter, ParamSubset, adapter_for, why_never_chosen
+from param_features.problem import check_model, read_problem
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class ModelDescription:
         n_layers: Number of blocks, None when not known.
         n_params: Number of scalars, tied weights once.
         dtypes: How many tensors have each dtype.
-        devices: The same by device.
+        devices: How many tensors lie on each device.
         processing: What the library did to the weights after training; empty when nothing is known.
         tokens: Vocabulary, context and tokenizer.
         factored: Parameters with a factored rule.
-        dense: Parameters that take the dense route, and why.
+        dense: Parameters that take the dense route, or can have no gradients, and why.
         parts: Parts of fused matrices that can be chosen alone.
         tied: Further names of tied weights, to the name that is used.
         is_checked: Whether the rules were compared with autograd on given data, or go by the layers' classes.
@@ -69,7 +69,7 @@ class ModelDescription:
         return "\n".join(f"{title:<11} {text}" for title, text in lines.items() if text)
 
     def __repr__(self) -> str:
-        """The same."""
+        """Show what `print` shows."""
         return str(self)
 
 
@@ -84,11 +84,13 @@ def describe(model: Any, tokens: Any = None, *, inputs: Any = None) -> ModelDesc
     Args:
         model: As for `pf.decompose`.
         tokens: Where given, every rule is compared with autograd on two rows of it.
-        inputs: The same, for models that take no tokens.
+        inputs: Instead of tokens, for models that take none.
 
     Raises:
         AdapterError: Nothing reads such a model.
         ModelStateError: Data are given and the model cannot be run.
+        NonFiniteError: Data are given, and weights or outputs hold NaN or infinity.
+        NoGradientError: Data are given, and the model was made under `torch.inference_mode()`.
         InputError: Tokens or inputs that the model cannot take.
     """
     adapter = adapter_for(model)
@@ -120,11 +122,12 @@ def _unruled(adapter: Adapter) -> dict[str, str]:
 
 
 def _checked(adapter: Adapter, tokens: Any, inputs: Any) -> dict[str, str]:
-    """Parameters that take the dense route on this data, and why."""
-    check_ready(adapter)
-    chosen = ChosenParams(adapter, ParamSubset(tuple(adapter.views().values())))
-    problem = read_problem(chosen, tokens, inputs, divergence="auto", reference="sample")
-    return plan_engine(problem).routes.why_dense
+    """Parameters that take the dense route on this data or none at all, and why."""
+    views = tuple(adapter.views().values())
+    never = {view.name: why for view in views if (why := why_never_chosen(view)) is not None}
+    subset = ParamSubset(tuple(view for view in views if view.name not in never) or views)
+    problem = read_problem(check_model(adapter, subset), tokens, inputs, divergence="auto", reference="sample")
+    return plan_engine(problem).routes.why_dense | never
 
 
 def _library(adapter: Adapter) -> str:

@@ -11,8 +11,16 @@ from param_features.errors import SettingError
 from param_features.files.hub import located
 from param_features.fitted import Fitted, Metrics, read_saved
 from param_features.gradients import plan_engine
-from param_features.params import ParamSubset, adapter_for, check_present, check_ready, matching_views
-from param_features.problem import Divergence, ModelInputs, Problem, Question, check_tokens, inspect_output, read_divergence
+from param_features.problem import (
+    Divergence,
+    ModelInputs,
+    Problem,
+    Question,
+    check_tokens,
+    inspect_output,
+    match_model,
+    read_divergence,
+)
 
 Features = TypeVar("Features", bound=Fitted)
 
@@ -37,7 +45,7 @@ def load(
         model: The model they belong to, in any library that holds the same weights: parameters are found by name or else by
             their weights, see `bind`. Without a model, directions and metrics can be read, activations cannot.
         divergence: The function that was given to `decompose`, if it was one: code is not saved.
-        output: The same.
+        output: The function that was given to `decompose` as `output=`, if one was.
         tokenizer: For strings, where the model carries none.
         revision: Branch, tag or commit on the hub; its main branch by default.
         token: Of the hub; by default the one that `hf auth login` left.
@@ -51,7 +59,8 @@ def load(
         MissingExtraError: They are on the hub, and huggingface-hub is not installed.
         FingerprintError: The model's chosen parameters are not the ones that were decomposed.
         UnknownParameterError: The model lacks a parameter.
-        ModelStateError: The model's weights are not all there, on one device.
+        ModelStateError: The model's weights are not all there, or those of the features come and go with each call.
+        NoGradientError: The weights were made under `torch.inference_mode()`.
         SettingError: The features need `divergence=` or `output=`, or the model's output has another size, or a folder is
             given with a revision.
         InputError: The features' examples hold tokens that the model does not know.
@@ -79,7 +88,8 @@ def bind(
     Raises:
         FingerprintError: No parameter has these weights, several have, or it is tied in one model only.
         UnknownParameterError: The model has no parameter of that name and none with these weights.
-        ModelStateError: The model's weights are not all there, on one device.
+        ModelStateError: The model's weights are not all there, or those of the features come and go with each call.
+        NoGradientError: The weights were made under `torch.inference_mode()`.
         SettingError: The features were found with `output=`, and none is given, or the output has another size.
         InputError: The features' examples hold tokens that the model does not know.
     """
@@ -89,20 +99,18 @@ def bind(
             f"The features were found with output={needed}, which is code and was not saved. Pass it: pf.load(dir, model=…, "
             "output=…)."
         )
-    adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
-    check_ready(adapter)
-    subset = ParamSubset(matching_views(adapter, features.params))
-    check_present(subset)
+    chosen = match_model(model, features.params, tokenizer=tokenizer, output=output)
+    adapter, subset = chosen.adapter, chosen.subset
     data = features.examples or ModelInputs((torch.zeros(2, 2, dtype=torch.long),), {})
     check_tokens(adapter, data)
     data = data.map(lambda tensor: tensor.to(subset.device))
-    found = inspect_output(adapter, data)
-    if found.d_output != features.references.shape[1]:
+    returned = inspect_output(adapter, data)
+    if returned.d_output != features.references.shape[1]:
         raise SettingError(
-            f"The model's output has {found.d_output} numbers, and the features' references have "
+            f"The model's output has {returned.d_output} numbers, and the features' references have "
             f"{features.references.shape[1]}. Load the model, and give the output=, that they were found with."
         )
-    problem = Problem(adapter, subset, data, found, features.divergence, features.reference)
+    problem = Problem(adapter, subset, data, returned, features.divergence, features.reference)
     engine = plan_engine(problem)
     return features.bound_to(engine)
 

@@ -14,7 +14,7 @@ from param_features.files.tensors import read_tensors
 from param_features.fit.checkpoint import read_newest
 from param_features.gradients.disk.shards import Column, ShardWriter
 from param_features.params import default_fold
-from param_features.params.subset import is_fold
+from param_features.params.folds import is_fold
 from tests.circuits_made import small_circuit
 from tests.fuzz.mutate import joined, parted
 from tests.fuzz.readers import GOLDEN, READERS, files_of, within

@@ -18,8 +18,8 @@ from tests.oracle import case_of
 def test_shares_follow_each_other_and_differ_by_one_at_most(n, n_items):
     shares = [Share(Processes(n, index), n_items) for index in range(n)]
     items = list(range(n_items))
-    assert [item for share in shares for item in items[share.own]] == items
-    sizes = [share.own.stop - share.own.start for share in shares]
+    assert [item for share in shares for item in items[share.items]] == items
+    sizes = [share.items.stop - share.items.start for share in shares]
     assert max(sizes) - min(sizes) <= 1
     if n_items:
         assert sum(share.weight for share in shares) == pytest.approx(1)
@@ -28,7 +28,7 @@ def test_shares_follow_each_other_and_differ_by_one_at_most(n, n_items):
 def test_fewer_items_than_processes_are_not_shared():
     share = Processes(4, 1).share(3)
     assert share.is_whole
-    assert share.own == slice(0, 3)
+    assert share.items == slice(0, 3)
     assert not Processes(4, 1).share(4).is_whole
 
 

@@ -137,3 +137,13 @@ def test_the_fast_path_of_torchs_encoder_would_skip_taps():
     with torch.no_grad():
         found = case.gradients()[0]
     assert_equal_gradients(found, case.by_autograd())
+
+
+def test_weights_made_in_inference_mode_keep_their_flags():
+    """Torch lets nobody set them again."""
+    with torch.inference_mode():
+        model = nn.Linear(4, 4)
+    with held_still(model), torch.no_grad():
+        model(torch.ones(2, 4))
+    assert model.weight.requires_grad
+    assert model.weight.is_inference()

@@ -7,14 +7,15 @@ from torch.nn.functional import kl_div, one_hot
 import param_features as pf
 from benchmarks import toys
 from param_features.errors import InputError, SampleCountError, SettingError
-from param_features.gradients import Harvester, HarvestSettings, SampleProbe
+from param_features.gradients import Harvester, HarvestSettings, SampleProbe, own_references
 from param_features.measure import match_directions
-from param_features.problem import KL, Reference, as_pairs, read_pairs
+from param_features.problem import KL, OutputInfo, Problem, Reference, as_pairs, read_pairs
 from tests.models import Classifier
 from tests.oracle import case_of
 from tests.test_padding import encoding
 
 W_K = "blocks.0.attn.W_K"
+LOGITS = OutputInfo((2, 6, 20), torch.float64, is_logits=True, per_position=True)
 QUICK = {"n_features": 2, "steps": 10, "progress": False}
 
 
@@ -42,7 +43,8 @@ def harvested(model, param, reference, rows=None, **settings):
     pairs = read_pairs(case.engine.adapter, as_pairs(reference), None, None)
     rows = torch.arange(len(pairs.clean)) if rows is None else rows
     harvester = Harvester(SampleProbe(case.engine, pairs.clean), KL(), Reference("pairs"), HarvestSettings(**settings))
-    own = pairs.own(case.engine, KL(), rows)
+    problem = Problem(case.engine.adapter, case.engine.subset, pairs.clean, LOGITS, KL(), "pairs", pairs)
+    own = own_references(problem, case.engine, rows)
     generator = torch.Generator().manual_seed(0)
     store = harvester.store(pairs.clean.rows(rows), 1, generator, progress=False, title="", references=own)
     return store.rows(slice(None))[param].dense().matrix

@@ -45,7 +45,7 @@ _REFUSALS = {401: "no token, or a wrong one", 402: "payment is required", 403: "
 
 
 def hub_library(module: str = "") -> Any:
-    """huggingface-hub, or a module of it.
+    """Import huggingface-hub, or a module of it.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -60,8 +60,8 @@ def hub_library(module: str = "") -> Any:
 
 
 @contextmanager
-def hub_errors(asked: str) -> Iterator[None]:
-    """The hub's errors as this library's; `asked` begins the message.
+def hub_errors(request: str) -> Iterator[None]:
+    """Raise the hub's errors as this library's; `request` begins the message.
 
     Raises:
         HubNotFoundError: There is no such repository, revision or file.
@@ -75,7 +75,7 @@ def hub_errors(asked: str) -> Iterator[None]:
         yield
     except (*_known(errors), errors.HfHubHTTPError, errors.HTTPError) as error:
         kind, advice = _named(errors, error)
-        raise kind(f"{asked} {advice}. ({_reason(error)})") from error
+        raise kind(f"{request} {advice}. ({_reason(error)})") from error
 
 
 def _known(errors: Any) -> dict[type[Exception], tuple[type[ParamFeaturesError], str]]:
@@ -84,10 +84,10 @@ def _known(errors: Any) -> dict[type[Exception], tuple[type[ParamFeaturesError],
 
 
 def _named(errors: Any, error: Exception) -> tuple[type[ParamFeaturesError], str]:
-    """The error of this library, and what it says after what was asked."""
-    found = next((named for foreign, named in _known(errors).items() if isinstance(error, foreign)), None)
-    if found is not None:
-        return found
+    """Return the error of this library, and what its message says after the request."""
+    known = next((named for foreign, named in _known(errors).items() if isinstance(error, foreign)), None)
+    if known is not None:
+        return known
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None:
         return HubOfflineError, "was not reached on the Hugging Face hub. Check the connection, then try again"
@@ -97,7 +97,7 @@ def _named(errors: Any, error: Exception) -> tuple[type[ParamFeaturesError], str
 
 
 def _reason(error: BaseException) -> str:
-    """The hub's own words in one line: those of the cause where it was hidden."""
+    """Quote the hub's own words in one line: those of the cause where it was hidden."""
     hidden = error.__cause__ if getattr(error, "response", None) is None else None
-    said = hidden or error
-    return " ".join(str(getattr(said, "server_message", None) or said).split())[:300] or type(said).__name__
+    reason = hidden or error
+    return " ".join(str(getattr(reason, "server_message", None) or reason).split())[:300] or type(reason).__name__

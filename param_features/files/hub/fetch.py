@@ -12,7 +12,7 @@ FILES = (CONFIG, TENSORS)
 
 
 def located(where: str | PathLike, *, revision: str | None = None, token: str | bool | None = None) -> tuple[Path, Path]:
-    """The folder that holds saved features, fetched first where they are on the hub.
+    """Find the folder that holds saved features, which are fetched first where they are on the hub.
 
     Args:
         where: A folder, or `owner/name` or `owner/name@revision` on the hub.

@@ -13,7 +13,7 @@ _FILES = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz", 
 
 @dataclass(frozen=True)
 class HubPlace:
-    """Features on the hub.
+    """Where features lie on the hub.
 
     Attributes:
         repo: `owner/name`.
@@ -32,13 +32,14 @@ def features_place(where: str | PathLike, revision: str | None = None) -> Path |
         SettingError: A revision is given for a folder, or two are.
     """
     path = Path(where) if isinstance(where, PathLike) else _existing(where)
-    name, _, own = ("", "", "") if path is not None else str(where).partition("@")
+    name, _, named_revision = ("", "", "") if path is not None else str(where).partition("@")
     path = path or local_path(name)
     if path is None:
-        return HubPlace(_with_owner(name), _one_revision(where, own or None, revision))
-    if own or revision is not None:
+        return HubPlace(_with_owner(name), _one_revision(where, named_revision or None, revision))
+    if named_revision or revision is not None:
         raise SettingError(
-            f"revision={own or revision!r} belongs to features on the hub, and {str(path)!r} is a folder here. Leave it out."
+            f"revision={named_revision or revision!r} belongs to features on the hub, and {str(path)!r} is a folder here. "
+            "Leave it out."
         )
     return path
 
@@ -94,7 +95,7 @@ def _with_owner(name: str) -> str:
     return name
 
 
-def _one_revision(where: str | PathLike, own: str | None, given: str | None) -> str | None:
-    if own is not None and given is not None and own != given:
-        raise SettingError(f"{str(where)!r} names one revision and revision={given!r} another. Give one of them.")
-    return own if given is None else given
+def _one_revision(where: str | PathLike, named: str | None, revision: str | None) -> str | None:
+    if named is not None and revision is not None and named != revision:
+        raise SettingError(f"{str(where)!r} names one revision and revision={revision!r} another. Give one of them.")
+    return named if revision is None else revision

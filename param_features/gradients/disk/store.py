@@ -175,7 +175,7 @@ class FactorStore:
             check_pairs(adapter, pairs, output, wanted_divergence, method)
         kind = recipe["reference"].split(" ")[0]
         named_reference = kind if reference is None or pairs is not None else reference
-        known = None if self.reference is None else self.reference.to(subset.views[0].tensor.device)
+        known = None if self.reference is None else self.reference.to(subset.device)
         problem = Problem(adapter, subset, data, output, wanted_divergence, named_reference, pairs, known)
         wanted = recipe_of(
             problem,

@@ -1,0 +1,92 @@
+"""Choosing parameters by name, glob or regex: what `params=` takes."""
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+
+from param_features.errors import EmptySelectionError, SettingError, UnknownParameterError, nearest
+from param_features.params.subset import ParamSubset
+from param_features.params.views import ParamView
+
+ParamSpec = str | re.Pattern | Sequence["str | re.Pattern"]
+
+
+def select(
+    views: Mapping[str, ParamView],
+    spec: ParamSpec,
+    aliases: Mapping[str, str] | None = None,
+    parts: Mapping[str, ParamView] | None = None,
+) -> ParamSubset:
+    """Choose parameters by name, glob, compiled regex, or a list of these.
+
+    Args:
+        views: Every parameter of the model, by the library's names.
+        spec: A name, a glob such as `blocks.*.attn.W_[KQ]`, a compiled regex (matched in full), or a list of these. A part
+            of a fused matrix is named by a suffix: `c_attn.weight[k]`; `[q|k]` takes two parts, `[*]` each of them.
+        aliases: Names that users say, mapped to the library's: `blocks.2.attn.W_K` to `blocks.2.attn._W_K`.
+        parts: Parts of fused matrices by name; matched by a glob or regex only where that names them.
+
+    Returns:
+        The chosen parameters, each once, in the model's order, parts last.
+
+    Raises:
+        EmptySelectionError: `spec` is empty.
+        UnknownParameterError: A part of `spec` matches nothing; the message lists the nearest names.
+        SettingError: A matrix is chosen both whole and in part.
+    """
+    parts, aliases = parts or {}, aliases or {}
+    names, part_names = {name: name for name in views} | dict(aliases), _names_of_parts(parts, aliases)
+    patterns = [spec] if isinstance(spec, str | re.Pattern) else list(spec)
+    if not patterns or any(pattern == "" for pattern in patterns):
+        raise EmptySelectionError(
+            f"params={spec!r} chooses no parameter. Give a name, a glob, a compiled regex or a list of these; "
+            "pf.list_params(model) prints all names."
+        )
+    chosen = {name for pattern in patterns for name in _matches(pattern, names, part_names)}
+    subset = ParamSubset(tuple(view for name, view in {**views, **parts}.items() if name in chosen))
+    _refuse_overlap(subset)
+    return subset
+
+
+def _names_of_parts(parts: Mapping[str, ParamView], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Names of parts, also under their whole's aliases, to the library's own."""
+    names = {name: name for name in parts}
+    for alias, real in aliases.items():
+        names |= {alias + name.removeprefix(real): name for name in parts if name.startswith(f"{real}[")}
+    return names
+
+
+def _matches(pattern: str | re.Pattern, names: Mapping[str, str], part_names: Mapping[str, str]) -> set[str]:
+    if isinstance(pattern, re.Pattern):
+        matched = {real for name, real in names.items() if pattern.fullmatch(name)}
+        matched = matched or {real for name, real in part_names.items() if pattern.fullmatch(name)}
+    elif pattern in names or pattern in part_names:
+        matched = {names.get(pattern) or part_names[pattern]}
+    else:
+        matched = {real for name, real in names.items() if fnmatch.fnmatchcase(name, pattern)}
+        matched |= {real for name, real in part_names.items() if _is_part_of(name, pattern)}
+    if not matched:
+        text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
+        raise UnknownParameterError(
+            f"No parameter matches {text!r}. The model has {len(set(names.values()))} parameters; nearest: "
+            f"{nearest(text, [*names, *part_names])}. pf.list_params(model) prints all."
+        )
+    return matched
+
+
+def _is_part_of(name: str, pattern: str) -> bool:
+    """Whether `c_attn.weight[k]` is meant by `*.c_attn.weight[q|k]`: a glob before the brackets, alternatives inside."""
+    whole, _, part = name[:-1].rpartition("[")
+    whole_pattern, bracket, choices = pattern.removesuffix("]").rpartition("[")
+    is_named = bracket and pattern.endswith("]") and any(fnmatch.fnmatchcase(part, choice) for choice in choices.split("|"))
+    return bool(is_named) and fnmatch.fnmatchcase(whole, whole_pattern)
+
+
+def _refuse_overlap(subset: ParamSubset) -> None:
+    whole = {id(view.stored): view.name for view in subset.views if view.layout.part is None}
+    for view in subset.views:
+        if view.layout.part is not None and id(view.stored) in whole:
+            raise SettingError(
+                f"params= chooses {whole[id(view.stored)]!r} whole and its part {view.name!r} again. Choose the whole or "
+                "its parts."
+            )

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from param_features.errors import StoreError
-from param_features.fit import Checkpoints, Fit, FitSettings, OffTarget, fit_l3d
+from param_features.fit import Checkpoints, Fit, FitSettings, OffTarget, checkpoint, checkpointing, fit_l3d
 from param_features.fit.checkpoint import restore, state_of
 from param_features.fit.formats import FORMATS
 from param_features.fit.training import Trainer
@@ -23,7 +22,6 @@ from tests.stops import stopped_after
 
 STEPS = 24
 RECIPE = {"method": "l3d", "fit.steps": STEPS}
-checkpoint, keeping = (sys.modules[f"param_features.fit.{name}"] for name in ("checkpoint", "keeping"))
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +41,10 @@ def fitted(store, path: Path | None = None, *, every: float = 0, recipe=RECIPE, 
 
 
 def assert_same(one: Fit, other: Fit) -> None:
-    for a, b in ((one.v_in, other.v_in), (one.v_out, other.v_out)):
+    ours, theirs = one.dictionary, other.dictionary
+    for a, b in ((ours.v_in, theirs.v_in), (ours.v_out, theirs.v_out)):
         assert all(torch.equal(x, y) for x, y in zip(a.tensors, b.tensors, strict=True))
-    assert (one.threshold, one.steps_done) == (other.threshold, other.steps_done)
+    assert (ours.threshold, one.steps_done) == (theirs.threshold, other.steps_done)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_a_finished_fit_takes_no_step(store, path, unbroken):
 
 def test_between_checkpoints_steps_are_taken_again(store, path, unbroken, monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr(keeping.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: next(clock))
     with stopped_after(17), pytest.raises(RuntimeError, match="stopped here"):
         fitted(store, path, every=5)
     assert 0 < n_steps_in(before(path)) < n_steps_in(path) < 17
@@ -135,7 +134,9 @@ def test_every_tensor_of_the_state_is_needed(store, unbroken):
         other = trainer()
         restore(other, state | {name: fresh.get(name, torch.zeros_like(state[name]))})
         found = ended(other)
-        same = found.errors == expected.errors and all(map(torch.equal, found.v_out.tensors, expected.v_out.tensors))
+        same = found.errors == expected.errors and all(
+            map(torch.equal, found.dictionary.v_out.tensors, expected.dictionary.v_out.tensors)
+        )
         assert not same, f"{name} is kept but plays no part"
     other = trainer()
     restore(other, state)
@@ -294,5 +295,5 @@ def test_a_handler_of_the_users_own_is_left_alone_and_other_threads_have_none(st
 
 
 def test_a_fit_without_a_path_keeps_nothing(store, unbroken, monkeypatch):
-    monkeypatch.setattr(keeping, "write_checkpoint", lambda *_: pytest.fail("a checkpoint was kept"))
+    monkeypatch.setattr(checkpointing, "write_checkpoint", lambda *_: pytest.fail("a checkpoint was kept"))
     assert_same(fitted(store), unbroken)

@@ -68,20 +68,20 @@ def best_cosines(found: LowRank, truth: Directions) -> torch.Tensor:
 )
 def test_planted_directions_are_found_by_the_format_of_their_kind(kind, rank, selection):
     truth = planted(kind)
-    found = fitted(planted_store(truth), kind, rank, selection=selection).v_out
+    found = fitted(planted_store(truth), kind, rank, selection=selection).dictionary.v_out
     assert best_cosines(found, truth).mean() > (0.9 if selection == "l1" else 0.95)
     assert best_cosines(found, planted(kind, seed=1)).mean() < 0.6
 
 
 def test_too_low_a_rank_does_not_find_them():
     truth = planted("tucker")
-    found = fitted(planted_store(truth), "tucker", 1).v_out
+    found = fitted(planted_store(truth), "tucker", 1).dictionary.v_out
     assert best_cosines(found, truth).mean() < 0.9
 
 
 def test_of_two_axes_a_cp_fit_takes_the_steps_of_the_matrix_format():
     store, modes = planted_store(planted("cp"), 500), {"w": Modes((12,), (7,))}
-    cp, matrix = (fitted(store, kind, 2, modes, n_features=6, steps=10) for kind in ("cp", "matrix"))
+    cp, matrix = (fitted(store, kind, 2, modes, n_features=6, steps=10).dictionary for kind in ("cp", "matrix"))
     torch.testing.assert_close(cp.v_out.materialize(), matrix.v_out.materialize(), rtol=1e-3, atol=1e-4)
 
 

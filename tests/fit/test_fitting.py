@@ -88,7 +88,7 @@ def test_same_seed_same_bits_and_another_seed_another_result():
 
 def test_scale_of_the_gradients_scales_threshold_alone():
     settings = replace(SETTINGS, steps=50)
-    small, large = fitted(planted_store(500, 1), settings), fitted(planted_store(500, 1, scale=1024.0), settings)
+    small, large = (fitted(planted_store(500, 1, scale=scale), settings).dictionary for scale in (1.0, 1024.0))
     assert large.threshold == pytest.approx(1024 * small.threshold, rel=1e-3)
     torch.testing.assert_close(small.v_out.gram(large.v_out).diagonal(), torch.ones(N_PLANTED), rtol=1e-3, atol=1e-3)
 

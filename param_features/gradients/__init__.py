@@ -4,6 +4,7 @@ from param_features.gradients.capture import argument
 from param_features.gradients.changes import OutputGraph, n_together, output_changes
 from param_features.gradients.cotangents import AgainstMean
 from param_features.gradients.engine import (
+    MOST_LOGITS,
     CotangentOf,
     GradientEngine,
     Routes,
@@ -18,7 +19,16 @@ from param_features.gradients.plan import build_engine, check_influence, plan_en
 from param_features.gradients.references import collect_references, own_references, question_of
 from param_features.gradients.rules import LayerRule, register_rule, required_rule, rule_for
 from param_features.gradients.sparse import is_fast_on, sparse_product
-from param_features.gradients.store import GradientStore, SampleGradients, bytes_per_sample, flatten, square_norm, storable
+from param_features.gradients.store import (
+    CHUNK_BYTES,
+    GradientStore,
+    SampleGradients,
+    bytes_per_sample,
+    flatten,
+    samples_together,
+    square_norm,
+    storable,
+)
 from param_features.gradients.types import (
     Dense,
     Factored,
@@ -33,6 +43,8 @@ from param_features.gradients.types import (
 )
 
 __all__ = [
+    "CHUNK_BYTES",
+    "MOST_LOGITS",
     "AgainstMean",
     "CotangentOf",
     "Dense",
@@ -53,8 +65,8 @@ __all__ = [
     "SamplePlan",
     "argument",
     "at_least_float32",
-    "by_row",
     "build_engine",
+    "by_row",
     "bytes_per_sample",
     "check_finite_output",
     "check_influence",
@@ -71,13 +83,14 @@ __all__ = [
     "own_references",
     "plan_engine",
     "plan_samples",
+    "question_of",
     "register_rule",
     "required_rule",
     "rule_for",
+    "samples_together",
     "sparse_product",
     "square_norm",
     "storable",
     "summed",
     "together",
-    "question_of",
 ]

@@ -28,7 +28,8 @@ CotangentOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 Consumer = Callable[[int, Gradients], None]
 """Takes a slot and its gradients, the batch's rows as samples."""
 
-_MAX_LOGITS = 2**25
+MOST_LOGITS = 2**25
+"""Numbers of outputs of samples that exist together during a harvest: 128 MiB of logits in float32."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class GradientEngine:
         d_output = d_root
         if self.routes.through_head and self.adapter.d_vocab:
             d_output = self.adapter.d_vocab
-        n_wanted = -(-n_rows * n_slots * d_output // _MAX_LOGITS)
+        n_wanted = -(-n_rows * n_slots * d_output // MOST_LOGITS)
         n_most = n_slots if n_rows > 1 else n_slots // 2
         return torch.arange(n_slots).tensor_split(max(1, min(n_wanted, n_most)))
 

@@ -11,7 +11,16 @@ from param_features.errors import MemoryEstimateError, NoGradientError, NonFinit
 from param_features.gradients.types import Gradients, compact, summed, together
 from param_features.machine import Share
 
-_CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**26
+"""Bytes of the gradients that exist together where all samples are gone over: 64 MiB, but for a sample that takes more."""
+
+_CHUNK_SAMPLES = 2048
+"""Samples that are gone over together, where so many take no more than `CHUNK_BYTES`."""
+
+
+def samples_together(sample_bytes: int, most: int = _CHUNK_SAMPLES) -> int:
+    """How many samples `SampleGradients.chunks` reads together, at least one, given the bytes of a sample once it is read."""
+    return max(1, min(most, CHUNK_BYTES // sample_bytes))
 
 
 class SampleGradients(ABC):
@@ -32,9 +41,9 @@ class SampleGradients(ABC):
     def sample_bytes(self) -> int:
         """Bytes that a sample takes once it is read."""
 
-    def chunks(self, size: int = 2048) -> Iterator[Gradients]:
-        """All samples in order, `size` at a time, or as many as take 64 MiB where those are fewer."""
-        size = max(1, min(size, _CHUNK_BYTES // self.sample_bytes))
+    def chunks(self, size: int = _CHUNK_SAMPLES) -> Iterator[Gradients]:
+        """All samples in order, `size` at a time, or as many as take `CHUNK_BYTES` where those are fewer."""
+        size = samples_together(self.sample_bytes, size)
         for start in range(0, self.n_samples, size):
             yield self.rows(slice(start, start + size))
 

@@ -25,7 +25,7 @@ def model():
     "params", ["blocks.*", "pos_embed.W_pos", ["pos_embed.W_pos", "blocks.*.W_K"], "unembed.*"], ids=str
 )
 def test_each_slot_equals_a_run_of_its_own(model, params, max_logits, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_LOGITS", max_logits)
+    monkeypatch.setattr(module, "MOST_LOGITS", max_logits)
     case = case_of(model, params, tokens=TOKENS)
     for slot, found in enumerate(case.gradients(POSITIONS)):
         assert_equal_gradients(found, case.by_autograd(POSITIONS[:, [slot]]))
@@ -35,7 +35,7 @@ def test_each_slot_equals_a_run_of_its_own(model, params, max_logits, monkeypatc
 @pytest.mark.parametrize(("n_rows", "sizes"), [(4, [8, 4]), (1, [3])])
 def test_outputs_that_exist_together_are_bounded_but_hold_two_samples(model, monkeypatch, through_head, n_rows, sizes):
     """However many slots are taken, outputs are made a few at a time; a single row's are never made alone."""
-    monkeypatch.setattr(module, "_MAX_LOGITS", 160)  # 8 outputs of 20
+    monkeypatch.setattr(module, "MOST_LOGITS", 160)  # 8 outputs of 20
     case = case_of(model, "blocks.*", tokens=TOKENS[:n_rows]).with_routes(through_head=through_head)
     seen = []
 

@@ -77,7 +77,7 @@ REFERENCES = {
 def test_skipped_draws_leave_the_generator_where_taken_ones_do(tiny_hooked, tiny_tokens, monkeypatch, kind, is_grouped):
     case = case_of(tiny_hooked, "blocks.0.attn.W_K", tokens=tiny_tokens)
     if is_grouped:
-        monkeypatch.setattr("param_features.gradients.engine._MAX_LOGITS", 5 * 20 * 2)
+        monkeypatch.setattr("param_features.gradients.engine.MOST_LOGITS", 5 * 20 * 2)
     harvester = Harvester(case.engine, KL(), REFERENCES[kind], HarvestSettings())
     taken, skipped = (torch.Generator().manual_seed(4) for _ in range(2))
     own = (lambda rows: torch.full((len(rows), 20), 0.05)) if kind == "pairs" else None

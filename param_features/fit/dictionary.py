@@ -18,6 +18,11 @@ MOST_OVERLAPS = 2**26
 """How many overlaps of samples with features exist at a time: 256 MiB."""
 
 
+def most_samples(n_features: int) -> int:
+    """How many samples are ranked and measured together: as many as have `MOST_OVERLAPS` overlaps with the features."""
+    return MOST_OVERLAPS // n_features
+
+
 @dataclass(frozen=True)
 class Readings:
     """What a dictionary reads from every sample's gradient.
@@ -106,7 +111,7 @@ class Dictionary:
 
         Of many samples as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
         """
-        samples = samples.spread(MOST_OVERLAPS // self.n_features)
+        samples = samples.spread(most_samples(self.n_features))
         overlaps, square_norm, gram = overlaps_of(self.v_out, samples), samples.square_norm(), self.v_out.gram()
         directions = self.code_directions
         code_overlaps = overlaps if directions is self.v_out else overlaps_of(directions, samples)

@@ -11,10 +11,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from param_features.fit.dictionary import MOST_OVERLAPS, Dictionary, overlaps_of
+from param_features.fit.dictionary import Dictionary, most_samples, overlaps_of
 from param_features.fit.encoder import Encoder
-from param_features.fit.formats.low_rank import Directions, LowRank
-from param_features.gradients import Dense, Factored, Gradient, Gradients, SampleGradients, leading_of_factored
+from param_features.fit.formats.low_rank import Directions, LowRank, direction_bytes, n_numbers, number_bytes, overlap_bytes
+from param_features.fit.request import FitRequest
+from param_features.gradients import (
+    Dense,
+    Factored,
+    Gradient,
+    Gradients,
+    SampleGradients,
+    bytes_per_sample,
+    leading_of_factored,
+    samples_together,
+)
 from param_features.params import Modes
 
 _LARGE = 2**18
@@ -115,8 +125,32 @@ def leading_directions(
     Memory: dense gradients of 2²⁵ numbers at a time.
     """
     n_params = sum(torch.Size(own.out).numel() * torch.Size(own.into).numel() for own in modes.values())
-    parts = [leading_part(format, store.rows(part), modes, rank) for part in index.split(max(1, _DENSE_NUMBERS // n_params))]
+    parts = [leading_part(format, store.rows(part), modes, rank) for part in index.split(_n_dense(n_params))]
     return reduce(lambda one, two: one.joined(two), parts)
+
+
+def leading_bytes(like: Gradients, n_samples: int) -> int:
+    """Bytes that `leading_directions` makes: matrices of as many samples as are built at a time, and singular vectors."""
+    n_params = n_numbers(like)
+    n = min(n_samples, _n_dense(n_params))
+    if all(_is_low_rank(gradient) for gradient in like.values()):
+        return 4 * n * bytes_per_sample(like)
+    return n * bytes_per_sample(like) + 3 * n * n_params * number_bytes(like)
+
+
+def start_bytes(like: Gradients, request: FitRequest) -> int:
+    """Bytes that a fit's first V_in and V_out take while they are made.
+
+    Args:
+        like: Gradients of any few samples.
+        request: What is asked of the fit.
+    """
+    return 2 * direction_bytes(like, request.n_features, request.rank) + leading_bytes(like, request.n_features)
+
+
+def _n_dense(n_params: int) -> int:
+    """Samples whose dense gradients exist at a time."""
+    return max(1, _DENSE_NUMBERS // n_params)
 
 
 def leading_part(format: type[Format], gradients: Gradients, modes: Mapping[str, Modes], rank: int) -> Format:
@@ -136,9 +170,8 @@ def leading_left_over(
     rank: int,
 ) -> Format:
     """The leading part of what coordinates leave of each gradient. Memory: as of `leading_directions`."""
-    n_params = sum(d_out * d_in for d_out, d_in in (gradient.matrix_shape for gradient in gradients.values()))
     parts = []
-    for part in torch.arange(len(coords), device=coords.device).split(max(1, _DENSE_NUMBERS // n_params)):
+    for part in torch.arange(len(coords), device=coords.device).split(_n_dense(n_numbers(gradients))):
         rows = {name: gradient.map(lambda tensor, part=part: tensor[part]) for name, gradient in gradients.items()}
         parts.append(leading_part(format, _left_over(rows, v_out, coords[part]), modes, rank))
     return reduce(lambda one, two: one.joined(two), parts)
@@ -182,7 +215,7 @@ def ranked_fit(store: SampleGradients, v_in: LowRank, v_out: LowRank, l0: float,
 
     Of many samples it takes as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
     """
-    store = store.spread(MOST_OVERLAPS // v_out.n_features)
+    store = store.spread(most_samples(v_out.n_features))
     read = encoder.reads(v_in, v_out)
     overlaps = overlaps_of(read, store)
     kept, threshold = encoder.kept(overlaps, v_out.gram(), l0)
@@ -190,6 +223,21 @@ def ranked_fit(store: SampleGradients, v_in: LowRank, v_out: LowRank, l0: float,
     ranked_out = v_out.rows(order).map(lambda tensor: tensor.detach().clone())
     ranked_in = ranked_out if v_in is v_out else v_in.rows(order).map(lambda tensor: tensor.detach().clone())
     return Fit(Dictionary(ranked_in, ranked_out, threshold, encoder), n_steps)
+
+
+def ranking_bytes(like: Gradients, request: FitRequest, n_train: int) -> int:
+    """Bytes that `ranked_fit` takes: both sets of directions twice, and the overlaps and codes of the samples that it reads.
+
+    Args:
+        like: Gradients of any few samples.
+        request: What is asked of the fit.
+        n_train: Training samples.
+    """
+    n_read = min(n_train, most_samples(request.n_features))
+    n_together = min(n_read, samples_together(bytes_per_sample(like)))
+    reading = n_together * bytes_per_sample(like) + overlap_bytes(like, n_together, request.n_features, request.rank)
+    coding = round(request.encoder.code_numbers(n_read, request.n_features) * number_bytes(like))
+    return 4 * direction_bytes(like, request.n_features, request.rank) + max(reading, coding)
 
 
 def matrix_modes(gradients: Gradients) -> dict[str, Modes]:

@@ -27,6 +27,9 @@ _APART = 1.25
 _SOME, _BELOW = 2048, 0.8
 """Of many samples, so many tell the threshold well enough that few samples go on below such a share of it."""
 
+_TRIANGLES = 2.6
+"""Triangles that exist at once: of all samples, of those that go on, and of those that go on after these."""
+
 
 def rounds_for(l0: float, n_features: int) -> int:
     """How many features one sample may keep where l0 is their mean: three times l0 and two, or all there are."""
@@ -144,6 +147,16 @@ def pursued_threshold(
     if int((reach >= least).sum()) < round(l0 * len(reach)):
         reach = torch.cat([pursue(chunk, gram, n_rounds).reach for chunk in overlaps.split(_SOME)])
     return _threshold(reach, l0)
+
+
+def triangle_numbers(n_samples: int, n_rounds: int) -> float:
+    """Numbers of the triangles that `pursue` makes of so many samples."""
+    return _TRIANGLES * n_samples * n_rounds**2
+
+
+def threshold_numbers(n_samples: int, n_rounds: int) -> float:
+    """Numbers of the triangles that `pursued_threshold` makes, some samples at a time."""
+    return triangle_numbers(min(n_samples, _SOME), n_rounds)
 
 
 def _threshold(reach: Float[Tensor, "sample round"], l0: float) -> float:

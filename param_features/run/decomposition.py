@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from param_features.fit import Fit, FitSettings, HessianSettings, OffTarget, fit_hessian, fit_l3d
+from param_features.fit import Fit, FitRequest, FitSettings, HessianSettings, OffTarget, fit_hessian, fit_l3d
 from param_features.fit.formats import FORMATS
 from param_features.fitted import Fitted, Metrics
 from param_features.gradients import (
@@ -324,25 +324,18 @@ class Decomposition:
                 divergence,
                 rows,
                 store,
-                n_features=n_features,
-                rank=asked.rank,
-                l0=l0,
-                settings=self.fit,
+                FitRequest(n_features, asked.rank, l0, self.fit),
                 generator=generator,
                 progress=asked.progress,
                 checkpoints=checkpoints,
                 processes=self.processes,
             )
+        modes = {view.name: view.modes for view in self.problem.subset.views}
         return fit_l3d(
             store,
-            n_features=n_features,
-            rank=asked.rank,
-            l0=l0,
-            settings=self.fit,
+            FitRequest(n_features, asked.rank, l0, self.fit, FORMATS[asked.format], modes),
             generator=generator,
             progress=asked.progress,
-            format=FORMATS[asked.format],
-            modes={view.name: view.modes for view in self.problem.subset.views},
             off_target=off_target,
             checkpoints=checkpoints,
             processes=self.processes,

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from param_features.errors import StoreError
-from param_features.fit import Checkpoints, Fit, FitSettings, OffTarget, checkpoint, checkpointing, fit_l3d
+from param_features.fit import Checkpoints, Fit, FitRequest, FitSettings, OffTarget, checkpoint, checkpointing, fit_l3d
 from param_features.fit.checkpoint import restore, state_of
 from param_features.fit.formats import FORMATS
 from param_features.fit.training import Trainer
@@ -34,10 +34,8 @@ def fitted(store, path: Path | None = None, *, every: float = 0, recipe=RECIPE, 
     kept = None if path is None else Checkpoints(path, recipe, every)
     format, rank = FORMATS[changes.pop("format", "matrix")], changes.pop("rank", 1)
     settings = FitSettings(**{"steps": STEPS, "batch_size": 64, **changes})
-    sizes = {"n_features": 14, "rank": rank, "l0": 1.5, "format": format}
-    generator = torch.Generator().manual_seed(0)
-    call = {"settings": settings, "generator": generator, "progress": False, "off_target": off_target}
-    return fit_l3d(store, **sizes, **call, checkpoints=kept)
+    request, generator = FitRequest(14, rank, 1.5, settings, format), torch.Generator().manual_seed(0)
+    return fit_l3d(store, request, generator=generator, progress=False, off_target=off_target, checkpoints=kept)
 
 
 def assert_same(one: Fit, other: Fit) -> None:
@@ -118,7 +116,7 @@ def test_every_tensor_of_the_state_is_needed(store, unbroken):
 
     def trainer():
         settings = FitSettings(steps=STEPS, batch_size=64, selection="top_k", dead_after=2)
-        return Trainer(store, 14, 1, 1.5, settings, torch.Generator().manual_seed(0))
+        return Trainer(store, FitRequest(14, 1, 1.5, settings), torch.Generator().manual_seed(0))
 
     def ended(one: Trainer) -> Fit:
         while one.n_steps < STEPS:
@@ -145,7 +143,7 @@ def test_every_tensor_of_the_state_is_needed(store, unbroken):
 
 def test_a_state_of_other_tensors_is_refused(store):
     def trainer(n_features):
-        return Trainer(store, n_features, 1, 2.0, FitSettings(), torch.Generator().manual_seed(0))
+        return Trainer(store, FitRequest(n_features, 1, 2.0, FitSettings()), torch.Generator().manual_seed(0))
 
     with pytest.raises(StoreError, match=r"weights/0.*another version of this library"):
         restore(trainer(4), state_of(trainer(3)))
@@ -153,7 +151,7 @@ def test_a_state_of_other_tensors_is_refused(store):
 
 @pytest.mark.parametrize("order", [[0, -1], [3, 3], [10**6], [[0], [1]], [0.0, 1.0]])
 def test_an_order_that_no_pass_over_the_samples_has_is_refused(store, order):
-    trainer = Trainer(store, 3, 1, 2.0, FitSettings(), torch.Generator().manual_seed(0))
+    trainer = Trainer(store, FitRequest(3, 1, 2.0, FitSettings()), torch.Generator().manual_seed(0))
     with pytest.raises(StoreError, match=rf"order is not one of this fit's {store.n_samples} samples"):
         restore(trainer, state_of(trainer) | {"order": torch.tensor(order)})
     restore(trainer, state_of(trainer) | {"order": torch.tensor([2, 0])})

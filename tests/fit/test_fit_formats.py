@@ -5,7 +5,7 @@ import torch
 
 import param_features as pf
 from param_features.errors import RankError, SettingError
-from param_features.fit import Fit, FitSettings, fit_l3d
+from param_features.fit import Fit, FitRequest, FitSettings, fit_l3d
 from param_features.fit.formats import CP, FORMATS, Directions, LowRank, Tucker
 from param_features.fit.formats.tucker import Block
 from param_features.fit.l3d import remove_parallel, renormalize
@@ -47,14 +47,9 @@ def planted_store(truth: Directions, n_samples: int = 2000) -> GradientStore:
 def fitted(store: GradientStore, kind: str, rank: int, modes=MODES, n_features: int = 16, **changes) -> Fit:
     return fit_l3d(
         store,
-        n_features=n_features,
-        rank=rank,
-        l0=1.5,
-        settings=FitSettings(**{"steps": 400, "batch_size": 128} | changes),
+        FitRequest(n_features, rank, 1.5, FitSettings(**{"steps": 400, "batch_size": 128} | changes), FORMATS[kind], modes),
         generator=torch.Generator().manual_seed(0),
         progress=False,
-        format=FORMATS[kind],
-        modes=modes,
     )
 
 
@@ -102,7 +97,8 @@ def test_features_too_weak_to_be_kept_restart(kind, resample):
     kept = {"selection": "top_k", "warm_start": 0.0, "dead_after": 10, "revive": 0.0}
     settings = FitSettings(steps=300, batch_size=128, resample=resample, **kept)
     store = planted_store(planted("cp"), 1000)
-    trainer = Trainer(store, N_PLANTED, 1, 1.5, settings, torch.Generator().manual_seed(0), FORMATS[kind], MODES)
+    request = FitRequest(N_PLANTED, 1, 1.5, settings, FORMATS[kind], MODES)
+    trainer = Trainer(store, request, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for tensor in trainer.v_in.tensors:
             tensor[:6] *= 1e-6

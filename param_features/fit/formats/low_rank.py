@@ -10,7 +10,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.gradients import Gradients, Kept, summed
+from param_features.gradients import Factored, Gradient, Gradients, Kept, costs_less_as_matrices, summed
 from param_features.params import Modes
 
 Factors = tuple[Tensor, Tensor]
@@ -208,6 +208,49 @@ class LowRank(Directions):
         return [
             part for left, right in self.factors.values() for part in (left @ (right.mT @ right), right @ (left.mT @ left))
         ]
+
+
+def n_numbers(like: Gradients) -> int:
+    """How many numbers the parameters hold that gradients are of."""
+    return sum(torch.Size(gradient.matrix_shape).numel() for gradient in like.values())
+
+
+def number_bytes(like: Gradients) -> int:
+    """Bytes of a number of gradients, and of what is computed from them."""
+    return next(iter(like.values())).tensors[0].element_size()
+
+
+def direction_bytes(like: Gradients, n_features: int, rank: int) -> int:
+    """Bytes of so many directions in the space of these gradients' parameters."""
+    n_each = sum(_cut(rank, gradient) * sum(gradient.matrix_shape) for gradient in like.values())
+    return n_features * n_each * number_bytes(like)
+
+
+def gram_bytes(like: Gradients, n_features: int, rank: int) -> int:
+    """Bytes that `LowRank.gram` makes, where it is multiplied as factors."""
+    return sum(3 * (n_features * _cut(rank, gradient)) ** 2 for gradient in like.values()) * number_bytes(like)
+
+
+def overlap_bytes(like: Gradients, n_samples: int, n_directions: int, rank: int, *, is_graded: bool = False) -> int:
+    """Bytes that `LowRank.overlaps` makes of so many samples, and keeps for its backward pass where there is one."""
+    numbers = sum(_overlap_numbers(gradient, n_samples, n_directions, _cut(rank, gradient)) for gradient in like.values())
+    return round((1.5 if is_graded else 1.0) * number_bytes(like) * numbers)
+
+
+def _overlap_numbers(like: Gradient, n_samples: int, n_directions: int, rank: int) -> int:
+    n_params = torch.Size(like.matrix_shape).numel()
+    if len(like.tensors) == 1:
+        return n_directions * n_params
+    n_heard = n_samples * like.tensors[0].shape[1]
+    is_factored = isinstance(like, Factored)
+    if is_factored and costs_less_as_matrices(like.matrix_shape, n_samples, n_heard, n_directions, rank):
+        return (n_samples + n_directions) * n_params
+    return 3 * n_heard * n_directions * rank
+
+
+def _cut(rank: int, gradient: Gradient) -> int:
+    """The rank that a parameter's directions have, which is that of its matrix at most."""
+    return min(rank, *gradient.matrix_shape)
 
 
 def _gram(ours: Factors, theirs: Factors) -> Float[Tensor, "feature other"]:

@@ -6,17 +6,24 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from param_features.fit import MOST_OVERLAPS, Dictionary, Encoder, Trainer, leading_directions, ranked_fit, renormalize
+from param_features.fit import (
+    Dictionary,
+    Encoder,
+    Trainer,
+    leading_directions,
+    most_samples,
+    ranked_fit,
+    renormalize,
+)
 from param_features.fit.formats import FORMATS, Directions
 from param_features.gradients import SampleGradients
-from param_features.measure import EXTRA, control_dictionaries, dictionary_error
+from param_features.measure import EXTRA, control_dictionaries, dense_together, dictionary_error
 from param_features.params import ParamSubset
 from param_features.run.estimation.ladder import Ladder
 from param_features.run.estimation.sizes import Sizes
 from param_features.run.estimation.tiled import Tiled
 
 _LEAST_BATCH, _N_STEPS, _NOISE = 64, 3, 0.1
-_CHUNK_NUMBERS = 2**25
 _CONTROL_WORK = 2e10
 """Multiplications that finding the principal directions of few samples may take, beyond the exact ones."""
 
@@ -50,9 +57,10 @@ class FitProbe:
         """A fit in its middle."""
         sizes, modes = self.sizes, {view.name: view.modes for view in self.subset.views}
         store, generator = Tiled(self.few, sizes.n_train), torch.Generator().manual_seed(0)
-        found = _Rough(store, sizes.n_features, sizes.rank, sizes.l0, sizes.fit, generator, FORMATS[self.format], modes)
-        found.n_steps = max(1, sizes.fit.steps // 5)
-        return found
+        request = replace(sizes.request, format=FORMATS[self.format], modes=modes)
+        trainer = _Rough(store, request, generator)
+        trainer.n_steps = max(1, sizes.fit.steps // 5)
+        return trainer
 
     @property
     def fit_seconds(self) -> float:
@@ -114,7 +122,7 @@ class FitProbe:
 
     def _of_samples(self, work, n: int, **kwargs) -> float:
         """Seconds of what reads as many samples as errors are measured on, pursuing them once or twice."""
-        n = min(n, MOST_OVERLAPS // self.sizes.n_features)
+        n = min(n, most_samples(self.sizes.n_features))
         least = min(n, _LEAST_BATCH)
         return self.ladder.seconds(work, n, least=least) * self._passes(n) / self._passes(least)
 
@@ -156,7 +164,7 @@ class FitProbe:
             found.update(control_dictionaries(Tiled(self.few, n), self.subset, **call))
 
         with torch.no_grad():
-            more = max(64, min(2048, _CHUNK_NUMBERS // sizes.n_params))
+            more = max(64, min(2048, dense_together(sizes.n_params)))
             fixed, rest = self.ladder.beyond_fixed(find, sizes.n_train, least=16, more=more)
             errors = sum(self._error_of(dictionary) for dictionary in found.values())
         return fixed * wider**2 + (rest + errors) * wider

@@ -10,7 +10,6 @@ from param_features.problem import ModelInputs, Problem
 from param_features.run.estimation.ladder import Ladder
 from param_features.run.estimation.live import LiveBytes
 
-_MAX_LOGITS = 2**25
 _LEAST_ROWS = 2
 
 
@@ -59,7 +58,8 @@ class HarvestProbe:
         if self.plan.n_slots == 1:
             return round(one + row * (n_rows - 2))
         sample = max(0.0, self._peak(4, 2) - two) / 4
-        together = min(self.plan.n_slots, max(1, _MAX_LOGITS // (n_rows * self.problem.output.d_output)))
+        d_root = self.harvester.engine.d_root(self.problem.output.d_output)
+        together = max(map(len, self.harvester.engine.slot_groups(n_rows, self.plan.n_slots, d_root)))
         return round(one + row * (n_rows - 2) + sample * n_rows * (together - 1))
 
     def _peak(self, n_rows: int, n_slots: int) -> int:

@@ -50,8 +50,7 @@ def store_of(sizes: Sizes) -> Tiled:
 
 
 def trainer_of(sizes: Sizes) -> Started:
-    generator = torch.Generator().manual_seed(0)
-    return Started(store_of(sizes), sizes.n_features, sizes.rank, sizes.l0, sizes.fit, generator)
+    return Started(store_of(sizes), sizes.request, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("like", "n_features", "rank"), CASES)

@@ -221,9 +221,15 @@ def random_directions(like: Gradients, n_features: int, rank: int, generator: to
     return LowRank(factors)
 
 
+def gaussian_like(like: LowRank, generator: torch.Generator) -> LowRank:
+    """Gaussian factors of given directions' number, shapes and ranks; on the CPU, of any length."""
+    return like.map(lambda tensor: torch.randn(tensor.shape, generator=generator))
+
+
 def random_like(like: LowRank, generator: torch.Generator) -> LowRank:
     """Unit-norm directions with Gaussian factors: as many as given ones, of their shapes and ranks, on their device."""
-    drawn = like.map(lambda tensor: torch.randn(tensor.shape, generator=generator).to(tensor))
+    factors = zip(gaussian_like(like, generator).tensors, like.tensors, strict=True)
+    drawn = like.with_tensors([factor.to(tensor) for factor, tensor in factors])
     drawn.scale_(1 / drawn.norm())
     return drawn
 

@@ -40,14 +40,14 @@ class Readings:
     is_real: Bool[Tensor, "*sample"]
 
     def real(self) -> "Readings":
-        """The same of real samples alone, one row each."""
-        chosen = self.is_real
-        return Readings(self.activations[chosen], self.overlaps[chosen], self.codes[chosen], chosen[chosen])
+        """What was read from the real samples alone, one row each."""
+        is_real = self.is_real
+        return Readings(self.activations[is_real], self.overlaps[is_real], self.codes[is_real], is_real[is_real])
 
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Directions, and how gradients are read and rebuilt by them.
+    """A set of directions, and how gradients are read and rebuilt by them.
 
     Attributes:
         v_in: Maps gradients to activations.
@@ -63,7 +63,7 @@ class Dictionary:
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
+        """How many features there are."""
         return self.v_out.n_features
 
     @property
@@ -98,8 +98,8 @@ class Dictionary:
         if directions is self.v_in:
             acts = overlaps = activations(engine, self.v_in, question, inputs, route=route)
         else:
-            both = activations(engine, self.v_in.joined(directions), question, inputs, route=route)
-            acts, overlaps = both.chunk(2, dim=-1)
+            joined = activations(engine, self.v_in.joined(directions), question, inputs, route=route)
+            acts, overlaps = joined.chunk(2, dim=-1)
         is_real = torch.ones(acts.shape[:-1], dtype=torch.bool)
         if engine.per_position and inputs.mask is not None:
             is_real = inputs.mask.cpu()

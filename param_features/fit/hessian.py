@@ -139,9 +139,9 @@ class HessianTrainer:
         for tensor in self.directions.tensors:
             self.processes.spread_(tensor)
 
-    def status(self, seen: tuple[float, float]) -> dict[str, str]:
+    def status(self, outcome: tuple[float, float]) -> dict[str, str]:
         """What the progress bar shows."""
-        return {"curvature": f"{seen[0]:.3g}", "interference": f"{seen[1]:.3g}"}
+        return {"curvature": f"{outcome[0]:.3g}", "interference": f"{outcome[1]:.3g}"}
 
     @property
     def n_in_pass(self) -> int:

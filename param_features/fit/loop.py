@@ -40,7 +40,7 @@ Format = TypeVar("Format", bound=Directions)
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit returns.
+    """A dictionary as a fit returns it, with a record of its steps.
 
     Attributes:
         dictionary: The directions, and how codes follow.
@@ -65,13 +65,13 @@ class Steps(Protocol):
 
     @property
     def n_steps(self) -> int:
-        """Steps taken."""
+        """How many steps were taken."""
         ...
 
     def step(self) -> Any:
-        """Take one step and return what it saw."""
+        """Take one step and return its outcome."""
 
-    def status(self, seen: Any) -> dict[str, str]:
+    def status(self, outcome: Any) -> dict[str, str]:
         """What the progress bar shows."""
         ...
 
@@ -88,10 +88,10 @@ def take_steps(trainer: Steps, n_steps: int, *, progress: bool, is_shared: bool 
     with tqdm(total=n_steps, initial=n_done, desc="fit", unit="step", disable=not progress, smoothing=0.05) as bar:
         try:
             for _ in range(n_done, n_steps):
-                seen = trainer.step()
+                outcome = trainer.step()
                 bar.update()
                 if trainer.n_steps % 20 == 0:
-                    bar.set_postfix(trainer.status(seen), refresh=False)
+                    bar.set_postfix(trainer.status(outcome), refresh=False)
         except KeyboardInterrupt:
             if is_shared:
                 raise
@@ -124,9 +124,9 @@ def leading_directions(
 
     Memory: dense gradients of 2²⁵ numbers at a time.
     """
-    n_params = sum(torch.Size(own.out).numel() * torch.Size(own.into).numel() for own in modes.values())
+    n_params = sum(torch.Size(axes.out).numel() * torch.Size(axes.into).numel() for axes in modes.values())
     parts = [leading_part(format, store.rows(part), modes, rank) for part in index.split(_n_dense(n_params))]
-    return reduce(lambda one, two: one.joined(two), parts)
+    return reduce(lambda first, second: first.joined(second), parts)
 
 
 def leading_bytes(like: Gradients, n_samples: int) -> int:
@@ -174,7 +174,7 @@ def leading_left_over(
     for part in torch.arange(len(coords), device=coords.device).split(_n_dense(n_numbers(gradients))):
         rows = {name: gradient.map(lambda tensor, part=part: tensor[part]) for name, gradient in gradients.items()}
         parts.append(leading_part(format, _left_over(rows, v_out, coords[part]), modes, rank))
-    return reduce(lambda one, two: one.joined(two), parts)
+    return reduce(lambda first, second: first.joined(second), parts)
 
 
 def _left_over(gradients: Gradients, v_out: LowRank, coords: Float[Tensor, "sample feature"]) -> Gradients:
@@ -183,13 +183,13 @@ def _left_over(gradients: Gradients, v_out: LowRank, coords: Float[Tensor, "samp
         rebuilt = v_out.rebuilt(coords)
         return {name: Dense(matrix - rebuilt[name]) for name, matrix in matrices(gradients).items()}
     which = coords.abs().topk(int((coords != 0).sum(1).max()), 1).indices
-    weight, found = coords.gather(1, which)[:, :, None, None], {}
+    weight, factors = coords.gather(1, which)[:, :, None, None], {}
     for name, (left, right) in v_out.factors.items():
-        own, scale = which.to(left.device), weight.to(left.device)
-        taken = (-scale * left[own]).mT.flatten(1, 2), right[own].mT.flatten(1, 2)
+        chosen, scale = which.to(left.device), weight.to(left.device)
+        taken = (-scale * left[chosen]).mT.flatten(1, 2), right[chosen].mT.flatten(1, 2)
         pairs = zip(gradients[name].tensors, taken, strict=True)
-        found[name] = Factored(*(torch.cat(pair, 1) for pair in pairs))
-    return found
+        factors[name] = Factored(*(torch.cat(pair, 1) for pair in pairs))
+    return factors
 
 
 def _is_large(gradient: Gradient) -> bool:
@@ -216,10 +216,10 @@ def ranked_fit(store: SampleGradients, v_in: LowRank, v_out: LowRank, l0: float,
     Of many samples it takes as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
     """
     store = store.spread(most_samples(v_out.n_features))
-    read = encoder.reads(v_in, v_out)
-    overlaps = overlaps_of(read, store)
-    kept, threshold = encoder.kept(overlaps, v_out.gram(), l0)
-    order = kept.square().sum(0).argsort(descending=True, stable=True)
+    read_directions = encoder.reads(v_in, v_out)
+    overlaps = overlaps_of(read_directions, store)
+    coords, threshold = encoder.kept(overlaps, v_out.gram(), l0)
+    order = coords.square().sum(0).argsort(descending=True, stable=True)
     ranked_out = v_out.rows(order).map(lambda tensor: tensor.detach().clone())
     ranked_in = ranked_out if v_in is v_out else v_in.rows(order).map(lambda tensor: tensor.detach().clone())
     return Fit(Dictionary(ranked_in, ranked_out, threshold, encoder), n_steps)

@@ -117,13 +117,13 @@ class Trainer:
         v_out = self.v_out.folded()
         v_in = v_out if self.settings.is_tied else self.v_in.folded()
         l0, dead = self.current_l0(), self.dead
-        seen = l3d_loss(gradients, norms, v_in, v_out, l0=l0, dead=dead, settings=self.settings, share=share)
-        loss = seen.loss
+        outcome = l3d_loss(gradients, norms, v_in, v_out, l0=l0, dead=dead, settings=self.settings, share=share)
+        loss = outcome.loss
         if self.off_target is not None:
             loss = loss + self.off_target.penalty(v_in, v_out, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        kept, seen = self._together(share, seen, norms)
+        is_kept, outcome = self._together(share, outcome, norms)
         remove_parallel(self.v_out)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * lr_factor(self.n_steps, self.settings.steps)
@@ -131,23 +131,23 @@ class Trainer:
         renormalize(self.v_out)
         self.v_in.balance_()
         self.n_steps += 1
-        self.errors[self.n_steps - 1 : self.n_steps] = seen.error
-        self.last_kept[kept] = self.n_steps
+        self.errors[self.n_steps - 1 : self.n_steps] = outcome.error
+        self.last_kept[is_kept] = self.n_steps
         if self._is_time_to_restart():
             self._restart_idle()
-        return seen
+        return outcome
 
-    def _together(self, share: Share, seen: StepLoss, norms: Tensor) -> tuple[Bool[Tensor, " feature"], StepLoss]:
+    def _together(self, share: Share, outcome: StepLoss, norms: Tensor) -> tuple[Bool[Tensor, " feature"], StepLoss]:
         """The batch's gradient in all processes; which features any of its samples kept, and its error."""
-        kept = seen.kept.any(0)
+        is_kept = outcome.kept.any(0)
         if share.is_whole:
-            return kept, seen
+            return is_kept, outcome
         grads = [parameter.grad for group in self.optimizer.param_groups for parameter in group["params"]]
         for grad in grads:
             grad.mul_(share.weight)
-        counts, sums = kept.to(norms), torch.stack([seen.errors.sum(), norms.sum()])
+        counts, sums = is_kept.to(norms), torch.stack([outcome.errors.sum(), norms.sum()])
         share.sum_([*grads, counts, sums])
-        return counts > 0, replace(seen, error=float(sums[0] / sums[1]))
+        return counts > 0, replace(outcome, error=float(sums[0] / sums[1]))
 
     @property
     def n_in_pass(self) -> int:
@@ -171,14 +171,14 @@ class Trainer:
             return self.l0
         return len(self.last_kept) * (self.l0 / len(self.last_kept)) ** (self.n_steps / n_warm)
 
-    def status(self, seen: StepLoss) -> dict[str, str]:
+    def status(self, outcome: StepLoss) -> dict[str, str]:
         """What the progress bar shows."""
-        kept = float(seen.kept.sum()) / len(seen.kept)
+        l0 = float(outcome.kept.sum()) / len(outcome.kept)
         dead = int(self.dead.sum())
         return {
-            "loss": f"{float(seen.loss.detach()):.3f}",
-            "error": f"{seen.error:.3f}",
-            "l0": f"{kept:.1f}",
+            "loss": f"{float(outcome.loss.detach()):.3f}",
+            "error": f"{outcome.error:.3f}",
+            "l0": f"{l0:.1f}",
             "dead": f"{dead}",
         }
 
@@ -189,8 +189,8 @@ class Trainer:
         self._agree()
         folded = self.v_out.folded()
         folded_in = folded if self.settings.is_tied else self.v_in.folded()
-        found = ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
-        return replace(found, errors=tuple(self.errors[: self.n_steps].tolist()))
+        fit = ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
+        return replace(fit, errors=tuple(self.errors[: self.n_steps].tolist()))
 
     def _start(self, n_features: int) -> Directions:
         """The leading part of randomly chosen samples' gradients, preferring strong ones."""
@@ -224,8 +224,9 @@ class Trainer:
         norms = self.square_norm[index] * self.scale**2
         v_out = self.v_out.folded()
         gram, overlaps = v_out.gram(), self._overlaps(v_out, index)
-        read = self.encoder.reads(self.v_in.folded(), v_out)
-        coords, threshold = self.encoder.kept(overlaps if read is v_out else self._overlaps(read, index), gram, self.l0)
+        read_directions = self.encoder.reads(self.v_in.folded(), v_out)
+        code_overlaps = overlaps if read_directions is v_out else self._overlaps(read_directions, index)
+        coords, threshold = self.encoder.kept(code_overlaps, gram, self.l0)
         left = overlaps - coords @ gram
         useful = usefulness(coords, left, gram, threshold)
         errors = square_errors(coords, overlaps, gram, norms).clamp(min=0).cpu()

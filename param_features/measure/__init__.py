@@ -30,7 +30,7 @@ from param_features.measure.matching import match
 from param_features.measure.metrics import held_out_metrics
 from param_features.measure.of_features import curve_of, densities_of, examples_of
 from param_features.measure.parts import activation_parts
-from param_features.measure.principal import EXTRA
+from param_features.measure.principal import EXTRA, SlicedPrincipal
 from param_features.measure.ranking import auroc
 from param_features.measure.settings import MeasureSettings
 from param_features.measure.weight import weight_by_head
@@ -44,6 +44,7 @@ __all__ = [
     "Match",
     "MeasureSettings",
     "Ranking",
+    "SlicedPrincipal",
     "TopLogits",
     "activation_parts",
     "auroc",

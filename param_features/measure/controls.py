@@ -126,7 +126,7 @@ def control_bytes(
 def dictionary_error(
     dictionary: ControlDictionary | SlicedPrincipal, store: SampleGradients, l0: float, *, is_pursued: bool = False
 ) -> float:
-    """As `dictionary_errors`, at one l0."""
+    """Reconstruction error of a control at one l0, by the best of the encoders that `dictionary_errors` tries."""
     return dictionary_errors(dictionary, store, [l0], is_pursued=is_pursued)[0]
 
 
@@ -202,8 +202,8 @@ def leading_eigenvectors(matrix: Float[Tensor, "n n"], n_kept: int) -> Float[Ten
 
     if len(matrix) >= _DENSE_UP_TO and n_kept * 4 <= len(matrix):
         with suppress(ArpackError):  # a matrix of zeros, or no convergence
-            found = eigsh(matrix.cpu().numpy(), k=n_kept, v0=np.ones(len(matrix)))[1]
-            return torch.from_numpy(found.T[::-1].copy())
+            vectors = eigsh(matrix.cpu().numpy(), k=n_kept, v0=np.ones(len(matrix)))[1]
+            return torch.from_numpy(vectors.T[::-1].copy())
     return torch.linalg.eigh(matrix).eigenvectors.T.flip(0)[:n_kept]
 
 

@@ -114,7 +114,7 @@ def _probes(train: SampleGradients, n: int, generator: torch.Generator) -> LowRa
                 left = einsum(matrix, right, "s o i, s i -> s o")
             parts.setdefault(name, []).append((left, right))
     factors = {
-        name: tuple(torch.cat(side)[:, :, None] for side in zip(*found, strict=True)) for name, found in parts.items()
+        name: tuple(torch.cat(side)[:, :, None] for side in zip(*pairs, strict=True)) for name, pairs in parts.items()
     }
     probes = LowRank(factors)  # type: ignore[arg-type]
     probes.balance_()

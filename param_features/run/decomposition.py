@@ -244,7 +244,8 @@ class Decomposition:
             like, counts = self.store.train.rows(slice(0, 2)), [self.store.train.n_samples, self.store.held_out.n_samples]
         asked, free = self.request, free_bytes(self.problem.subset.device)
         free = self.processes.least(free // self.processes.n_on_machine)
-        sizes = Sizes.of(like, *counts, asked.n_features, asked.rank, asked.l0, self.fit, is_stored=self.store is not None)
+        wanted = FitRequest(asked.n_features, asked.rank, asked.l0, self.fit)
+        sizes = Sizes.of(like, counts[0], counts[1], wanted, is_stored=self.store is not None)
         return fit_in_room(sizes, free, asked.say, is_batch_open=self.is_batch_open)
 
     def _measured(self, engine: GradientEngine, harvester: Harvester, plan: SamplePlan, question: Question) -> Fitted:

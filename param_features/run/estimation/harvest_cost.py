@@ -27,7 +27,7 @@ class HarvestProbe:
         return storable(self.harvester.probe(self._data))
 
     def seconds(self, ladder: Ladder) -> float:
-        """Of the training and the held-out rows: every batch at the time of one."""
+        """Seconds of the training and the held-out rows: every batch at the time of one."""
         n_rows, n_slots = self.plan.train, self.plan.n_slots
         batches = [len(b) for part in (n_rows, self.plan.held_out) for b in self._batches(len(part))]
         return (
@@ -39,10 +39,10 @@ class HarvestProbe:
     def taken(self, n_rows: int, n_slots: int) -> GradientStore:
         """The gradients of some rows, spread over the data."""
         store = GradientStore(n_rows * n_slots, self.like)
-        spread = torch.linspace(0, len(self._data) - 1, n_rows).long()
-        own = own_references(self.problem, self.harvester.engine, self.plan.train)
+        rows = torch.linspace(0, len(self._data) - 1, n_rows).long()
+        references = own_references(self.problem, self.harvester.engine, self.plan.train)
         self.harvester.each_slot(
-            self._data, spread, n_slots, torch.Generator().manual_seed(0), lambda *found: store.add(found[2]), own
+            self._data, rows, n_slots, torch.Generator().manual_seed(0), lambda *slot: store.add(slot[2]), references
         )
         return store
 

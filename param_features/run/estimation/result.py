@@ -29,7 +29,7 @@ class Estimate:
 
     @property
     def total_seconds(self) -> float:
-        """Of all stages."""
+        """Seconds of all stages together."""
         return sum(self.seconds.values())
 
     @property

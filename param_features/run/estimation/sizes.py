@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from param_features.fit import FitRequest, FitSettings, fit_bytes, ranking_bytes, start_bytes
 from param_features.fit.formats import direction_bytes, n_numbers, number_bytes
@@ -37,9 +36,19 @@ class Sizes:
     is_stored: bool = False
 
     @classmethod
-    def of(cls, gradients: Gradients, *numbers: Any, **more: Any) -> "Sizes":
-        """From gradients of a few samples as they are taken, and the other attributes."""
-        return cls({name: compact(gradient) for name, gradient in gradients.items()}, *numbers, **more)
+    def of(
+        cls,
+        gradients: Gradients,
+        n_train: int,
+        n_held_out: int,
+        request: FitRequest[FitSettings],
+        *,
+        is_stored: bool = False,
+    ) -> "Sizes":
+        """Derive the sizes from gradients of a few samples as they are taken, and what is asked of the fit."""
+        like = {name: compact(gradient) for name, gradient in gradients.items()}
+        n_features, rank, l0 = request.n_features, request.rank, request.l0
+        return cls(like, n_train, n_held_out, n_features, rank, l0, request.settings, is_stored=is_stored)
 
     @property
     def n_samples(self) -> int:
@@ -97,9 +106,11 @@ class Sizes:
             "n_features": (self.n_features, self._with_features),
             "batch_size": (self.fit.batch_size, lambda n: replace(self, fit=replace(self.fit, batch_size=n))),
         }
-        found = {name: _largest(most, lambda n, to=to: to(n).peak_bytes <= n_bytes) for name, (most, to) in tries.items()}
+        largest_values = {
+            name: _largest(most, lambda n, to=to: to(n).peak_bytes <= n_bytes) for name, (most, to) in tries.items()
+        }
         on_disk = replace(self, is_stored=True).peak_bytes <= n_bytes
-        return {name: n for name, n in found.items() if n} | ({"store": self.disk_bytes} if on_disk else {})
+        return {name: n for name, n in largest_values.items() if n} | ({"store": self.disk_bytes} if on_disk else {})
 
     def _with_samples(self, n: int, share: float) -> "Sizes":
         return replace(self, n_train=round(n * share), n_held_out=n - round(n * share))

@@ -150,7 +150,7 @@ def _weights(trainer: Resumable) -> list[Tensor]:
 
 
 def packed_checkpoint(checkpoint: Checkpoint) -> bytes:
-    """The bytes of a checkpoint's file."""
+    """Write a checkpoint as the bytes of its file."""
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.state.items()}
     record = {"torch_version": torch.__version__, "recipe": checkpoint.recipe, "tensors_sha256": _tensors_sum(state)}
     return save(state, {"record": json.dumps(FORMAT.stamped(record))})

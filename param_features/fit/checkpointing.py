@@ -102,7 +102,7 @@ def refuse_other_fit(recorded: Recipe, wanted: Recipe, path: Path) -> None:
 
 @contextmanager
 def keeping(trainer: Resumable, checkpoints: Checkpoints | None) -> Iterator[Steps]:
-    """A trainer that goes on from its newest checkpoint and keeps further ones as it steps; itself without checkpoints.
+    """Have a trainer go on from its newest checkpoint and write further ones as it steps; without any, leave it alone.
 
     One is kept before the first step, so that a full disk shows at once, and one after the last. Ctrl-C waits for the end
     of the step in hand, and a second one does not: the state within a step is nothing to go on from.
@@ -128,7 +128,7 @@ class _CheckpointedSteps:
     """A trainer whose steps are followed by checkpoints."""
 
     def __init__(self, trainer: Resumable, checkpoints: Checkpoints, n_written: int) -> None:
-        """Begin where the trainer is."""
+        """Begin at the step where the trainer is."""
         self.trainer, self.checkpoints = trainer, checkpoints
         self._written_at, self._n_written = time.monotonic(), n_written
         self._is_within, self._is_interrupted = False, False
@@ -143,7 +143,7 @@ class _CheckpointedSteps:
         return self.trainer.status(outcome)
 
     def step(self) -> Any:
-        """One step, and a checkpoint where it is time.
+        """Take one step, and write a checkpoint where it is time.
 
         Raises:
             KeyboardInterrupt: Ctrl-C came meanwhile.

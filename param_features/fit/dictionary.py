@@ -15,7 +15,7 @@ from param_features.gradients import GradientEngine, SampleGradients
 from param_features.problem import ModelInputs, Question
 
 MOST_OVERLAPS = 2**26
-"""How many overlaps of samples with features exist at a time: 256 MiB."""
+"""How many overlaps of samples with features exist at a time: 256 MiB in float32."""
 
 
 def most_samples(n_features: int) -> int:
@@ -25,13 +25,13 @@ def most_samples(n_features: int) -> int:
 
 @dataclass(frozen=True)
 class Readings:
-    """What a dictionary reads from every sample's gradient.
+    """Activations and codes of samples, as a dictionary reads them from each sample's gradient.
 
     Attributes:
         activations: V_in ∇, signed, in divergence units per unit step; 0 at padding.
-        overlaps: What the code is made from: ⟨∇, v⟩ with the directions that the encoder reads.
+        overlaps: ⟨∇, v⟩ with the directions that the encoder reads: the codes are made from these.
         codes: The few coordinates that rebuild each gradient, zero for features that are not kept.
-        is_real: Which samples are no padding.
+        is_real: True for samples that are not padding.
     """
 
     activations: Float[Tensor, "*sample feature"]
@@ -119,7 +119,7 @@ class Dictionary:
         return reconstruction_error(square_errors(coords, overlaps, gram, square_norm), square_norm)
 
     def map(self, change: Callable[[LowRank], LowRank]) -> "Dictionary":
-        """The dictionary with other directions; V_in stays V_out where it was."""
+        """Change both sets of directions; V_in stays V_out where the two are one."""
         v_out = change(self.v_out)
         return replace(self, v_in=v_out if self.is_tied else change(self.v_in), v_out=v_out)
 

@@ -145,7 +145,7 @@ class HessianTrainer:
 
     @property
     def n_in_pass(self) -> int:
-        """Rows of inputs."""
+        """How many rows of inputs a pass over the data goes through."""
         return len(self.inputs)
 
     @property

@@ -57,7 +57,7 @@ class Path:
 
     @classmethod
     def empty(cls, like: Float[Tensor, "sample feature"], n_rounds: int) -> "Path":
-        """Before the first round."""
+        """The path of samples that have taken no feature yet."""
         n_samples, n_features = like.shape
         reach, along = like.new_zeros(2, n_samples, n_rounds)
         features = torch.zeros(n_samples, n_rounds, dtype=torch.long, device=like.device)
@@ -65,11 +65,11 @@ class Path:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What there is of each sample."""
+        """The tensors that have one row for each sample."""
         return self.features, self.reach, self.basis, self.along
 
     def rows(self, index: Int[Tensor, " some"]) -> "Path":
-        """Some of the samples."""
+        """The paths of some of the samples."""
         return Path(*(tensor.index_select(0, index) for tensor in self.tensors), self.n_features)  # type: ignore[arg-type]
 
     def put(self, index: Int[Tensor, " some"], other: "Path") -> None:

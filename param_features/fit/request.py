@@ -1,4 +1,4 @@
-"""What is asked of a fit."""
+"""What is asked of a fit: which directions it is to find, and how."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -151,7 +151,7 @@ class Trainer:
 
     @property
     def n_in_pass(self) -> int:
-        """Training samples."""
+        """How many samples a pass over the data goes through: all of the training samples."""
         return self.store.n_samples
 
     @property

@@ -46,11 +46,11 @@ class Match:
         return float((self.cosine.abs() > cosine).double().mean())
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """How many pairs there are."""
         return len(self.pairs)
 
     def __repr__(self) -> str:
-        """The numbers, the control beside them."""
+        """Print the numbers with the control beside them."""
         lines = {
             "pairs": f"{len(self):>7}  one to one, by the largest sum of |cosine|",
             "mean_cosine": f"{self.mean_cosine:>7.3f}  1 where both sets hold the same directions",

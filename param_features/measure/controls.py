@@ -39,22 +39,22 @@ class ControlDictionary:
 
     @classmethod
     def of(cls, directions: LowRank) -> "ControlDictionary":
-        """From low-rank directions, scaled to unit norm."""
+        """Make a control of low-rank directions, scaled to unit norm."""
         norm = directions.norm().clamp(min=1e-12)
         return cls(lambda gradients: directions.inner(gradients) / norm, directions.gram() / norm / norm[:, None])
 
     @classmethod
     def of_rows(cls, rows: Float[Tensor, "feature n_params"]) -> "ControlDictionary":
-        """From dense unit-norm rows."""
+        """Make a control of dense unit-norm rows."""
         return cls(lambda gradients: flatten(gradients) @ rows.T, rows @ rows.T)
 
     @property
     def n_features(self) -> int:
-        """How many directions."""
+        """How many directions there are."""
         return len(self.gram)
 
     def on(self, store: SampleGradients) -> tuple[Float[Tensor, "sample feature"], Float[Tensor, "feature feature"]]:
-        """Overlaps of a store's gradients with the directions, and the Gram matrix."""
+        """Read a store: its gradients' overlaps with the directions, and the directions' Gram matrix."""
         size = dense_together(n_numbers(store.rows(slice(0, 1))))
         return torch.cat([self.overlaps(chunk) for chunk in store.chunks(size)]), self.gram
 

@@ -42,7 +42,7 @@ class Example:
         return f"{self.activation:+.4f}  {window} → {self.next_token!r}"
 
     def __repr__(self) -> str:
-        """The same, so that a list of examples in a notebook can be read."""
+        """Show the example as text, so that a list of examples in a notebook can be read."""
         return str(self)
 
 

@@ -1,4 +1,4 @@
-"""Settings of measuring."""
+"""Settings of what a decomposition keeps for measuring later."""
 
 from dataclasses import dataclass
 

@@ -58,11 +58,11 @@ class CP(Multilinear):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every factor, in the subset's order."""
+        """Every factor, in the order in which the subset has its parameters."""
         return [tensor for out, into in self.factors.values() for tensor in (*out, *into)]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "CP":
-        """Other factors for the same axes."""
+        """Return directions of the same axes with other factors."""
         remaining = iter(tensors)
         return CP(
             {

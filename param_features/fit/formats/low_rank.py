@@ -90,7 +90,7 @@ class Directions(ABC):
 
     @property
     def n_features(self) -> int:
-        """Number of directions."""
+        """How many directions there are."""
         return len(self.tensors[0])
 
     def map(self: Format, function: Callable[[Tensor], Tensor]) -> Format:
@@ -98,11 +98,11 @@ class Directions(ABC):
         return self.with_tensors([function(tensor) for tensor in self.tensors])
 
     def rows(self: Format, index: Int[Tensor, " feature"] | slice | list[int]) -> Format:
-        """Some of the directions."""
+        """Take some of the directions, in the order of the index."""
         return self.map(lambda tensor: tensor[index])
 
     def joined(self: Format, other: Format) -> Format:
-        """This one's directions followed by the other's, of the same format, shapes and ranks."""
+        """Return these directions followed by others of the same format, shapes and ranks."""
         return self.with_tensors([torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True)])
 
 
@@ -118,27 +118,27 @@ class LowRank(Directions):
 
     @classmethod
     def largest_rank(cls, modes: Modes) -> int:
-        """The smaller side of the matrix."""
+        """The length of the matrix's smaller side."""
         return min(torch.Size(modes.out).numel(), torch.Size(modes.into).numel())
 
     @classmethod
     def leading(
         cls, matrices: Mapping[str, Float[Tensor, "feature d_out d_in"]], modes: Mapping[str, Modes], rank: int
     ) -> "LowRank":
-        """See `leading_factors`; the modes play no part."""
+        """The best approximations of the matrices, by `leading_factors`; the modes play no part."""
         return leading_factors(matrices, rank)
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every factor, in the subset's order."""
+        """Every factor, in the order in which the subset has its parameters."""
         return [tensor for pair in self.factors.values() for tensor in pair]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "LowRank":
-        """Other factors for the same parameters."""
+        """Return directions of the same parameters with other factors."""
         return LowRank(dict(zip(self.factors, zip(tensors[::2], tensors[1::2], strict=True), strict=True)))
 
     def folded(self) -> "LowRank":
-        """Itself."""
+        """Return the directions as they are: they are in the matrix format already."""
         return self
 
     def renamed(self, names: Mapping[str, str]) -> "LowRank":

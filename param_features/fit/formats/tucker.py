@@ -61,11 +61,11 @@ class Tucker(Multilinear):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every core and its factors, in the subset's order."""
+        """Every core and its factors, in the order in which the subset has its parameters."""
         return [tensor for core, out, into in self.blocks.values() for tensor in (core, *out, *into)]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "Tucker":
-        """Other cores and factors for the same axes."""
+        """Return directions of the same axes with other cores and factors."""
         remaining = iter(tensors)
         return Tucker(
             {

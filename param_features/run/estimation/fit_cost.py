@@ -62,7 +62,7 @@ class FitProbe:
 
     @cached_property
     def trainer(self) -> Trainer:
-        """A fit in its middle."""
+        """A fit in its middle, whose steps and restarts are timed."""
         sizes, modes = self.sizes, {view.name: view.modes for view in self.subset.views}
         store, generator = Tiled(self.few, sizes.n_train), torch.Generator().manual_seed(0)
         request = replace(sizes.request, format=FORMATS[self.format], modes=modes)

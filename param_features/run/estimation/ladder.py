@@ -48,7 +48,7 @@ class Ladder:
         return fixed, max(0.0, seconds - fixed) * (full - least) / max(1, more - least)
 
     def timed(self, work: Callable[[int], object], size: int) -> float:
-        """Seconds of one run."""
+        """How many seconds one run takes."""
         start = self.clock()
         work(size)
         return self.clock() - start

@@ -52,7 +52,7 @@ class Sizes:
 
     @property
     def n_samples(self) -> int:
-        """Training and held out."""
+        """Training samples and those held out together."""
         return self.n_train + self.n_held_out
 
     @property
@@ -62,7 +62,7 @@ class Sizes:
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of all gradients."""
+        """Bytes that all gradients take in memory."""
         return self.n_samples * self.sample_bytes
 
     @property
@@ -125,7 +125,7 @@ class Sizes:
 
     @property
     def n_params(self) -> int:
-        """Numbers of the parameters."""
+        """How many numbers the parameters hold."""
         return n_numbers(self.like)
 
     @property

@@ -23,7 +23,7 @@ from param_features.fit.checkpoint import (
     state_of,
     write_checkpoint,
 )
-from param_features.fit.loop import Steps
+from param_features.fit.loop import StepwiseFit
 from param_features.gradients.disk import Recipe, refuse_differences
 
 _SETTINGS = "fit."
@@ -101,7 +101,7 @@ def refuse_other_fit(recorded: Recipe, wanted: Recipe, path: Path) -> None:
 
 
 @contextmanager
-def keeping(trainer: Resumable, checkpoints: Checkpoints | None) -> Iterator[Steps]:
+def keeping(trainer: Resumable, checkpoints: Checkpoints | None) -> Iterator[StepwiseFit]:
     """Have a trainer go on from its newest checkpoint and write further ones as it steps; without any, leave it alone.
 
     One is kept before the first step, so that a full disk shows at once, and one after the last. Ctrl-C waits for the end

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from param_features.fit.dictionary import Dictionary, most_samples, overlaps_of
 from param_features.fit.encoder import Encoder
-from param_features.fit.formats.low_rank import Directions, LowRank, direction_bytes, n_numbers, number_bytes, overlap_bytes
+from param_features.fit.formats.low_rank import (
+    LowRank,
+    SomeDirections,
+    direction_bytes,
+    n_numbers,
+    number_bytes,
+    overlap_bytes,
+)
 from param_features.fit.request import FitRequest
 from param_features.gradients import (
     Dense,
@@ -34,8 +41,6 @@ _DENSE_NUMBERS = 2**25
 """Dense gradients that exist at a time."""
 
 _MOST_HISTORY = 100
-
-Format = TypeVar("Format", bound=Directions)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Fit:
 
 
 @runtime_checkable
-class Steps(Protocol):
+class StepwiseFit(Protocol):
     """A fit that goes step by step."""
 
     @property
@@ -76,7 +81,7 @@ class Steps(Protocol):
         ...
 
 
-def take_steps(trainer: Steps, n_steps: int, *, progress: bool, is_shared: bool = False) -> None:
+def take_steps(trainer: StepwiseFit, n_steps: int, *, progress: bool, is_shared: bool = False) -> None:
     """Step until `n_steps` are done, under a progress bar; Ctrl-C ends the fit early and keeps what is learned so far.
 
     Processes that share the fit are interrupted at different steps.
@@ -114,12 +119,12 @@ def strong_samples(store: SampleGradients, n: int, generator: torch.Generator) -
 
 
 def leading_directions(
-    format: type[Format],
+    format: type[SomeDirections],
     store: SampleGradients,
     index: Int[Tensor, " feature"],
     modes: Mapping[str, Modes],
     rank: int,
-) -> Format:
+) -> SomeDirections:
     """The leading part of some samples' gradients, in a format; the norm is the gradient's.
 
     Memory: dense gradients of 2²⁵ numbers at a time.
@@ -153,7 +158,9 @@ def _n_dense(n_params: int) -> int:
     return max(1, _DENSE_NUMBERS // n_params)
 
 
-def leading_part(format: type[Format], gradients: Gradients, modes: Mapping[str, Modes], rank: int) -> Format:
+def leading_part(
+    format: type[SomeDirections], gradients: Gradients, modes: Mapping[str, Modes], rank: int
+) -> SomeDirections:
     """The leading part of each gradient; of large matrices of low rank from their factors, in the matrix format."""
     if format is LowRank and all(_is_low_rank(gradient) for gradient in gradients.values()):
         factors = {name: _leading_factors(gradient, rank) for name, gradient in gradients.items()}
@@ -162,13 +169,13 @@ def leading_part(format: type[Format], gradients: Gradients, modes: Mapping[str,
 
 
 def leading_left_over(
-    format: type[Format],
+    format: type[SomeDirections],
     gradients: Gradients,
     v_out: LowRank,
     coords: Float[Tensor, "sample feature"],
     modes: Mapping[str, Modes],
     rank: int,
-) -> Format:
+) -> SomeDirections:
     """The leading part of what coordinates leave of each gradient. Memory: as of `leading_directions`."""
     parts = []
     for part in torch.arange(len(coords), device=coords.device).split(_n_dense(n_numbers(gradients))):

@@ -16,7 +16,7 @@ from param_features.params import Modes
 Factors = tuple[Tensor, Tensor]
 """(left [feature d_out rank], right [feature d_in rank])."""
 
-Format = TypeVar("Format", bound="Directions")
+SomeDirections = TypeVar("SomeDirections", bound="Directions")
 
 _MOST_NUMBERS = 2**26
 """Directions are built for a product among themselves up to 256 MiB."""
@@ -37,11 +37,11 @@ class Directions(ABC):
     @classmethod
     @abstractmethod
     def leading(
-        cls: type[Format],
+        cls: type[SomeDirections],
         matrices: Mapping[str, Float[Tensor, "feature d_out d_in"]],
         modes: Mapping[str, Modes],
         rank: int,
-    ) -> Format:
+    ) -> SomeDirections:
         """Directions close to given matrices: what a fit starts from."""
 
     @property
@@ -50,7 +50,7 @@ class Directions(ABC):
         """Every tensor that is trained, in the subset's order."""
 
     @abstractmethod
-    def with_tensors(self: Format, tensors: Sequence[Tensor]) -> Format:
+    def with_tensors(self: SomeDirections, tensors: Sequence[Tensor]) -> SomeDirections:
         """The same format with other tensors, in the order of `tensors`."""
 
     @abstractmethod
@@ -93,15 +93,15 @@ class Directions(ABC):
         """How many directions there are."""
         return len(self.tensors[0])
 
-    def map(self: Format, function: Callable[[Tensor], Tensor]) -> Format:
+    def map(self: SomeDirections, function: Callable[[Tensor], Tensor]) -> SomeDirections:
         """Apply `function` to every tensor: choosing rows, moving, casting."""
         return self.with_tensors([function(tensor) for tensor in self.tensors])
 
-    def rows(self: Format, index: Int[Tensor, " feature"] | slice | list[int]) -> Format:
+    def rows(self: SomeDirections, index: Int[Tensor, " feature"] | slice | list[int]) -> SomeDirections:
         """Take some of the directions, in the order of the index."""
         return self.map(lambda tensor: tensor[index])
 
-    def joined(self: Format, other: Format) -> Format:
+    def joined(self: SomeDirections, other: SomeDirections) -> SomeDirections:
         """Return these directions followed by others of the same format, shapes and ranks."""
         return self.with_tensors([torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True)])
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +14,8 @@ from tqdm import tqdm
 from param_features.fit.dictionary import Dictionary, most_samples, overlaps_of
 from param_features.fit.encoder import Encoder
 from param_features.fit.formats.low_rank import (
+    Directions,
     LowRank,
-    SomeDirections,
     direction_bytes,
     n_numbers,
     number_bytes,
@@ -41,6 +41,8 @@ _DENSE_NUMBERS = 2**25
 """Dense gradients that exist at a time."""
 
 _MOST_HISTORY = 100
+
+SomeDirections = TypeVar("SomeDirections", bound=Directions)
 
 
 @dataclass(frozen=True)

@@ -165,14 +165,14 @@ class Direct:
 def fit_step(gradients, directions, l0: float, selection: Literal["top_k", "pursuit"]) -> Callable[[], object]:
     """A step of this library's fit; every batch is the same one."""
     from param_features import FitSettings
-    from param_features.fit.training import Trainer
+    from param_features.fit import FitRequest, Trainer
     from param_features.gradients import GradientStore, square_norm
 
     store = GradientStore(N_SAMPLES, gradients)
     store.add(gradients)
     settings = FitSettings(selection=selection, batch_size=N_SAMPLES, warm_start=0, resample=0)
     n_features, rank = directions.n_features, directions.tensors[0].shape[2]
-    trainer = Trainer(store, n_features, rank, l0, settings, torch.Generator().manual_seed(0))
+    trainer = Trainer(store, FitRequest(n_features, rank, l0, settings), torch.Generator().manual_seed(0))
     assert abs(float(square_norm(gradients).mean()) - 1) < 1e-3
     return trainer.step
 

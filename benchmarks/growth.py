@@ -22,7 +22,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import param_features as pf
-from param_features.fit.training import Trainer
+from param_features.fit import FitRequest, Trainer
 from param_features.gradients import Factored, GradientStore
 from param_features.measure.controls import control_errors
 from param_features.params import ParamSubset, adapter_for, select
@@ -176,7 +176,8 @@ def step_seconds(sizes: Sizes) -> float:
     """CPU seconds of one step: the lower of two after one that is left out."""
     store, generator = gradients(sizes, sizes.n_samples, 0), torch.Generator().manual_seed(0)
     settings = pf.FitSettings(steps=1000, batch_size=BATCH)
-    trainer = Trainer(store, sizes.n_features, sizes.rank, max(1, sizes.n_features / 20), settings, generator)
+    request = FitRequest(sizes.n_features, sizes.rank, max(1, sizes.n_features / 20), settings)
+    trainer = Trainer(store, request, generator)
     seconds = []
     for _ in range(3):
         start = time.process_time()

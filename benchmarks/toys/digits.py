@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from param_features.errors import MissingExtraError, SettingError
 from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank
+from param_features.measure.controls import random_like
 from param_features.measure.ranking import auroc
-from param_features.toys.planted_toy import DRAWS, random_like
+from param_features.toys.planted_toy import DRAWS
 from param_features.toys.toy import Toy
 from param_features.toys.training import first_complete, trained
 

@@ -11,12 +11,12 @@ from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank
 from param_features.measure.agreement import Match
+from param_features.measure.controls import random_like
 from param_features.toys.planted_toy import (
     DRAWS,
     PlantedToy,
     principal_directions_of,
     probe_gradients,
-    random_like,
     unit_directions,
 )
 from param_features.toys.tms import Untied

@@ -13,7 +13,8 @@ from param_features.fit.formats import LowRank
 from param_features.gradients import Gradients
 from param_features.gradients.types import Dense
 from param_features.measure.agreement import Match, match_directions
-from param_features.toys.planted_toy import DRAWS, PlantedToy, planted_directions, probe_gradients, random_like
+from param_features.measure.controls import random_like
+from param_features.toys.planted_toy import DRAWS, PlantedToy, planted_directions, probe_gradients
 from param_features.toys.training import first_complete, sparse_uniform, trained
 
 _REPRESENTED = 0.8

@@ -11,8 +11,9 @@ from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank
 from param_features.measure.agreement import Match
+from param_features.measure.controls import random_like
 from param_features.measure.ranking import auroc
-from param_features.toys.planted_toy import DRAWS, PlantedToy, principal_directions_of, probe_gradients, random_like
+from param_features.toys.planted_toy import DRAWS, PlantedToy, principal_directions_of, probe_gradients
 from param_features.toys.training import first_complete, trained
 
 _SIZES = (-1.0, -0.75, -0.5, 0.5, 0.75, 1.0)

@@ -47,7 +47,7 @@ class Resumable(Protocol):
 
     @property
     def n_in_pass(self) -> int:
-        """What a pass over the data goes through: `order` holds numbers below it, each once at most."""
+        """How many samples or rows a pass over the data goes through: `order` holds numbers below it, each once at most."""
         ...
 
     @property
@@ -56,9 +56,9 @@ class Resumable(Protocol):
         ...
 
     def step(self) -> Any:
-        """Take one step and return what it saw."""
+        """Take one step and return its outcome."""
 
-    def status(self, seen: Any) -> dict[str, str]:
+    def status(self, outcome: Any) -> dict[str, str]:
         """What the progress bar shows."""
         ...
 
@@ -71,12 +71,12 @@ class Checkpoint(NamedTuple):
 
     @property
     def n_steps(self) -> int:
-        """Steps taken."""
+        """How many steps were taken."""
         return int(self.state["n_steps"])
 
 
 def state_of(trainer: Resumable) -> State:
-    """All that changes from step to step; the tensors are the trainer's own."""
+    """Collect all that changes from step to step; the tensors are the trainer's own."""
     state = {"n_steps": torch.tensor(trainer.n_steps), "order": trainer.order, "generator": trainer.generator.get_state()}
     state |= {f"counters/{name}": tensor for name, tensor in trainer.counters.items()}
     for place, weight in enumerate(_weights(trainer)):
@@ -110,18 +110,21 @@ def restore(trainer: Resumable, state: State) -> None:
 
 
 def _optimizer_state(state: State, prefix: str, weight: Tensor) -> State:
-    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    like = {name: torch.empty_like(weight) if value.shape == weight.shape else value.clone() for name, value in own.items()}
-    return {name: value.copy_(own[name]) for name, value in like.items()}
+    moments = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    copies = {
+        name: torch.empty_like(weight) if value.shape == weight.shape else value.clone() for name, value in moments.items()
+    }
+    return {name: value.copy_(moments[name]) for name, value in copies.items()}
 
 
 def _check_fits(trainer: Resumable, state: State) -> None:
     weights = {f"weights/{place}": weight for place, weight in enumerate(_weights(trainer))}
     expected = weights | {f"counters/{name}": tensor for name, tensor in trainer.counters.items()}
-    found = {name: tensor for name, tensor in state.items() if name.startswith(("weights/", "counters/"))}
-    if _kinds(found) != _kinds(expected) or not all(_is_adam(state, *one) for one in enumerate(weights.values())):
+    stored = {name: tensor for name, tensor in state.items() if name.startswith(("weights/", "counters/"))}
+    is_whole = all(_is_adam(state, place, weight) for place, weight in enumerate(weights.values()))
+    if _kinds(stored) != _kinds(expected) or not is_whole:
         raise StoreError(
-            f"The checkpoint holds {_kinds(found)}, this fit {_kinds(expected)}: it was written by another version of this "
+            f"The checkpoint holds {_kinds(stored)}, this fit {_kinds(expected)}: it was written by another version of this "
             f"library. Install that version. {_ANOTHER}"
         )
     order = state["order"]
@@ -146,10 +149,10 @@ def _weights(trainer: Resumable) -> list[Tensor]:
     return group["params"]
 
 
-def packed_checkpoint(found: Checkpoint) -> bytes:
-    """The bytes of a checkpoint's file."""
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.state.items()}
-    record = {"torch_version": torch.__version__, "recipe": found.recipe, "tensors_sha256": _tensors_sum(state)}
+def packed_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """Write a checkpoint as the bytes of its file."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.state.items()}
+    record = {"torch_version": torch.__version__, "recipe": checkpoint.recipe, "tensors_sha256": _tensors_sum(state)}
     return save(state, {"record": json.dumps(FORMAT.stamped(record))})
 
 
@@ -198,7 +201,7 @@ def _check_recipe(recipe: Part) -> None:
     """Refuse a recipe that cannot be compared with another; what it says is compared, never read.
 
     Raises:
-        StoreError: As said.
+        StoreError: It names no method, or its parameters are not records of parameters.
     """
     recipe.check_fields(("method",), (*recipe.body,))
     recipe.text("method")
@@ -216,9 +219,9 @@ def _check_state(state: State, origin: Origin) -> None:
     n_bytes = torch.Generator().get_state().numel()
     wanted = {"n_steps": (torch.int64, 0, 1), "order": (torch.int64, 1, None), "generator": (torch.uint8, 1, n_bytes)}
     for name, (dtype, n_dims, n) in wanted.items():
-        found = state.get(name)
-        is_kind = found is not None and (found.dtype, found.dim()) == (dtype, n_dims)
-        if found is None or not is_kind or n not in (None, found.numel()) or found.numel() and int(found.min()) < 0:
+        tensor = state.get(name)
+        is_kind = tensor is not None and (tensor.dtype, tensor.dim()) == (dtype, n_dims)
+        if tensor is None or not is_kind or n not in (None, tensor.numel()) or tensor.numel() and int(tensor.min()) < 0:
             origin.refuse(
                 f"lacks {name!r}, or holds another tensor under that name; accepted: {dtype}, {n_dims} axes, from 0"
             )
@@ -234,8 +237,8 @@ def _way_out(path: Path) -> str:
 
 
 def _tensors_sum(state: State) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(state):
-        found.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}".encode())
-        found.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}".encode())
+        digest.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -23,7 +23,7 @@ from param_features.fit.checkpoint import (
     state_of,
     write_checkpoint,
 )
-from param_features.fit.loop import Steps
+from param_features.fit.loop import StepwiseFit
 from param_features.gradients.disk import Recipe, refuse_differences
 
 _SETTINGS = "fit."
@@ -52,13 +52,13 @@ class Checkpoints:
         Raises:
             StoreError: It is damaged, or of a fit with other arguments, data or weights; names every difference.
         """
-        found = read_newest(self.path)
-        if found is not None:
-            refuse_other_fit(found.recipe, self.recipe, self.path)
-        return found
+        checkpoint = read_newest(self.path)
+        if checkpoint is not None:
+            refuse_other_fit(checkpoint.recipe, self.recipe, self.path)
+        return checkpoint
 
     def write(self, trainer: Resumable) -> None:
-        """Keep one more.
+        """Write a checkpoint of where the trainer is.
 
         Raises:
             DiskFullError: There is no room; says which checkpoint stays.
@@ -76,7 +76,7 @@ class Checkpoints:
         """Say what is needed where the disk is full.
 
         Raises:
-            DiskFullError: As said.
+            DiskFullError: Always.
         """
         last, free = read_newest(self.path), shutil.disk_usage(self.path.parent).free
         stays = "None was kept before" if last is None else f"That of step {last.n_steps} stays in {before(self.path).name}"
@@ -86,23 +86,23 @@ class Checkpoints:
         ) from error
 
 
-def refuse_other_fit(kept: Recipe, asked: Recipe, path: Path) -> None:
+def refuse_other_fit(recorded: Recipe, wanted: Recipe, path: Path) -> None:
     """Refuse to go on with a fit of something else.
 
     Raises:
         StoreError: Names every difference, with both values.
     """
-    names = [*kept, *(name for name in asked if name not in kept)]
-    if kept["method"] != asked["method"]:
+    names = [*recorded, *(name for name in wanted if name not in recorded)]
+    if recorded["method"] != wanted["method"]:
         names = [name for name in names if not name.startswith(_SETTINGS)]
     then = "Give the same arguments to go on with it, or another checkpoints=."
-    both = ({name: recipe.get(name) for name in names} for recipe in (kept, asked))
-    refuse_differences(*both, where=str(path), then=then, was="is of another fit")
+    recipes = ({name: recipe.get(name) for name in names} for recipe in (recorded, wanted))
+    refuse_differences(*recipes, where=str(path), then=then, was="is of another fit")
 
 
 @contextmanager
-def keeping(trainer: Resumable, checkpoints: Checkpoints | None) -> Iterator[Steps]:
-    """A trainer that goes on from its newest checkpoint and keeps further ones as it steps; itself without checkpoints.
+def keeping(trainer: Resumable, checkpoints: Checkpoints | None) -> Iterator[StepwiseFit]:
+    """Have a trainer go on from its newest checkpoint and write further ones as it steps; without any, leave it alone.
 
     One is kept before the first step, so that a full disk shows at once, and one after the last. Ctrl-C waits for the end
     of the step in hand, and a second one does not: the state within a step is nothing to go on from.
@@ -114,48 +114,48 @@ def keeping(trainer: Resumable, checkpoints: Checkpoints | None) -> Iterator[Ste
     if checkpoints is None:
         yield trainer
         return
-    found = checkpoints.newest()
-    if found is not None:
-        restore(trainer, found.state)
-    kept = _Kept(trainer, checkpoints, -1 if found is None else found.n_steps)
-    with kept.waiting():
-        kept.write()
-        yield kept
-        kept.write()
+    checkpoint = checkpoints.newest()
+    if checkpoint is not None:
+        restore(trainer, checkpoint.state)
+    steps = _CheckpointedSteps(trainer, checkpoints, -1 if checkpoint is None else checkpoint.n_steps)
+    with steps.waiting():
+        steps.write()
+        yield steps
+        steps.write()
 
 
-class _Kept:
+class _CheckpointedSteps:
     """A trainer whose steps are followed by checkpoints."""
 
     def __init__(self, trainer: Resumable, checkpoints: Checkpoints, n_written: int) -> None:
-        """Begin where the trainer is."""
+        """Begin at the step where the trainer is."""
         self.trainer, self.checkpoints = trainer, checkpoints
         self._written_at, self._n_written = time.monotonic(), n_written
         self._is_within, self._is_interrupted = False, False
 
     @property
     def n_steps(self) -> int:
-        """Steps taken."""
+        """How many steps were taken."""
         return self.trainer.n_steps
 
-    def status(self, seen: Any) -> dict[str, str]:
-        """As the trainer's."""
-        return self.trainer.status(seen)
+    def status(self, outcome: Any) -> dict[str, str]:
+        """What the progress bar shows, as the trainer says it."""
+        return self.trainer.status(outcome)
 
     def step(self) -> Any:
-        """One step, and a checkpoint where it is time.
+        """Take one step, and write a checkpoint where it is time.
 
         Raises:
             KeyboardInterrupt: Ctrl-C came meanwhile.
         """
         self._is_within = True
-        seen = self.trainer.step()
+        outcome = self.trainer.step()
         if time.monotonic() - self._written_at >= self.checkpoints.every:
             self._write()
         self._is_within = False
         if self._is_interrupted:
             raise KeyboardInterrupt
-        return seen
+        return outcome
 
     def write(self) -> None:
         """Keep a checkpoint of the last whole step, unless there is one."""

@@ -34,8 +34,8 @@ def curvatures(
     """
     matrices = directions.materialize()
     batch = _Batch(engine, divergence, inputs, OutputGraph.of(engine, inputs), tuple(matrices))
-    found = _Curvature.apply(batch, *matrices.values()).mT
-    return found if inputs.mask is None or not engine.per_position else found[inputs.mask.flatten()]
+    by_sample = _Curvature.apply(batch, *matrices.values()).mT
+    return by_sample if inputs.mask is None or not engine.per_position else by_sample[inputs.mask.flatten()]
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ class _Batch:
     names: tuple[str, ...]
 
     def changes(self, matrices: tuple[Tensor, ...]) -> Float[Tensor, "feature sample d_output"]:
-        """J u."""
-        found = output_changes(self.engine, dict(zip(self.names, matrices, strict=True)), self.inputs)
-        return at_least_float32(self._by_sample(found, 1))
+        """J u: how the output changes along each direction."""
+        outputs = output_changes(self.engine, dict(zip(self.names, matrices, strict=True)), self.inputs)
+        return at_least_float32(self._by_sample(outputs, 1))
 
     def curved(self, changes: Float[Tensor, "feature sample d_output"]) -> Float[Tensor, "feature sample d_output"]:
-        """F J u."""
+        """F J u: the divergence's curvature times the output's change."""
         return self.divergence.curved(at_least_float32(self._by_sample(self.graph.output.detach(), 0)), changes)
 
     def pulled(self, cotangents: Float[Tensor, "feature sample d_output"]) -> tuple[Tensor, ...]:
-        """Jᵀ r, by parameter."""
-        found = self.graph.pulled(cotangents.reshape(len(cotangents), *self.graph.output.shape))
-        return tuple(found[name] for name in self.names)
+        """Jᵀ r: cotangents taken back to each parameter."""
+        gradients = self.graph.pulled(cotangents.reshape(len(cotangents), *self.graph.output.shape))
+        return tuple(gradients[name] for name in self.names)
 
     def _by_sample(self, output: Tensor, axis: int) -> Tensor:
         return output.flatten(axis, axis + 1) if self.engine.per_position else output.flatten(axis + 1)
@@ -86,9 +86,9 @@ class _Curvature(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         """Σ_x weight_k(x) ∂h_k(x)/∂u_k for every direction."""
         weights, parts = grad_outputs[0], []
-        for chunk, own in zip(ctx.chunks, weights.split([len(chunk[0]) for chunk in ctx.chunks]), strict=True):
+        for chunk, weight in zip(ctx.chunks, weights.split([len(chunk[0]) for chunk in ctx.chunks]), strict=True):
             curved = ctx.batch.curved(ctx.batch.changes(chunk)) if ctx.curved is None else ctx.curved
-            parts.append(ctx.batch.pulled(2 * own.unsqueeze(-1) * curved))
+            parts.append(ctx.batch.pulled(2 * weight.unsqueeze(-1) * curved))
         return None, *(torch.cat(part) for part in zip(*parts, strict=True))
 
 

@@ -15,18 +15,23 @@ from param_features.gradients import GradientEngine, SampleGradients
 from param_features.problem import ModelInputs, Question
 
 MOST_OVERLAPS = 2**26
-"""How many overlaps of samples with features exist at a time: 256 MiB."""
+"""How many overlaps of samples with features exist at a time: 256 MiB in float32."""
+
+
+def most_samples(n_features: int) -> int:
+    """How many samples are ranked and measured together: as many as have `MOST_OVERLAPS` overlaps with the features."""
+    return MOST_OVERLAPS // n_features
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What a dictionary reads from every sample's gradient.
+    """Activations and codes of samples, as a dictionary reads them from each sample's gradient.
 
     Attributes:
         activations: V_in ∇, signed, in divergence units per unit step; 0 at padding.
-        overlaps: What the code is made from: ⟨∇, v⟩ with the directions that the encoder reads.
+        overlaps: ⟨∇, v⟩ with the directions that the encoder reads: the codes are made from these.
         codes: The few coordinates that rebuild each gradient, zero for features that are not kept.
-        is_real: Which samples are no padding.
+        is_real: True for samples that are not padding.
     """
 
     activations: Float[Tensor, "*sample feature"]
@@ -35,14 +40,14 @@ class Readings:
     is_real: Bool[Tensor, "*sample"]
 
     def real(self) -> "Readings":
-        """The same of real samples alone, one row each."""
-        chosen = self.is_real
-        return Readings(self.activations[chosen], self.overlaps[chosen], self.codes[chosen], chosen[chosen])
+        """What was read from the real samples alone, one row each."""
+        is_real = self.is_real
+        return Readings(self.activations[is_real], self.overlaps[is_real], self.codes[is_real], is_real[is_real])
 
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Directions, and how gradients are read and rebuilt by them.
+    """A set of directions, and how gradients are read and rebuilt by them.
 
     Attributes:
         v_in: Maps gradients to activations.
@@ -58,7 +63,7 @@ class Dictionary:
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
+        """How many features there are."""
         return self.v_out.n_features
 
     @property
@@ -93,8 +98,8 @@ class Dictionary:
         if directions is self.v_in:
             acts = overlaps = activations(engine, self.v_in, question, inputs, route=route)
         else:
-            both = activations(engine, self.v_in.joined(directions), question, inputs, route=route)
-            acts, overlaps = both.chunk(2, dim=-1)
+            joined = activations(engine, self.v_in.joined(directions), question, inputs, route=route)
+            acts, overlaps = joined.chunk(2, dim=-1)
         is_real = torch.ones(acts.shape[:-1], dtype=torch.bool)
         if engine.per_position and inputs.mask is not None:
             is_real = inputs.mask.cpu()
@@ -106,7 +111,7 @@ class Dictionary:
 
         Of many samples as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
         """
-        samples = samples.spread(MOST_OVERLAPS // self.n_features)
+        samples = samples.spread(most_samples(self.n_features))
         overlaps, square_norm, gram = overlaps_of(self.v_out, samples), samples.square_norm(), self.v_out.gram()
         directions = self.code_directions
         code_overlaps = overlaps if directions is self.v_out else overlaps_of(directions, samples)
@@ -114,7 +119,7 @@ class Dictionary:
         return reconstruction_error(square_errors(coords, overlaps, gram, square_norm), square_norm)
 
     def map(self, change: Callable[[LowRank], LowRank]) -> "Dictionary":
-        """The dictionary with other directions; V_in stays V_out where it was."""
+        """Change both sets of directions; V_in stays V_out where the two are one."""
         v_out = change(self.v_out)
         return replace(self, v_in=v_out if self.is_tied else change(self.v_in), v_out=v_out)
 

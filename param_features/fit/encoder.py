@@ -7,13 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.fit.formats.low_rank import LowRank
-from param_features.fit.pursuit import pursue, pursued_threshold
+from param_features.fit.pursuit import pursue, pursued_threshold, threshold_numbers, triangle_numbers
 from param_features.fit.selection import batch_top_k, threshold_for
 
 _MOST_NUMBERS = 2**26
 """Triangles of so many numbers are kept between finding the threshold and the coordinates; beyond, pursuit runs twice."""
 
 _PIECE = 4096
+"""Samples whose coordinates at a fixed threshold are pursued at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ class Encoder:
     def is_twice(self, n_samples: int) -> bool:
         """Whether so many samples are pursued twice to find both the threshold and the coordinates, for want of memory."""
         return self.n_rounds is not None and n_samples * self.n_rounds**2 > _MOST_NUMBERS
+
+    def code_numbers(self, n_samples: int, n_features: int) -> float:
+        """Numbers that `kept` makes of so many samples: overlaps, coordinates and masks, and the triangles of pursuit."""
+        products = 6 * n_samples * n_features
+        if self.n_rounds is None:
+            return products
+        if not self.is_twice(n_samples):
+            return products + triangle_numbers(n_samples, self.n_rounds)
+        pieces = triangle_numbers(min(n_samples, _PIECE), self.n_rounds)
+        return products + max(pieces, threshold_numbers(n_samples, self.n_rounds))
 
     @torch.no_grad()
     def kept(

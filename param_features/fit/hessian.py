@@ -17,11 +17,10 @@ from torch import Tensor
 
 from param_features.fit.checkpointing import Checkpoints, keeping
 from param_features.fit.curvature import curvatures
-from param_features.fit.encoder import Encoder
 from param_features.fit.formats.low_rank import LowRank
 from param_features.fit.l3d import remove_parallel, renormalize
 from param_features.fit.loop import Fit, leading_directions, lr_factor, matrix_modes, ranked_fit, strong_samples, take_steps
-from param_features.fit.pursuit import rounds_for
+from param_features.fit.request import FitRequest
 from param_features.fit.settings import HessianSettings
 from param_features.gradients import GradientEngine, SampleGradients
 from param_features.machine import ALONE, Processes
@@ -37,11 +36,8 @@ def fit_hessian(
     divergence: CurvedDivergence,
     inputs: ModelInputs,
     store: SampleGradients,
+    request: FitRequest[HessianSettings],
     *,
-    n_features: int,
-    rank: int,
-    l0: float,
-    settings: HessianSettings,
     generator: torch.Generator,
     progress: bool,
     checkpoints: Checkpoints | None = None,
@@ -56,10 +52,7 @@ def fit_hessian(
         divergence: Whose curvature is climbed.
         inputs: The training data.
         store: Their gradients: directions start from them, and their activations give order and threshold.
-        n_features: Number of directions.
-        rank: Of each direction and parameter.
-        l0: Mean number of features kept per sample; the fit itself does not heed it.
-        settings: The rest.
+        request: Which directions are wanted, and how they are learned; steps do not heed its l0.
         generator: Draws batches and starting points.
         progress: Whether to show a progress bar with mean square curvature and interference.
         checkpoints: Where the fit is kept, and gone on with.
@@ -68,13 +61,12 @@ def fit_hessian(
     Returns:
         V_in and V_out are one, and codes come by pursuit, as in the default L3D fit.
     """
-    trainer = HessianTrainer(engine, divergence, inputs, store, n_features, rank, settings, generator, processes)
+    trainer = HessianTrainer(engine, divergence, inputs, store, request, generator, processes)
     with keeping(trainer, checkpoints) as steps:
-        take_steps(steps, settings.steps, progress=progress, is_shared=processes.n > 1)
+        take_steps(steps, request.settings.steps, progress=progress, is_shared=processes.n > 1)
     renormalize(trainer.directions)  # an interruption may have come between a step and its renormalisation
     trainer.agree()
-    encoder = Encoder(rounds_for(l0, n_features))
-    return ranked_fit(store, trainer.directions, trainer.directions, l0, trainer.n_steps, encoder)
+    return ranked_fit(store, trainer.directions, trainer.directions, request.l0, trainer.n_steps, request.encoder)
 
 
 def climb_and_interference(
@@ -105,20 +97,18 @@ class HessianTrainer:
         divergence: CurvedDivergence,
         inputs: ModelInputs,
         store: SampleGradients,
-        n_features: int,
-        rank: int,
-        settings: HessianSettings,
+        request: FitRequest[HessianSettings],
         generator: torch.Generator,
         processes: Processes = ALONE,
     ) -> None:
         """Start from the leading part of gradients, which are steep for their own samples, or at random."""
         self.engine, self.divergence, self.inputs = engine, divergence, inputs
-        self.settings, self.generator, self.processes = settings, generator, processes
-        self.directions = _start(store, n_features, rank, settings, generator)
+        self.settings, self.generator, self.processes = request.settings, generator, processes
+        self.directions = _start(store, request, generator)
         self.agree()
         for tensor in self.directions.tensors:
             tensor.requires_grad_()
-        self.optimizer = torch.optim.Adam(self.directions.tensors, lr=settings.lr, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(self.directions.tensors, lr=self.settings.lr, betas=(0.9, 0.99))
         self.n_steps = 0
         self.order = torch.empty(0, dtype=torch.long)
 
@@ -149,13 +139,13 @@ class HessianTrainer:
         for tensor in self.directions.tensors:
             self.processes.spread_(tensor)
 
-    def status(self, seen: tuple[float, float]) -> dict[str, str]:
+    def status(self, outcome: tuple[float, float]) -> dict[str, str]:
         """What the progress bar shows."""
-        return {"curvature": f"{seen[0]:.3g}", "interference": f"{seen[1]:.3g}"}
+        return {"curvature": f"{outcome[0]:.3g}", "interference": f"{outcome[1]:.3g}"}
 
     @property
     def n_in_pass(self) -> int:
-        """Rows of inputs."""
+        """How many rows of inputs a pass over the data goes through."""
         return len(self.inputs)
 
     @property
@@ -177,20 +167,18 @@ class HessianTrainer:
         return rows
 
 
-def _start(
-    store: SampleGradients, n_features: int, rank: int, settings: HessianSettings, generator: torch.Generator
-) -> LowRank:
+def _start(store: SampleGradients, request: FitRequest[HessianSettings], generator: torch.Generator) -> LowRank:
     """Gradients of strong samples that are as unlike each other as can be found, with noise on top; or noise alone.
 
     Two directions that start on one feature would share it, and two that start equal would stay so for ever.
     """
     modes = matrix_modes(store.rows(slice(0, 1)))
-    index = strong_samples(store, _CANDIDATES * n_features, generator)
-    found = leading_directions(LowRank, store, index, modes, rank)
-    renormalize(found)
-    found = found.rows(_unlike(found.gram().square(), n_features))
-    kept = 0.0 if settings.start == "random" else 1 / _NOISE
-    start = found.map(lambda tensor: kept * tensor + torch.randn(tensor.shape, generator=generator).to(tensor))
+    index = strong_samples(store, _CANDIDATES * request.n_features, generator)
+    candidates = leading_directions(LowRank, store, index, modes, request.rank)
+    renormalize(candidates)
+    chosen = candidates.rows(_unlike(candidates.gram().square(), request.n_features))
+    signal = 0.0 if request.settings.start == "random" else 1 / _NOISE
+    start = chosen.map(lambda tensor: signal * tensor + torch.randn(tensor.shape, generator=generator).to(tensor))
     renormalize(start)
     return start
 

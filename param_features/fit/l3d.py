@@ -21,7 +21,7 @@ from param_features.machine import Share
 
 @dataclass(frozen=True)
 class StepLoss:
-    """One batch's loss and what it saw.
+    """A batch's loss, and what it kept and missed.
 
     Attributes:
         loss: What the step descends.
@@ -70,8 +70,8 @@ def l3d_loss(
     is_reviving = settings.revive > 0 and bool(dead.any())
     if is_sparse:
         with torch.no_grad():
-            every = v_in.overlaps(gradients)
-        kept, revived = _strongest_of_all(every, dead, l0, share)
+            all_coords = v_in.overlaps(gradients)
+        kept, revived = _strongest_of_all(all_coords, dead, l0, share)
         used = kept | revived if is_reviving else kept
         coords, overlaps = v_in.overlaps(gradients, used), v_out.overlaps(gradients, used)
     else:
@@ -82,9 +82,9 @@ def l3d_loss(
     loss = errors.mean()
     if is_reviving:
         taken = times(living.detach(), v_out.map(torch.detach).gram(v_out), is_sparse=is_sparse)
-        rest = square_errors(coords * revived, overlaps - taken, gram, errors.detach(), is_sparse=is_sparse)
-        loss = loss + settings.revive * rest.mean()
-    return _seen(loss, errors, square_norm, living, kept)
+        revived_errors = square_errors(coords * revived, overlaps - taken, gram, errors.detach(), is_sparse=is_sparse)
+        loss = loss + settings.revive * revived_errors.mean()
+    return _step_loss(loss, errors, square_norm, living, kept)
 
 
 _FEW = 0.1
@@ -100,7 +100,7 @@ def _penalised_loss(
     coords = directions.overlaps(gradients)
     errors = square_errors(coords, coords, directions.gram(), square_norm)
     loss = errors.mean() + weight * coords.abs().sum(1).mean()
-    return _seen(loss, errors, square_norm, coords, coords.detach().abs() > _SILENT)
+    return _step_loss(loss, errors, square_norm, coords, coords.detach().abs() > _SILENT)
 
 
 def _pursued_loss(
@@ -115,33 +115,33 @@ def _pursued_loss(
 
     V_in learns to tell the coordinates from the gradient, those of features that are not taken, zero, among them.
     """
-    told, overlaps = v_in.joined(v_out).overlaps(gradients).chunk(2, dim=1)
+    linear_coords, overlaps = v_in.joined(v_out).overlaps(gradients).chunk(2, dim=1)
     gram = v_out.gram()
     cut_at = l0 if share.is_whole else None  # other processes' samples count for the threshold too
     path = pursue(overlaps.detach(), gram.detach(), rounds_for(l0, v_out.n_features), l0=cut_at)
     coords = path.coords(replace(path, reach=share.gathered(path.reach)).threshold(l0))
     is_sparse = l0 < _FEW * v_out.n_features and is_fast_on(coords.device)
     errors = square_errors(coords, overlaps, gram, square_norm, is_sparse=is_sparse)
-    loss = errors.mean() + (told - coords).square().sum(1).mean()
-    return _seen(loss, errors, square_norm, coords, coords != 0)
+    loss = errors.mean() + (linear_coords - coords).square().sum(1).mean()
+    return _step_loss(loss, errors, square_norm, coords, coords != 0)
 
 
-def _seen(loss: Tensor, errors: Tensor, square_norm: Tensor, coords: Tensor, kept: Tensor) -> StepLoss:
+def _step_loss(loss: Tensor, errors: Tensor, square_norm: Tensor, coords: Tensor, kept: Tensor) -> StepLoss:
     return StepLoss(loss, float(errors.detach().sum() / square_norm.sum()), coords.detach(), kept, errors.detach())
 
 
 def _strongest_of_all(coords: Tensor, dead: Tensor, l0: float, share: Share) -> tuple[Tensor, Tensor]:
     """Which coordinates of these samples are among the batch's largest, and which of dead features are among theirs."""
-    every = share.gathered(coords)
-    return share.of(batch_top_k(every, l0)), share.of(_strongest(every, dead, l0))
+    gathered = share.gathered(coords)
+    return share.of(batch_top_k(gathered, l0)), share.of(_strongest(gathered, dead, l0))
 
 
 def _strongest(coords: Tensor, dead: Tensor, l0: float) -> Bool[Tensor, "sample feature"]:
     """The dead features' strongest coordinates, which the auxiliary loss asks to rebuild what the living leave over."""
-    found = torch.zeros_like(coords, dtype=torch.bool)
+    mask = torch.zeros_like(coords, dtype=torch.bool)
     if bool(dead.any()):
-        found[:, dead] = batch_top_k(coords[:, dead], min(l0, int(dead.sum())))
-    return found
+        mask[:, dead] = batch_top_k(coords[:, dead], min(l0, int(dead.sum())))
+    return mask
 
 
 @torch.no_grad()

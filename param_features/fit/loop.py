@@ -11,10 +11,27 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from param_features.fit.dictionary import MOST_OVERLAPS, Dictionary, overlaps_of
+from param_features.fit.dictionary import Dictionary, most_samples, overlaps_of
 from param_features.fit.encoder import Encoder
-from param_features.fit.formats.low_rank import Directions, LowRank
-from param_features.gradients import Dense, Factored, Gradient, Gradients, SampleGradients, leading_of_factored
+from param_features.fit.formats.low_rank import (
+    Directions,
+    LowRank,
+    direction_bytes,
+    n_numbers,
+    number_bytes,
+    overlap_bytes,
+)
+from param_features.fit.request import FitRequest
+from param_features.gradients import (
+    Dense,
+    Factored,
+    Gradient,
+    Gradients,
+    SampleGradients,
+    bytes_per_sample,
+    leading_of_factored,
+    samples_together,
+)
 from param_features.params import Modes
 
 _LARGE = 2**18
@@ -25,12 +42,12 @@ _DENSE_NUMBERS = 2**25
 
 _MOST_HISTORY = 100
 
-Format = TypeVar("Format", bound=Directions)
+SomeDirections = TypeVar("SomeDirections", bound=Directions)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit returns.
+    """A dictionary as a fit returns it, with a record of its steps.
 
     Attributes:
         dictionary: The directions, and how codes follow.
@@ -50,23 +67,23 @@ class Fit:
 
 
 @runtime_checkable
-class Steps(Protocol):
+class StepwiseFit(Protocol):
     """A fit that goes step by step."""
 
     @property
     def n_steps(self) -> int:
-        """Steps taken."""
+        """How many steps were taken."""
         ...
 
     def step(self) -> Any:
-        """Take one step and return what it saw."""
+        """Take one step and return its outcome."""
 
-    def status(self, seen: Any) -> dict[str, str]:
+    def status(self, outcome: Any) -> dict[str, str]:
         """What the progress bar shows."""
         ...
 
 
-def take_steps(trainer: Steps, n_steps: int, *, progress: bool, is_shared: bool = False) -> None:
+def take_steps(trainer: StepwiseFit, n_steps: int, *, progress: bool, is_shared: bool = False) -> None:
     """Step until `n_steps` are done, under a progress bar; Ctrl-C ends the fit early and keeps what is learned so far.
 
     Processes that share the fit are interrupted at different steps.
@@ -78,10 +95,10 @@ def take_steps(trainer: Steps, n_steps: int, *, progress: bool, is_shared: bool 
     with tqdm(total=n_steps, initial=n_done, desc="fit", unit="step", disable=not progress, smoothing=0.05) as bar:
         try:
             for _ in range(n_done, n_steps):
-                seen = trainer.step()
+                outcome = trainer.step()
                 bar.update()
                 if trainer.n_steps % 20 == 0:
-                    bar.set_postfix(trainer.status(seen), refresh=False)
+                    bar.set_postfix(trainer.status(outcome), refresh=False)
         except KeyboardInterrupt:
             if is_shared:
                 raise
@@ -104,22 +121,48 @@ def strong_samples(store: SampleGradients, n: int, generator: torch.Generator) -
 
 
 def leading_directions(
-    format: type[Format],
+    format: type[SomeDirections],
     store: SampleGradients,
     index: Int[Tensor, " feature"],
     modes: Mapping[str, Modes],
     rank: int,
-) -> Format:
+) -> SomeDirections:
     """The leading part of some samples' gradients, in a format; the norm is the gradient's.
 
     Memory: dense gradients of 2²⁵ numbers at a time.
     """
-    n_params = sum(torch.Size(own.out).numel() * torch.Size(own.into).numel() for own in modes.values())
-    parts = [leading_part(format, store.rows(part), modes, rank) for part in index.split(max(1, _DENSE_NUMBERS // n_params))]
-    return reduce(lambda one, two: one.joined(two), parts)
+    n_params = sum(torch.Size(axes.out).numel() * torch.Size(axes.into).numel() for axes in modes.values())
+    parts = [leading_part(format, store.rows(part), modes, rank) for part in index.split(_n_dense(n_params))]
+    return reduce(lambda first, second: first.joined(second), parts)
 
 
-def leading_part(format: type[Format], gradients: Gradients, modes: Mapping[str, Modes], rank: int) -> Format:
+def leading_bytes(like: Gradients, n_samples: int) -> int:
+    """Bytes that `leading_directions` makes: matrices of as many samples as are built at a time, and singular vectors."""
+    n_params = n_numbers(like)
+    n = min(n_samples, _n_dense(n_params))
+    if all(_is_low_rank(gradient) for gradient in like.values()):
+        return 4 * n * bytes_per_sample(like)
+    return n * bytes_per_sample(like) + 3 * n * n_params * number_bytes(like)
+
+
+def start_bytes(like: Gradients, request: FitRequest) -> int:
+    """Bytes that a fit's first V_in and V_out take while they are made.
+
+    Args:
+        like: Gradients of any few samples.
+        request: What is asked of the fit.
+    """
+    return 2 * direction_bytes(like, request.n_features, request.rank) + leading_bytes(like, request.n_features)
+
+
+def _n_dense(n_params: int) -> int:
+    """Samples whose dense gradients exist at a time."""
+    return max(1, _DENSE_NUMBERS // n_params)
+
+
+def leading_part(
+    format: type[SomeDirections], gradients: Gradients, modes: Mapping[str, Modes], rank: int
+) -> SomeDirections:
     """The leading part of each gradient; of large matrices of low rank from their factors, in the matrix format."""
     if format is LowRank and all(_is_low_rank(gradient) for gradient in gradients.values()):
         factors = {name: _leading_factors(gradient, rank) for name, gradient in gradients.items()}
@@ -128,20 +171,19 @@ def leading_part(format: type[Format], gradients: Gradients, modes: Mapping[str,
 
 
 def leading_left_over(
-    format: type[Format],
+    format: type[SomeDirections],
     gradients: Gradients,
     v_out: LowRank,
     coords: Float[Tensor, "sample feature"],
     modes: Mapping[str, Modes],
     rank: int,
-) -> Format:
+) -> SomeDirections:
     """The leading part of what coordinates leave of each gradient. Memory: as of `leading_directions`."""
-    n_params = sum(d_out * d_in for d_out, d_in in (gradient.matrix_shape for gradient in gradients.values()))
     parts = []
-    for part in torch.arange(len(coords), device=coords.device).split(max(1, _DENSE_NUMBERS // n_params)):
+    for part in torch.arange(len(coords), device=coords.device).split(_n_dense(n_numbers(gradients))):
         rows = {name: gradient.map(lambda tensor, part=part: tensor[part]) for name, gradient in gradients.items()}
         parts.append(leading_part(format, _left_over(rows, v_out, coords[part]), modes, rank))
-    return reduce(lambda one, two: one.joined(two), parts)
+    return reduce(lambda first, second: first.joined(second), parts)
 
 
 def _left_over(gradients: Gradients, v_out: LowRank, coords: Float[Tensor, "sample feature"]) -> Gradients:
@@ -150,13 +192,13 @@ def _left_over(gradients: Gradients, v_out: LowRank, coords: Float[Tensor, "samp
         rebuilt = v_out.rebuilt(coords)
         return {name: Dense(matrix - rebuilt[name]) for name, matrix in matrices(gradients).items()}
     which = coords.abs().topk(int((coords != 0).sum(1).max()), 1).indices
-    weight, found = coords.gather(1, which)[:, :, None, None], {}
+    weight, factors = coords.gather(1, which)[:, :, None, None], {}
     for name, (left, right) in v_out.factors.items():
-        own, scale = which.to(left.device), weight.to(left.device)
-        taken = (-scale * left[own]).mT.flatten(1, 2), right[own].mT.flatten(1, 2)
+        chosen, scale = which.to(left.device), weight.to(left.device)
+        taken = (-scale * left[chosen]).mT.flatten(1, 2), right[chosen].mT.flatten(1, 2)
         pairs = zip(gradients[name].tensors, taken, strict=True)
-        found[name] = Factored(*(torch.cat(pair, 1) for pair in pairs))
-    return found
+        factors[name] = Factored(*(torch.cat(pair, 1) for pair in pairs))
+    return factors
 
 
 def _is_large(gradient: Gradient) -> bool:
@@ -182,14 +224,29 @@ def ranked_fit(store: SampleGradients, v_in: LowRank, v_out: LowRank, l0: float,
 
     Of many samples it takes as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
     """
-    store = store.spread(MOST_OVERLAPS // v_out.n_features)
-    read = encoder.reads(v_in, v_out)
-    overlaps = overlaps_of(read, store)
-    kept, threshold = encoder.kept(overlaps, v_out.gram(), l0)
-    order = kept.square().sum(0).argsort(descending=True, stable=True)
+    store = store.spread(most_samples(v_out.n_features))
+    read_directions = encoder.reads(v_in, v_out)
+    overlaps = overlaps_of(read_directions, store)
+    coords, threshold = encoder.kept(overlaps, v_out.gram(), l0)
+    order = coords.square().sum(0).argsort(descending=True, stable=True)
     ranked_out = v_out.rows(order).map(lambda tensor: tensor.detach().clone())
     ranked_in = ranked_out if v_in is v_out else v_in.rows(order).map(lambda tensor: tensor.detach().clone())
     return Fit(Dictionary(ranked_in, ranked_out, threshold, encoder), n_steps)
+
+
+def ranking_bytes(like: Gradients, request: FitRequest, n_train: int) -> int:
+    """Bytes that `ranked_fit` takes: both sets of directions twice, and the overlaps and codes of the samples that it reads.
+
+    Args:
+        like: Gradients of any few samples.
+        request: What is asked of the fit.
+        n_train: Training samples.
+    """
+    n_read = min(n_train, most_samples(request.n_features))
+    n_together = min(n_read, samples_together(bytes_per_sample(like)))
+    reading = n_together * bytes_per_sample(like) + overlap_bytes(like, n_together, request.n_features, request.rank)
+    coding = round(request.encoder.code_numbers(n_read, request.n_features) * number_bytes(like))
+    return 4 * direction_bytes(like, request.n_features, request.rank) + max(reading, coding)
 
 
 def matrix_modes(gradients: Gradients) -> dict[str, Modes]:

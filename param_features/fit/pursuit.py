@@ -27,6 +27,9 @@ _APART = 1.25
 _SOME, _BELOW = 2048, 0.8
 """Of many samples, so many tell the threshold well enough that few samples go on below such a share of it."""
 
+_TRIANGLES = 2.6
+"""Triangles that exist at once: of all samples, of those that go on, and of those that go on after these."""
+
 
 def rounds_for(l0: float, n_features: int) -> int:
     """How many features one sample may keep where l0 is their mean: three times l0 and two, or all there are."""
@@ -54,7 +57,7 @@ class Path:
 
     @classmethod
     def empty(cls, like: Float[Tensor, "sample feature"], n_rounds: int) -> "Path":
-        """Before the first round."""
+        """The path of samples that have taken no feature yet."""
         n_samples, n_features = like.shape
         reach, along = like.new_zeros(2, n_samples, n_rounds)
         features = torch.zeros(n_samples, n_rounds, dtype=torch.long, device=like.device)
@@ -62,17 +65,17 @@ class Path:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What there is of each sample."""
+        """The tensors that have one row for each sample."""
         return self.features, self.reach, self.basis, self.along
 
     def rows(self, index: Int[Tensor, " some"]) -> "Path":
-        """Some of the samples."""
+        """The paths of some of the samples."""
         return Path(*(tensor.index_select(0, index) for tensor in self.tensors), self.n_features)  # type: ignore[arg-type]
 
     def put(self, index: Int[Tensor, " some"], other: "Path") -> None:
         """Take over what some of the samples have come to, in place."""
-        for own, new in zip(self.tensors, other.tensors, strict=True):
-            own.index_copy_(0, index, new)
+        for tensor, new in zip(self.tensors, other.tensors, strict=True):
+            tensor.index_copy_(0, index, new)
 
     def threshold(self, l0: float) -> float:
         """The reach at or above which l0 features are taken per sample, on average over all samples."""
@@ -111,24 +114,24 @@ def pursue(
     Source: Pati, Rezaiifar and Krishnaprasad, "Orthogonal matching pursuit", 1993; by the Gram matrix alone, Rubinstein,
         Zibulevsky and Elad, "Efficient implementation of the K-SVD algorithm using batch orthogonal matching pursuit", 2008.
     """
-    whole = own = Path.empty(overlaps, n_rounds)
+    whole = active = Path.empty(overlaps, n_rounds)
     rows, left = torch.arange(len(overlaps), device=overlaps.device), overlaps.clone()
     reach, next_look = whole.reach.clone(), 1
     for n in range(n_rounds):
-        _take(own, left, gram, n)
-        reach[:, n].index_copy_(0, rows, own.reach[:, n])
+        _take(active, left, gram, n)
+        reach[:, n].index_copy_(0, rows, active.reach[:, n])
         if n + 1 < next_look or n + 1 == n_rounds:
             continue
         next_look = math.ceil(_APART * (n + 2))
         floor = least if l0 is None else max(least, _threshold(reach, l0))
-        goes_on = own.reach[:, n] >= max(floor, torch.finfo(left.dtype).tiny)
+        goes_on = active.reach[:, n] >= max(floor, torch.finfo(left.dtype).tiny)
         if goes_on.all():
             continue
         going, ends = goes_on.nonzero()[:, 0], (~goes_on).nonzero()[:, 0]
-        whole.put(rows[ends], own.rows(ends))
-        rows, left, own = rows[going], left[going], own.rows(going)
-    if own is not whole:
-        whole.put(rows, own)
+        whole.put(rows[ends], active.rows(ends))
+        rows, left, active = rows[going], left[going], active.rows(going)
+    if active is not whole:
+        whole.put(rows, active)
     return whole
 
 
@@ -144,6 +147,16 @@ def pursued_threshold(
     if int((reach >= least).sum()) < round(l0 * len(reach)):
         reach = torch.cat([pursue(chunk, gram, n_rounds).reach for chunk in overlaps.split(_SOME)])
     return _threshold(reach, l0)
+
+
+def triangle_numbers(n_samples: int, n_rounds: int) -> float:
+    """Numbers of the triangles that `pursue` makes of so many samples."""
+    return _TRIANGLES * n_samples * n_rounds**2
+
+
+def threshold_numbers(n_samples: int, n_rounds: int) -> float:
+    """Numbers of the triangles that `pursued_threshold` makes, some samples at a time."""
+    return triangle_numbers(min(n_samples, _SOME), n_rounds)
 
 
 def _threshold(reach: Float[Tensor, "sample round"], l0: float) -> float:
@@ -179,5 +192,5 @@ def _largest(left: Float[Tensor, "sample feature"]) -> tuple[Float[Tensor, " sam
     sizes, n_features = left.abs(), left.shape[1]
     largest = sizes.amax(1)
     from_the_end = torch.arange(n_features, 0, -1, dtype=left.dtype, device=left.device)
-    found = sizes.eq_(largest[:, None]).mul_(from_the_end).amax(1)
-    return largest, (n_features - found).clamp_(max=n_features - 1).long()
+    places = sizes.eq_(largest[:, None]).mul_(from_the_end).amax(1)
+    return largest, (n_features - places).clamp_(max=n_features - 1).long()

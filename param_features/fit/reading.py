@@ -140,8 +140,8 @@ def read_gradients(
         rows, columns = inputs.rows(slice(start, start + size)), {name: [] for name in readings}
 
         def consume(_: int, gradients: Gradients, columns: dict[str, list[Tensor]] = columns) -> None:
-            for name, read in readings.items():
-                columns[name].append(read(gradients).detach().cpu())
+            for name, reading in readings.items():
+                columns[name].append(reading(gradients).detach().cpu())
 
         engine.each_slot(
             rows,

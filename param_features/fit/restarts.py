@@ -32,15 +32,15 @@ def usefulness(
         threshold: |coordinate| of the last feature kept.
     """
     samples, features = coords.nonzero(as_tuple=True)
-    found = coords.new_zeros(coords.shape[1])
+    useful = coords.new_zeros(coords.shape[1])
     size = max(1, _CHUNK // coords.shape[1])
     for sample, feature in zip(samples.split(size), features.split(size), strict=True):
-        own = coords[sample, feature]
-        grown = own.square() + 2 * own * left[sample, feature]
-        others = (left[sample] + own[:, None] * gram[feature]).scatter_(1, feature[:, None], 0.0)
+        coord = coords[sample, feature]
+        grown = coord.square() + 2 * coord * left[sample, feature]
+        others = (left[sample] + coord[:, None] * gram[feature]).scatter_(1, feature[:, None], 0.0)
         won_back = others.square().amax(1).clamp(min=threshold**2)
-        found.index_add_(0, feature, (grown - won_back).clamp(min=0))
-    return found
+        useful.index_add_(0, feature, (grown - won_back).clamp(min=0))
+    return useful
 
 
 def replacements(

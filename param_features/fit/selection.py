@@ -36,9 +36,9 @@ def batch_top_k(coords: Float[Tensor, "sample feature"], l0: float) -> Bool[Tens
     n_kept = round(l0 * len(coords))
     if n_kept == 0:
         return torch.zeros_like(coords, dtype=torch.bool)
-    kept = coords.detach().abs().flatten().topk(n_kept, sorted=False).indices
+    places = coords.detach().abs().flatten().topk(n_kept, sorted=False).indices
     mask = torch.zeros(coords.numel(), dtype=torch.bool, device=coords.device)
-    mask[kept] = True
+    mask[places] = True
     return mask.reshape(coords.shape)
 
 

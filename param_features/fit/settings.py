@@ -1,4 +1,4 @@
-"""Settings of the fit."""
+"""Settings of a fit, one class for each method."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,6 @@
 """The training loop: from harvested gradients to V_in, V_out and the threshold."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -9,11 +8,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from param_features.fit.checkpointing import Checkpoints, keeping
-from param_features.fit.encoder import Encoder
-from param_features.fit.formats.low_rank import Directions, LowRank
+from param_features.fit.formats.low_rank import (
+    Directions,
+    LowRank,
+    direction_bytes,
+    gram_bytes,
+    number_bytes,
+    overlap_bytes,
+)
 from param_features.fit.l3d import StepLoss, l3d_loss, remove_parallel, renormalize
 from param_features.fit.loop import (
     Fit,
+    leading_bytes,
     leading_directions,
     leading_left_over,
     lr_factor,
@@ -23,31 +29,29 @@ from param_features.fit.loop import (
     take_steps,
 )
 from param_features.fit.off_target import OffTarget
-from param_features.fit.pursuit import rounds_for
 from param_features.fit.reconstruction import square_errors
+from param_features.fit.request import FitRequest
 from param_features.fit.restarts import replacements, usefulness
 from param_features.fit.settings import FitSettings
-from param_features.gradients import Gradients, SampleGradients
+from param_features.gradients import Gradient, Gradients, SampleGradients, bytes_per_sample
 from param_features.machine import ALONE, Processes, Share
-from param_features.params import Modes
 
 _RESTART_BATCHES = 4
 """What to restart is judged on so many batches."""
 
 _RESTART_BYTES = 2**28
+"""Bytes of the gradients that are read together while it is judged what to restart."""
+
+_COPIES = 5
+"""A fit's directions, their gradients, Adam's two moments, and what a step makes of their size."""
 
 
 def fit_l3d(
     store: SampleGradients,
+    request: FitRequest[FitSettings],
     *,
-    n_features: int,
-    rank: int,
-    l0: float,
-    settings: FitSettings,
     generator: torch.Generator,
     progress: bool,
-    format: type[Directions] = LowRank,
-    modes: Mapping[str, Modes] | None = None,
     off_target: OffTarget | None = None,
     checkpoints: Checkpoints | None = None,
     processes: Processes = ALONE,
@@ -60,21 +64,16 @@ def fit_l3d(
 
     Args:
         store: Training gradients.
-        n_features: Number of directions.
-        rank: Of each direction and parameter, as the format counts it.
-        l0: Mean number of features kept per sample.
-        settings: The rest.
+        request: Which directions are wanted, and how they are learned.
         generator: Draws batches and starting points.
         progress: Whether to show a progress bar with loss, error, l0 and dead features.
-        format: How directions are held while they are learned; the result is in the matrix format.
-        modes: Axes of each parameter, for the formats that heed them; those of its matrix by default.
         off_target: What features cost by acting on other samples.
         checkpoints: Where the fit is kept, and gone on with.
         processes: Who share every batch; Ctrl-C then ends all of them.
     """
-    trainer = Trainer(store, n_features, rank, l0, settings, generator, format, modes, off_target, processes)
+    trainer = Trainer(store, request, generator, off_target, processes)
     with keeping(trainer, checkpoints) as steps:
-        take_steps(steps, settings.steps, progress=progress, is_shared=processes.n > 1)
+        take_steps(steps, request.settings.steps, progress=progress, is_shared=processes.n > 1)
     return trainer.result()
 
 
@@ -84,33 +83,29 @@ class Trainer:
     def __init__(
         self,
         store: SampleGradients,
-        n_features: int,
-        rank: int,
-        l0: float,
-        settings: FitSettings,
+        request: FitRequest[FitSettings],
         generator: torch.Generator,
-        format: type[Directions] = LowRank,
-        modes: Mapping[str, Modes] | None = None,
         off_target: OffTarget | None = None,
         processes: Processes = ALONE,
     ) -> None:
         """Start from the leading part of real gradients."""
         self.off_target, self.processes = off_target, processes
-        self.store, self.l0, self.settings, self.generator, self.rank = store, l0, settings, generator, rank
-        self.format, self.modes = format, modes or matrix_modes(store.rows(slice(0, 1)))
+        self.store, self.generator, self.settings = store, generator, request.settings
+        self.l0, self.rank, self.format = request.l0, request.rank, request.format
+        self.modes = request.modes or matrix_modes(store.rows(slice(0, 1)))
         self.square_norm = store.square_norm()
         self.scale = float(self.square_norm.double().mean()) ** -0.5
-        self.v_out = self._start(n_features)
-        self.v_in = self.v_out if settings.is_tied else self.v_out.map(lambda tensor: tensor.clone())
-        tensors = self.v_out.tensors + ([] if settings.is_tied else self.v_in.tensors)
+        self.v_out = self._start(request.n_features)
+        self.v_in = self.v_out if self.settings.is_tied else self.v_out.map(lambda tensor: tensor.clone())
+        tensors = self.v_out.tensors + ([] if self.settings.is_tied else self.v_in.tensors)
         for tensor in tensors:
             processes.spread_(tensor)
             tensor.requires_grad_()
-        self.encoder = Encoder(rounds_for(l0, n_features) if settings.selection == "pursuit" else None)
-        self.optimizer = torch.optim.Adam(tensors, lr=settings.lr, betas=(0.9, 0.99))
-        self.last_kept = torch.zeros(n_features, dtype=torch.long, device=tensors[0].device)
+        self.encoder = request.encoder
+        self.optimizer = torch.optim.Adam(tensors, lr=self.settings.lr, betas=(0.9, 0.99))
+        self.last_kept = torch.zeros(request.n_features, dtype=torch.long, device=tensors[0].device)
         self.n_steps = 0
-        self.errors = torch.zeros(settings.steps, dtype=torch.float64)
+        self.errors = torch.zeros(self.settings.steps, dtype=torch.float64)
         self.order = torch.empty(0, dtype=torch.long)
 
     @torch.enable_grad()
@@ -121,14 +116,14 @@ class Trainer:
         gradients, norms = self._scaled(share.of(index))
         v_out = self.v_out.folded()
         v_in = v_out if self.settings.is_tied else self.v_in.folded()
-        chosen = {"l0": self.current_l0(), "dead": self.dead, "settings": self.settings, "share": share}
-        seen = l3d_loss(gradients, norms, v_in, v_out, **chosen)
-        loss = seen.loss
+        l0, dead = self.current_l0(), self.dead
+        outcome = l3d_loss(gradients, norms, v_in, v_out, l0=l0, dead=dead, settings=self.settings, share=share)
+        loss = outcome.loss
         if self.off_target is not None:
             loss = loss + self.off_target.penalty(v_in, v_out, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        kept, seen = self._together(share, seen, norms)
+        is_kept, outcome = self._together(share, outcome, norms)
         remove_parallel(self.v_out)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * lr_factor(self.n_steps, self.settings.steps)
@@ -136,27 +131,27 @@ class Trainer:
         renormalize(self.v_out)
         self.v_in.balance_()
         self.n_steps += 1
-        self.errors[self.n_steps - 1 : self.n_steps] = seen.error
-        self.last_kept[kept] = self.n_steps
+        self.errors[self.n_steps - 1 : self.n_steps] = outcome.error
+        self.last_kept[is_kept] = self.n_steps
         if self._is_time_to_restart():
             self._restart_idle()
-        return seen
+        return outcome
 
-    def _together(self, share: Share, seen: StepLoss, norms: Tensor) -> tuple[Bool[Tensor, " feature"], StepLoss]:
+    def _together(self, share: Share, outcome: StepLoss, norms: Tensor) -> tuple[Bool[Tensor, " feature"], StepLoss]:
         """The batch's gradient in all processes; which features any of its samples kept, and its error."""
-        kept = seen.kept.any(0)
+        is_kept = outcome.kept.any(0)
         if share.is_whole:
-            return kept, seen
+            return is_kept, outcome
         grads = [parameter.grad for group in self.optimizer.param_groups for parameter in group["params"]]
         for grad in grads:
             grad.mul_(share.weight)
-        counts, sums = kept.to(norms), torch.stack([seen.errors.sum(), norms.sum()])
+        counts, sums = is_kept.to(norms), torch.stack([outcome.errors.sum(), norms.sum()])
         share.sum_([*grads, counts, sums])
-        return counts > 0, replace(seen, error=float(sums[0] / sums[1]))
+        return counts > 0, replace(outcome, error=float(sums[0] / sums[1]))
 
     @property
     def n_in_pass(self) -> int:
-        """Training samples."""
+        """How many samples a pass over the data goes through: all of the training samples."""
         return self.store.n_samples
 
     @property
@@ -176,14 +171,14 @@ class Trainer:
             return self.l0
         return len(self.last_kept) * (self.l0 / len(self.last_kept)) ** (self.n_steps / n_warm)
 
-    def status(self, seen: StepLoss) -> dict[str, str]:
+    def status(self, outcome: StepLoss) -> dict[str, str]:
         """What the progress bar shows."""
-        kept = float(seen.kept.sum()) / len(seen.kept)
+        l0 = float(outcome.kept.sum()) / len(outcome.kept)
         dead = int(self.dead.sum())
         return {
-            "loss": f"{float(seen.loss.detach()):.3f}",
-            "error": f"{seen.error:.3f}",
-            "l0": f"{kept:.1f}",
+            "loss": f"{float(outcome.loss.detach()):.3f}",
+            "error": f"{outcome.error:.3f}",
+            "l0": f"{l0:.1f}",
             "dead": f"{dead}",
         }
 
@@ -194,8 +189,8 @@ class Trainer:
         self._agree()
         folded = self.v_out.folded()
         folded_in = folded if self.settings.is_tied else self.v_in.folded()
-        found = ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
-        return replace(found, errors=tuple(self.errors[: self.n_steps].tolist()))
+        fit = ranked_fit(self.store, folded_in, folded, self.l0, self.n_steps, self.encoder)
+        return replace(fit, errors=tuple(self.errors[: self.n_steps].tolist()))
 
     def _start(self, n_features: int) -> Directions:
         """The leading part of randomly chosen samples' gradients, preferring strong ones."""
@@ -229,8 +224,9 @@ class Trainer:
         norms = self.square_norm[index] * self.scale**2
         v_out = self.v_out.folded()
         gram, overlaps = v_out.gram(), self._overlaps(v_out, index)
-        read = self.encoder.reads(self.v_in.folded(), v_out)
-        coords, threshold = self.encoder.kept(overlaps if read is v_out else self._overlaps(read, index), gram, self.l0)
+        read_directions = self.encoder.reads(self.v_in.folded(), v_out)
+        code_overlaps = overlaps if read_directions is v_out else self._overlaps(read_directions, index)
+        coords, threshold = self.encoder.kept(code_overlaps, gram, self.l0)
         left = overlaps - coords @ gram
         useful = usefulness(coords, left, gram, threshold)
         errors = square_errors(coords, overlaps, gram, norms).clamp(min=0).cpu()
@@ -270,7 +266,40 @@ class Trainer:
         self.last_kept[features] = self.n_steps
 
 
-def _scale(gradient, factor: float):
+def fit_bytes(like: Gradients, request: FitRequest[FitSettings], n_train: int) -> int:
+    """Bytes that `fit_l3d` takes at its peak, beside the gradients.
+
+    Args:
+        like: Gradients of any few samples.
+        request: What is asked of the fit.
+        n_train: Training samples.
+    """
+    directions = 2 * _COPIES * direction_bytes(like, request.n_features, request.rank)
+    return directions + max(step_bytes(like, request, n_train), restart_bytes(like, request, n_train))
+
+
+def step_bytes(like: Gradients, request: FitRequest[FitSettings], n_train: int) -> int:
+    """Bytes of `Trainer.step`: a batch and its copy, or a batch and its overlaps and codes; and the Gram matrix."""
+    n, n_features = min(request.settings.batch_size, n_train), request.n_features
+    batch = n * bytes_per_sample(like)
+    scaled = n * sum(gradient.tensors[0].shape[1:].numel() for gradient in like.values()) * number_bytes(like)
+    inner = overlap_bytes(like, n, 2 * n_features, request.rank, is_graded=True)
+    code = round(request.encoder.code_numbers(n, n_features) * number_bytes(like))
+    gram = gram_bytes(like, n_features, request.rank)
+    return max(batch + scaled, batch + inner + code // 4, batch + inner // 3 + code) + gram
+
+
+def restart_bytes(like: Gradients, request: FitRequest[FitSettings], n_train: int) -> int:
+    """Bytes of judging what to restart, and of the matrices of what might take its place; 0 where nothing is restarted."""
+    if not request.settings.resample:
+        return 0
+    n = min(_RESTART_BATCHES * request.settings.batch_size, n_train)
+    read = 2 * min(n * bytes_per_sample(like), _RESTART_BYTES)
+    code = round(request.encoder.code_numbers(n, request.n_features) * number_bytes(like))
+    return max(read + code // 2, code, leading_bytes(like, request.n_features))
+
+
+def _scale(gradient: Gradient, factor: float) -> Gradient:
     """The gradient times a number, in place: its first stored tensor carries it."""
     gradient.tensors[0].mul_(factor)
     return gradient

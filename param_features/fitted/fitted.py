@@ -25,10 +25,10 @@ Features = TypeVar("Features", bound="Fitted")
 
 @dataclass(frozen=True)
 class Fitted:
-    """What every analysis takes: directions, the question that they answer, and records of how they were found.
+    """A fit's features, as every analysis takes them: a dictionary, the question that it answers, and records of the run.
 
     Attributes:
-        dictionary: Reads and rebuilds gradients.
+        dictionary: The directions, and how gradients are read and rebuilt by them.
         question: The divergence, and the references that activations average over.
         params: The decomposed parameters by name.
         metrics: Held-out metrics and their controls.
@@ -48,27 +48,27 @@ class Fitted:
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
+        """How many features there are."""
         return self.dictionary.n_features
 
     @property
     def v_in(self) -> LowRank:
-        """Maps gradients to activations."""
+        """The directions that map gradients to activations."""
         return self.dictionary.v_in
 
     @property
     def v_out(self) -> LowRank:
-        """Unit-norm directions."""
+        """The features' unit-norm directions."""
         return self.dictionary.v_out
 
     @property
     def threshold(self) -> float:
-        """|coordinate| from which `codes` keeps a feature."""
+        """The size of a coordinate from which a code keeps its feature."""
         return self.dictionary.threshold
 
     @property
     def divergence(self) -> Divergence:
-        """D."""
+        """The divergence D that gradients are taken of."""
         return self.question.divergence
 
     @property
@@ -78,7 +78,7 @@ class Fitted:
 
     @property
     def references(self) -> Float[Tensor, "n_references d_output"]:
-        """What activations average over, in the divergence's reference space."""
+        """The outputs that activations average over, in the divergence's reference space."""
         return self.question.references
 
     @property
@@ -99,11 +99,11 @@ class Fitted:
         return torch.tensor(record["on_target"], dtype=torch.float64)
 
     def __len__(self) -> int:
-        """Number of features."""
+        """How many features there are."""
         return self.n_features
 
     def __repr__(self) -> str:
-        """What was decomposed and how well, with the controls."""
+        """Say what was decomposed and how well, with the controls."""
         names = ", ".join(self.params)
         head = f"ParamFeatures: {self.n_features} features of {names} (divergence {self.divergence.name!r}, reference "
         return f"{head}{self.reference!r})\n{self.metrics!r}"
@@ -227,7 +227,7 @@ class Fitted:
         return [adapter.to_strings(row) for row in inputs.token_rows], inputs
 
     def inputs_or_examples(self, tokens: Any, inputs: Any) -> ModelInputs:
-        """What is given, as the model takes it; or else the held-out examples.
+        """Return the given inputs as the model takes them, or the held-out examples where none are given.
 
         Raises:
             InputError: Nothing is given and the features were saved without examples, or the model cannot take it.
@@ -238,7 +238,7 @@ class Fitted:
 
     @property
     def own_examples(self) -> ModelInputs:
-        """The held-out examples.
+        """Return the held-out examples that were kept with the features.
 
         Raises:
             InputError: The features were saved without any.

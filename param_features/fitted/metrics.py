@@ -47,11 +47,11 @@ class Metrics(Mapping[str, float]):
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Names in order."""
+        """Go through the names in order."""
         return iter(self._values)
 
     def __len__(self) -> int:
-        """Number of metrics."""
+        """How many metrics there are."""
         return len(self._values)
 
     @property
@@ -61,7 +61,7 @@ class Metrics(Mapping[str, float]):
         return [name for name in controls if self[name] <= self["reconstruction_error"]]
 
     def __repr__(self) -> str:
-        """The table."""
+        """Print each metric with what it means, and each control with how the fit compares."""
         return "\n".join(f"{name:<21} {self._number(name):>7}  {self.remark(name)}".rstrip() for name in self)
 
     def _number(self, name: str) -> str:

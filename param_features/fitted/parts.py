@@ -19,7 +19,7 @@ class Parts(dict[str, Tensor]):
         self._aliases = aliases
 
     def __missing__(self, name: str) -> Tensor:
-        """The tensor under the name's other form.
+        """Look a tensor up under another form of its name.
 
         Raises:
             UnknownParameterError: No decomposed parameter is called so.
@@ -30,5 +30,5 @@ class Parts(dict[str, Tensor]):
         return self[real]
 
     def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Tensor]]]:
-        """Without the way to the model."""
+        """Pickle as a plain dictionary, without the way to the model."""
         return dict, (dict(self),)

@@ -74,29 +74,29 @@ def read_saved(directory: str | PathLike, *, within: Path | None = None) -> Save
         StoreError: Names the file, the field or tensor, and what would be accepted.
     """
     tensors, record = read_bundle(directory, within=within)
-    said, held = (Origin(str(Path(directory) / name), _THEN) for name in (CONFIG, TENSORS))
-    whole = Part(record, "", said)
+    config_file, tensors_file = (Origin(str(Path(directory) / name), _THEN) for name in (CONFIG, TENSORS))
+    whole = Part(record, "", config_file)
     whole.check_fields((*_HEAD, *_FIELDS), ("n_rounds",))
     params = {name: ParamRecord.read(part) for name, part in whole.parts("params").items()}
     if not params:
         whole.refuse("params", "at least one parameter")
     titles = ("v_out",) if whole.flag("is_tied") else ("v_out", "v_in")
-    directions = {title: _directions(tensors, title, params, held) for title in titles}
+    directions = {title: _directions(tensors, title, params, tensors_file) for title in titles}
     v_out = directions["v_out"]
-    _check_known(tensors, directions, held)
-    _check_unit(v_out, held)
+    _check_known(tensors, directions, tensors_file)
+    _check_unit(v_out, tensors_file)
     if "v_in" in directions and directions["v_in"].n_features != v_out.n_features:
-        held.refuse(f"holds {v_out.n_features} directions in v_out and {directions['v_in'].n_features} in v_in")
+        tensors_file.refuse(f"holds {v_out.n_features} directions in v_out and {directions['v_in'].n_features} in v_in")
     n_rounds = None if whole.is_null("n_rounds") else whole.count("n_rounds", least=1, most=v_out.n_features)
     return SavedFeatures(
         params=params,
         dictionary=Dictionary(directions.get("v_in", v_out), v_out, whole.number("threshold", least=0), Encoder(n_rounds)),
         divergence=whole.text("divergence"),
         reference=whole.choice("reference", _KINDS),
-        references=_references(tensors, held),
+        references=_references(tensors, tensors_file),
         metrics=_metrics(whole.part("metrics")),
         config=_config(whole.part("config"), v_out.n_features),
-        examples=inputs_from(tensors, "examples", held),
+        examples=inputs_from(tensors, "examples", tensors_file),
     )
 
 
@@ -109,11 +109,11 @@ def _directions(tensors: Mapping[str, Tensor], title: str, params: Mapping[str, 
     factors = {}
     for name, record in params.items():
         pair = tuple(_factor(tensors, f"{title}/{name}/{side}", origin) for side in ("left", "right"))
-        found = [tuple(tensor.shape) for tensor in pair]
-        n_features, rank = found[0][0], found[0][2]
-        if min(n_features, rank) < 1 or found != [(n_features, d, rank) for d in record.matrix_shape]:
+        shapes = [tuple(tensor.shape) for tensor in pair]
+        n_features, rank = shapes[0][0], shapes[0][2]
+        if min(n_features, rank) < 1 or shapes != [(n_features, d, rank) for d in record.matrix_shape]:
             origin.refuse(
-                f"holds {title}/{shown(name)} of shapes {found[0]} and {found[1]}; accepted: [feature, "
+                f"holds {title}/{shown(name)} of shapes {shapes[0]} and {shapes[1]}; accepted: [feature, "
                 f"{record.matrix_shape[0]}, rank] and [feature, {record.matrix_shape[1]}, rank] with at least one of each"
             )
         factors[name] = pair
@@ -123,14 +123,14 @@ def _directions(tensors: Mapping[str, Tensor], title: str, params: Mapping[str, 
 
 
 def _factor(tensors: Mapping[str, Tensor], name: str, origin: Origin) -> Tensor:
-    found = tensors.get(name)
-    if found is None:
+    factor = tensors.get(name)
+    if factor is None:
         origin.refuse(f"lacks the tensor {shown(name)}")
-    if not found.is_floating_point() or found.dim() != 3 or not bool(found.isfinite().all()):
+    if not factor.is_floating_point() or factor.dim() != 3 or not bool(factor.isfinite().all()):
         origin.refuse(
-            f"holds {shown(name)}, {found.dtype} of shape {tuple(found.shape)}; accepted: finite floats [feature, d, rank]"
+            f"holds {shown(name)}, {factor.dtype} of shape {tuple(factor.shape)}; accepted: finite floats [feature, d, rank]"
         )
-    return found
+    return factor
 
 
 def _check_known(tensors: Mapping[str, Tensor], directions: Mapping[str, LowRank], origin: Origin) -> None:
@@ -150,15 +150,16 @@ def _check_unit(v_out: LowRank, origin: Origin) -> None:
 
 
 def _references(tensors: Mapping[str, Tensor], origin: Origin) -> Float[Tensor, "n_references d_output"]:
-    found = tensors.get("references")
-    if found is None:
+    references = tensors.get("references")
+    if references is None:
         origin.refuse("lacks the tensor 'references'")
-    if not found.is_floating_point() or found.dim() != 2 or not found.numel() or not bool(found.isfinite().all()):
+    is_matrix = references.is_floating_point() and references.dim() == 2 and references.numel() > 0
+    if not is_matrix or not bool(references.isfinite().all()):
         origin.refuse(
-            f"holds references, {found.dtype} of shape {tuple(found.shape)}; accepted: finite floats [n_references, "
-            "d_output] with at least one of each"
+            f"holds references, {references.dtype} of shape {tuple(references.shape)}; accepted: finite floats "
+            "[n_references, d_output] with at least one of each"
         )
-    return found
+    return references
 
 
 def _metrics(part: Part) -> dict[str, float]:

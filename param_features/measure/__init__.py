@@ -7,6 +7,7 @@ from param_features.measure.controls import (
     control_bytes,
     control_dictionaries,
     control_errors,
+    dense_together,
     dictionary_error,
     principal_directions,
     random_directions,
@@ -29,7 +30,7 @@ from param_features.measure.matching import match
 from param_features.measure.metrics import held_out_metrics
 from param_features.measure.of_features import curve_of, densities_of, examples_of
 from param_features.measure.parts import activation_parts
-from param_features.measure.principal import EXTRA
+from param_features.measure.principal import EXTRA, SlicedPrincipal
 from param_features.measure.ranking import auroc
 from param_features.measure.weight import weight_by_head
 
@@ -41,6 +42,7 @@ __all__ = [
     "L0Curve",
     "Match",
     "Ranking",
+    "SlicedPrincipal",
     "TopLogits",
     "activation_parts",
     "auroc",
@@ -53,6 +55,7 @@ __all__ = [
     "counterparts",
     "curve_of",
     "default_l0s",
+    "dense_together",
     "densities_of",
     "dictionary_error",
     "distance",

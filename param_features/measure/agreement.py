@@ -8,6 +8,7 @@ from torch import Tensor
 
 from param_features.fit.formats import LowRank
 from param_features.machine import typed
+from param_features.measure.controls import gaussian_like
 
 SHARES = (0.9, 0.8, 0.5)
 
@@ -45,11 +46,11 @@ class Match:
         return float((self.cosine.abs() > cosine).double().mean())
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """How many pairs there are."""
         return len(self.pairs)
 
     def __repr__(self) -> str:
-        """The numbers, the control beside them."""
+        """Print the numbers with the control beside them."""
         lines = {
             "pairs": f"{len(self):>7}  one to one, by the largest sum of |cosine|",
             "mean_cosine": f"{self.mean_cosine:>7.3f}  1 where both sets hold the same directions",
@@ -76,7 +77,7 @@ def match_directions(ours: LowRank, theirs: LowRank, generator: torch.Generator)
     """
     cosine = cosines(ours, theirs)
     pairs = assign(cosine)
-    control = cosines(ours, _random_like(theirs, generator))
+    control = cosines(ours, gaussian_like(theirs, generator))
     return Match(
         pairs=pairs,
         cosine=cosine[pairs[:, 0], pairs[:, 1]],
@@ -107,7 +108,3 @@ def correlations(
     one, two = ours.double()[:, pairs[:, 0]], theirs.double()[:, pairs[:, 1]]
     one, two = one - one.mean(0), two - two.mean(0)
     return (one * two).sum(0) / (one.norm(dim=0) * two.norm(dim=0)).clamp(min=1e-30)
-
-
-def _random_like(directions: LowRank, generator: torch.Generator) -> LowRank:
-    return directions.map(lambda tensor: torch.randn(tensor.shape, generator=generator))

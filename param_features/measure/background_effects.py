@@ -20,8 +20,8 @@ def effect_sizes(v_out: LowRank, store: SampleGradients) -> Float[Tensor, " feat
 
 def on_target(v_out: LowRank, target: SampleGradients, background: SampleGradients) -> Float[Tensor, " feature"]:
     """Share of each feature's mean effect that lies on the target, target and background weighing the same: 0 to 1."""
-    here, there = effect_sizes(v_out, target), effect_sizes(v_out, background)
-    return here / (here + there).clamp(min=_TINY)
+    target_effects, background_effects = effect_sizes(v_out, target), effect_sizes(v_out, background)
+    return target_effects / (target_effects + background_effects).clamp(min=_TINY)
 
 
 def off_target(v_out: LowRank, target: SampleGradients, background: SampleGradients) -> float:
@@ -29,8 +29,8 @@ def off_target(v_out: LowRank, target: SampleGradients, background: SampleGradie
 
     A ratio of sums, in which a feature that does little anywhere counts little.
     """
-    here, there = effect_sizes(v_out, target).sum(), effect_sizes(v_out, background).sum()
-    return float(there / here.clamp(min=_TINY))
+    target_effect, background_effect = effect_sizes(v_out, target).sum(), effect_sizes(v_out, background).sum()
+    return float(background_effect / target_effect.clamp(min=_TINY))
 
 
 def _is_kept(fit: Fit, store: SampleGradients) -> Bool[Tensor, " feature"]:
@@ -67,12 +67,12 @@ def background_metrics(
     like = target.rows(slice(0, 1))
     random = random_directions(like, fit.dictionary.n_features, rank, generator)
     random.scale_(1 / random.norm().clamp(min=_TINY))
-    own = fit.dictionary.v_out.rows(slice(0, n_target))
+    for_target = fit.dictionary.v_out.rows(slice(0, n_target))
     is_pursued = fit.dictionary.encoder.n_rounds is not None
     is_kept = _is_kept(fit, target) | _is_kept(fit, background)
     return {
         "dead": float((~is_kept).sum()),
-        "off_target": off_target(own, target, background),
+        "off_target": off_target(for_target, target, background),
         "off_target_alone": off_target(alone.dictionary.v_out, target, background),
         "off_target_random": off_target(random, target, background),
         "background_error": fit.dictionary.error(background, l0),

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.fit import MOST_OVERLAPS, Encoder, batch_top_k, reconstruction_error, rounds_for, square_errors
-from param_features.fit.formats import LowRank
+from param_features.fit import Encoder, batch_top_k, most_samples, reconstruction_error, rounds_for, square_errors
+from param_features.fit.formats import LowRank, n_numbers
 from param_features.gradients import Gradients, SampleGradients, flatten
 from param_features.machine import typed
 from param_features.measure.principal import EXTRA, SlicedPrincipal, sliced_bytes, sliced_principal
@@ -39,23 +39,24 @@ class ControlDictionary:
 
     @classmethod
     def of(cls, directions: LowRank) -> "ControlDictionary":
-        """From low-rank directions, scaled to unit norm."""
+        """Make a control of low-rank directions, scaled to unit norm."""
         norm = directions.norm().clamp(min=1e-12)
         return cls(lambda gradients: directions.inner(gradients) / norm, directions.gram() / norm / norm[:, None])
 
     @classmethod
     def of_rows(cls, rows: Float[Tensor, "feature n_params"]) -> "ControlDictionary":
-        """From dense unit-norm rows."""
+        """Make a control of dense unit-norm rows."""
         return cls(lambda gradients: flatten(gradients) @ rows.T, rows @ rows.T)
 
     @property
     def n_features(self) -> int:
-        """How many directions."""
+        """How many directions there are."""
         return len(self.gram)
 
     def on(self, store: SampleGradients) -> tuple[Float[Tensor, "sample feature"], Float[Tensor, "feature feature"]]:
-        """Overlaps of a store's gradients with the directions, and the Gram matrix."""
-        return torch.cat([self.overlaps(chunk) for chunk in store.chunks(_chunk_size(store))]), self.gram
+        """Read a store: its gradients' overlaps with the directions, and the directions' Gram matrix."""
+        size = dense_together(n_numbers(store.rows(slice(0, 1))))
+        return torch.cat([self.overlaps(chunk) for chunk in store.chunks(size)]), self.gram
 
 
 @typed
@@ -108,7 +109,7 @@ def control_bytes(
         is_pursued: Whether the fit encodes by pursuit, with l0 = n_features / 20.
     """
     n_params = sum(d_out * d_in for d_out, d_in in shapes.values())
-    chunk = 4 * min(n_samples, max(16, min(4096, _CHUNK_NUMBERS // n_params))) * n_params
+    chunk = 4 * min(n_samples, dense_together(n_params)) * n_params
     if n_params <= _EXACT_UP_TO:
         finding = 3 * 8 * n_params**2 + chunk
     elif n_features * n_params <= _DENSE_NUMBERS:
@@ -116,7 +117,7 @@ def control_bytes(
     else:
         finding = sliced_bytes(n_features, n_samples)
     rounds = rounds_for(max(1, n_features / 20), n_features) if is_pursued else 0
-    n_scored = min(n_held_out, MOST_OVERLAPS // n_features)
+    n_scored = min(n_held_out, most_samples(n_features))
     scoring = 4 * n_features * (6 * n_scored + min(n_scored, 1024) * rounds) + chunk
     return max(finding, scoring)
 
@@ -125,7 +126,7 @@ def control_bytes(
 def dictionary_error(
     dictionary: ControlDictionary | SlicedPrincipal, store: SampleGradients, l0: float, *, is_pursued: bool = False
 ) -> float:
-    """As `dictionary_errors`, at one l0."""
+    """Reconstruction error of a control at one l0, by the best of the encoders that `dictionary_errors` tries."""
     return dictionary_errors(dictionary, store, [l0], is_pursued=is_pursued)[0]
 
 
@@ -142,7 +143,7 @@ def dictionary_errors(
     They agree for orthogonal directions; a control must not lose for want of an encoder. Of many samples it takes those that
     a fit of as many features is measured on.
     """
-    store = store.spread(MOST_OVERLAPS // dictionary.n_features)
+    store = store.spread(most_samples(dictionary.n_features))
     overlaps, gram = dictionary.on(store)
     square_norm = store.square_norm()
 
@@ -166,7 +167,7 @@ def principal_dictionary(
 
     The two ways' held-out errors are within 0.003 of each other (`benchmarks/store.py principal`).
     """
-    n_params = sum(d_out * d_in for d_out, d_in in (g.matrix_shape for g in train.rows(slice(0, 1)).values()))
+    n_params = n_numbers(train.rows(slice(0, 1)))
     if n_params > _EXACT_UP_TO and n_features * n_params > _DENSE_NUMBERS:
         return sliced_principal(train, n_features, generator)
     return ControlDictionary.of_rows(principal_directions(train, n_features, generator))
@@ -181,9 +182,8 @@ def principal_directions(
     Cost: the leading eigenvectors of |W| × |W| up to 4,096 parameters; six passes over the samples beyond (block power
     iteration with ten extra directions). Memory: n_features · |W|.
     """
-    n_params = sum(gradient.matrix_shape[0] * gradient.matrix_shape[1] for gradient in store.rows(slice(0, 1)).values())
-    n_kept = min(n_features, n_params)
-    chunk = _chunk_size(store)
+    n_params = n_numbers(store.rows(slice(0, 1)))
+    n_kept, chunk = min(n_features, n_params), dense_together(n_params)
     if n_params <= _EXACT_UP_TO:
         moment = torch.zeros(n_params, n_params, dtype=torch.float64, device=store.square_norm().device)
         for rows in map(flatten, store.chunks(chunk)):
@@ -202,8 +202,8 @@ def leading_eigenvectors(matrix: Float[Tensor, "n n"], n_kept: int) -> Float[Ten
 
     if len(matrix) >= _DENSE_UP_TO and n_kept * 4 <= len(matrix):
         with suppress(ArpackError):  # a matrix of zeros, or no convergence
-            found = eigsh(matrix.cpu().numpy(), k=n_kept, v0=np.ones(len(matrix)))[1]
-            return torch.from_numpy(found.T[::-1].copy())
+            vectors = eigsh(matrix.cpu().numpy(), k=n_kept, v0=np.ones(len(matrix)))[1]
+            return torch.from_numpy(vectors.T[::-1].copy())
     return torch.linalg.eigh(matrix).eigenvectors.T.flip(0)[:n_kept]
 
 
@@ -221,9 +221,15 @@ def random_directions(like: Gradients, n_features: int, rank: int, generator: to
     return LowRank(factors)
 
 
+def gaussian_like(like: LowRank, generator: torch.Generator) -> LowRank:
+    """Gaussian factors of given directions' number, shapes and ranks; on the CPU, of any length."""
+    return like.map(lambda tensor: torch.randn(tensor.shape, generator=generator))
+
+
 def random_like(like: LowRank, generator: torch.Generator) -> LowRank:
     """Unit-norm directions with Gaussian factors: as many as given ones, of their shapes and ranks, on their device."""
-    drawn = like.map(lambda tensor: torch.randn(tensor.shape, generator=generator).to(tensor))
+    factors = zip(gaussian_like(like, generator).tensors, like.tensors, strict=True)
+    drawn = like.with_tensors([factor.to(tensor) for factor, tensor in factors])
     drawn.scale_(1 / drawn.norm())
     return drawn
 
@@ -255,7 +261,6 @@ def _as_gradient(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _chunk_size(store: SampleGradients) -> int:
-    """Samples whose dense gradients stay below 128 MiB."""
-    shapes = [gradient.matrix_shape for gradient in store.rows(slice(0, 1)).values()]
-    return max(16, min(4096, _CHUNK_NUMBERS // sum(d_out * d_in for d_out, d_in in shapes)))
+def dense_together(n_params: int) -> int:
+    """How many samples' dense gradients of so many parameters exist together: below 128 MiB, but 16 at least."""
+    return max(16, min(4096, _CHUNK_NUMBERS // n_params))

@@ -33,15 +33,15 @@ def read_effects(
         read: What is taken from the outputs; kept on the CPU.
     """
     changes = list(changes)
-    found: list[list[Tensor]] = [[] for _ in changes]
+    readings: list[list[Tensor]] = [[] for _ in changes]
     with held_still(engine.adapter.module):
         for start in range(0, len(inputs), _rows_at_once(engine, inputs)):
             rows = inputs.rows(slice(start, start + _rows_at_once(engine, inputs)))
             base = outputs_of(engine, rows)
-            for change, parts in zip(changes, found, strict=True):
+            for change, parts in zip(changes, readings, strict=True):
                 with engine.subset.replaced(_changed(engine, change)):
                     parts.append(read(base, outputs_of(engine, rows)).cpu())
-    return torch.stack([torch.cat(parts) for parts in found])
+    return torch.stack([torch.cat(parts) for parts in readings])
 
 
 def outputs_of(engine: GradientEngine, inputs: ModelInputs) -> Float[Tensor, "sample d_output"]:
@@ -74,12 +74,12 @@ def mean_value(
 
 def _changed(engine: GradientEngine, change: Deltas) -> dict[str, Tensor]:
     """The parameters with the change, rounded as they would be stored."""
-    found = {}
+    changed = {}
     for view in engine.subset.views:
         if view.name in change:
             exact = torch.promote_types(view.tensor.dtype, torch.float32)
-            found[view.name] = (view.tensor.detach().to(exact) + change[view.name].to(exact)).to(view.tensor.dtype)
-    return found
+            changed[view.name] = (view.tensor.detach().to(exact) + change[view.name].to(exact)).to(view.tensor.dtype)
+    return changed
 
 
 def _rows_at_once(engine: GradientEngine, inputs: ModelInputs) -> int:

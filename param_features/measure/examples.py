@@ -42,7 +42,7 @@ class Example:
         return f"{self.activation:+.4f}  {window} → {self.next_token!r}"
 
     def __repr__(self) -> str:
-        """The same, so that a list of examples in a notebook can be read."""
+        """Show the example as text, so that a list of examples in a notebook can be read."""
         return str(self)
 
 
@@ -93,12 +93,12 @@ def shares(acts: Float[Tensor, "*sample feature"]) -> Float[Tensor, "*sample fea
 
 def _distinct(places: list[tuple[int, int]], tokens: list[list[int]], n: int) -> list[tuple[int, int]]:
     """The first n places whose text up to and including the place differs from all before."""
-    found: dict[tuple[int, ...], tuple[int, int]] = {}
+    distinct: dict[tuple[int, ...], tuple[int, int]] = {}
     for row, position in places:
-        found.setdefault(tuple(tokens[row][: position + 1]), (row, position))
-        if len(found) == n:
+        distinct.setdefault(tuple(tokens[row][: position + 1]), (row, position))
+        if len(distinct) == n:
             break
-    return list(found.values())
+    return list(distinct.values())
 
 
 def _example(row: int, position: int, acts: Tensor, tokens: list[list[int]] | None, to_strings: Callable) -> Example:

@@ -31,7 +31,7 @@ class L0Curve:
     n_principal: int
 
     def __repr__(self) -> str:
-        """A table, one line per dictionary."""
+        """Print a table, one line for each dictionary."""
         head = f"{'l0':<21}" + "".join(f"{l0:>8g}" for l0 in self.l0s)
         rows = [f"{name:<21}" + "".join(f"{error:>8.3f}" for error in row) for name, row in self.errors.items()]
         return "\n".join([head, *rows])

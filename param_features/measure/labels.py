@@ -53,8 +53,8 @@ def _context(examples: Sequence[Example], usual: Callable[[str], float], least: 
     windows = [set(example.tokens[max(0, example.position - _BEFORE) : example.position]) for example in examples]
     counts = Counter(token for window in windows for token in window if len(token.strip()) > 1)
     shares = {token: n / len(windows) for token, n in counts.items()}
-    found = [(share, token) for token, share in shares.items() if share >= max(least, _LIFT * usual(token))]
-    return quoted(max(found)[1]) if found else ""
+    frequent = [(share, token) for token, share in shares.items() if share >= max(least, _LIFT * usual(token))]
+    return quoted(max(frequent)[1]) if frequent else ""
 
 
 def windows_with(rows: Sequence[Sequence[str]]) -> Callable[[str], float]:

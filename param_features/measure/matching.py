@@ -48,35 +48,36 @@ def match(
         >>> round(pf.match(a, a).mean_cosine, 6), pf.match(a, b).mean_cosine < 1
         (1.0, True)
     """
-    renamed = {own: other for other, own in _names(ours, theirs, names).items()}
-    found = match_directions(ours.v_out, theirs.v_out.renamed(renamed), torch.Generator().manual_seed(seed))
+    renamed = {their_name: our_name for our_name, their_name in _names(ours, theirs, names).items()}
+    matched = match_directions(ours.v_out, theirs.v_out.renamed(renamed), torch.Generator().manual_seed(seed))
     if tokens is None and inputs is None:
-        return found
-    one, two = (
+        return matched
+    our_activations, their_activations = (
         features.activations_on(read_inputs(features.bound_engine("activations").adapter, tokens, inputs)).flatten(0, -2)
         for features in (ours, theirs)
     )
-    return replace(found, correlation=correlations(one, two, found.pairs))
+    return replace(matched, correlation=correlations(our_activations, their_activations, matched.pairs))
 
 
 def _names(ours: Fitted, theirs: Fitted, given: Mapping[str, str] | None) -> dict[str, str]:
     """The second fit's name for each parameter of the first, by what is given, else by name, else by weights."""
     by_weights = {record.fingerprint: name for name, record in theirs.params.items()}
-    found = {}
+    names = {}
     for name, record in ours.params.items():
-        own = name if name in theirs.params else None
-        other = (given or {}).get(name) or own or by_weights.get(record.fingerprint)
-        if other is None or other not in theirs.params or theirs.params[other].matrix_shape != record.matrix_shape:
-            held = ", ".join(f"{n!r} {r.matrix_shape}" for n, r in theirs.params.items())
+        same_name = name if name in theirs.params else None
+        counterpart = (given or {}).get(name) or same_name or by_weights.get(record.fingerprint)
+        their_record = None if counterpart is None else theirs.params.get(counterpart)
+        if their_record is None or their_record.matrix_shape != record.matrix_shape:
+            parameters = ", ".join(f"{n!r} {r.matrix_shape}" for n, r in theirs.params.items())
             raise FeatureMismatchError(
                 f"{name!r} of the first fit has no counterpart of the same matrix shape {record.matrix_shape} in the "
-                f"second, which holds {held}. Match fits of the same parameters, or say names={{first: second}}."
+                f"second, which holds {parameters}. Match fits of the same parameters, or say names={{first: second}}."
             )
-        found[name] = other
-    if len(set(found.values())) != len(theirs.params):
-        left = sorted(set(theirs.params) - set(found.values()))
+        names[name] = str(counterpart)
+    if len(set(names.values())) != len(theirs.params):
+        unmatched = sorted(set(theirs.params) - set(names.values()))
         raise FeatureMismatchError(
-            f"The second fit also holds {', '.join(map(repr, left)) or 'fewer parameters'}, which the first has not: their "
-            "directions lie in different spaces. Match fits of the same parameters."
+            f"The second fit also holds {', '.join(map(repr, unmatched)) or 'fewer parameters'}, which the first has not: "
+            "their directions lie in different spaces. Match fits of the same parameters."
         )
-    return found
+    return names

@@ -2,7 +2,7 @@
 
 import torch
 
-from param_features.fit import MOST_OVERLAPS, Dictionary, overlaps_of
+from param_features.fit import Dictionary, most_samples, overlaps_of
 from param_features.fitted import Metrics
 from param_features.gradients import SampleGradients
 from param_features.machine import typed
@@ -23,7 +23,7 @@ def held_out_metrics(
     generator: torch.Generator,
 ) -> Metrics:
     """Score a fit and its controls on the same held-out samples at the same l0, controls by the fit's own encoder too."""
-    spread = held_out.spread(MOST_OVERLAPS // dictionary.n_features)
+    spread = held_out.spread(most_samples(dictionary.n_features))
     active = dictionary.codes(overlaps_of(dictionary.code_directions, spread)) != 0
     values = {
         "reconstruction_error": dictionary.error(held_out, l0),

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.fit import strong_samples
-from param_features.fit.formats import LowRank
+from param_features.fit.formats import LowRank, n_numbers
 from param_features.gradients import Factored, SampleGradients
 
 EXTRA = 10
@@ -81,8 +81,7 @@ def sliced_principal(
     """
     train = train.spread(_MOST_WEIGHTS // (n_features + EXTRA))
     n_directions = min(n_features + EXTRA, train.n_samples)
-    n_probes = min(max(min(_PROBES * n_directions, _MOST_PROBES), 2 * n_directions), train.n_samples)
-    weights = _probed(train, _probes(train, n_probes, generator), n_directions)
+    weights = _probed(train, _probes(train, _n_probes(n_directions, train.n_samples), generator), n_directions)
     for _ in range(n_rounds):
         overlaps, _ = _projected(train, weights, train)
         weights = _mixed(overlaps, _whitening(_moment(overlaps)))
@@ -92,9 +91,13 @@ def sliced_principal(
 def sliced_bytes(n_features: int, n_samples: int) -> int:
     """Most memory that the directions take at a time, in bytes, beside the pieces of gradients that are read."""
     n_directions = n_features + EXTRA
-    n_probes = min(max(min(_PROBES * n_directions, _MOST_PROBES), 2 * n_directions), n_samples)
+    n_probes = _n_probes(n_directions, n_samples)
     weights = 4 * min(n_samples * n_directions, _MOST_WEIGHTS)
     return max(28 * n_probes**2, 2 * weights + 4 * _SLICE_NUMBERS + 4 * _CHUNK_NUMBERS)
+
+
+def _n_probes(n_directions: int, n_samples: int) -> int:
+    return min(max(min(_PROBES * n_directions, _MOST_PROBES), 2 * n_directions), n_samples)
 
 
 def _probes(train: SampleGradients, n: int, generator: torch.Generator) -> LowRank:
@@ -111,7 +114,7 @@ def _probes(train: SampleGradients, n: int, generator: torch.Generator) -> LowRa
                 left = einsum(matrix, right, "s o i, s i -> s o")
             parts.setdefault(name, []).append((left, right))
     factors = {
-        name: tuple(torch.cat(side)[:, :, None] for side in zip(*found, strict=True)) for name, found in parts.items()
+        name: tuple(torch.cat(side)[:, :, None] for side in zip(*pairs, strict=True)) for name, pairs in parts.items()
     }
     probes = LowRank(factors)  # type: ignore[arg-type]
     probes.balance_()
@@ -204,5 +207,4 @@ def _least(largest: float) -> float:
 
 
 def _chunk_size(store: SampleGradients) -> int:
-    shapes = [gradient.matrix_shape for gradient in store.rows(slice(0, 1)).values()]
-    return max(1, _CHUNK_NUMBERS // sum(d_out * d_in for d_out, d_in in shapes))
+    return max(1, _CHUNK_NUMBERS // n_numbers(store.rows(slice(0, 1))))

@@ -19,9 +19,9 @@ def weight_by_head(
         One number for each head; a single one for a parameter whose tensor has no axis of heads.
     """
     total = sum(tensor.square().sum() for tensor in direction.values())
-    found = {}
+    shares = {}
     for name, tensor in direction.items():
         axes = folds[name].split("->")[0].split()
         by_head = tensor.movedim(axes.index("head"), 0).flatten(1) if "head" in axes else tensor.reshape(1, -1)
-        found[name] = by_head.square().sum(1) / total
-    return found
+        shares[name] = by_head.square().sum(1) / total
+    return shares

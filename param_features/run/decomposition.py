@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from param_features.fit import Fit, FitSettings, HessianSettings, OffTarget, fit_hessian, fit_l3d
+from param_features.fit import Fit, FitRequest, FitSettings, HessianSettings, OffTarget, fit_hessian, fit_l3d
 from param_features.fit.formats import FORMATS
 from param_features.fitted import Fitted, Metrics
 from param_features.gradients import (
@@ -236,9 +236,8 @@ class Decomposition:
             like, counts = self.store.train.rows(slice(0, 2)), [self.store.train.n_samples, self.store.held_out.n_samples]
         asked, free = self.request, free_bytes(self.problem.subset.device)
         free = self.processes.least(free // self.processes.n_on_machine)
-        sizes = Sizes.of(
-            like, *counts, asked.n_features, self.fit.rank, asked.l0, self.fit, is_stored=self.store is not None
-        )
+        wanted = FitRequest(asked.n_features, self.fit.rank, asked.l0, self.fit)
+        sizes = Sizes.of(like, counts[0], counts[1], wanted, is_stored=self.store is not None)
         return fit_in_room(sizes, free, asked.say, is_batch_open=self.is_batch_open)
 
     def _measured(self, engine: GradientEngine, harvester: Harvester, plan: SamplePlan, question: Question) -> Fitted:
@@ -318,25 +317,18 @@ class Decomposition:
                 divergence,
                 rows,
                 store,
-                n_features=n_features,
-                rank=self.fit.rank,
-                l0=l0,
-                settings=self.fit,
+                FitRequest(n_features, self.fit.rank, l0, self.fit),
                 generator=generator,
                 progress=asked.progress,
                 checkpoints=checkpoints,
                 processes=self.processes,
             )
+        modes = {view.name: view.modes for view in self.problem.subset.views}
         return fit_l3d(
             store,
-            n_features=n_features,
-            rank=self.fit.rank,
-            l0=l0,
-            settings=self.fit,
+            FitRequest(n_features, self.fit.rank, l0, self.fit, FORMATS[self.fit.format], modes),
             generator=generator,
             progress=asked.progress,
-            format=FORMATS[self.fit.format],
-            modes={view.name: view.modes for view in self.problem.subset.views},
             off_target=off_target,
             checkpoints=checkpoints,
             processes=self.processes,

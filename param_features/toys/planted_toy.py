@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank, leading_factors
-from param_features.measure import Match, match_directions
+from param_features.measure import Match, match_directions, random_like
 from param_features.params import adapter_for, select
 from param_features.toys.toy import Toy
 
@@ -130,13 +130,6 @@ class PlantedToy(Toy):
     def _mean_recovery(self, draw: Callable[[], tuple[LowRank, LowRank]]) -> tuple[float, float]:
         pairs = [self._recovery(match_directions(*draw(), torch.Generator())) for _ in range(DRAWS)]
         return sum(mmcs for mmcs, _ in pairs) / DRAWS, sum(n for _, n in pairs) / DRAWS
-
-
-def random_like(directions: LowRank, generator: torch.Generator) -> LowRank:
-    """Directions of unit norm with Gaussian factors of the same shapes and ranks."""
-    drawn = directions.map(lambda tensor: torch.randn(tensor.shape, generator=generator))
-    drawn.scale_(1 / drawn.norm())
-    return drawn
 
 
 def _shuffled(truth: LowRank, generator: torch.Generator) -> LowRank:

@@ -11,14 +11,13 @@ from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank
 from param_features.gradients import Dense
-from param_features.measure import Match, match_directions
+from param_features.measure import Match, match_directions, random_like
 from param_features.toys.planted_toy import (
     DRAWS,
     PlantedToy,
     planted_directions,
     principal_directions_of,
     probe_gradients,
-    random_like,
 )
 from param_features.toys.training import first_complete, sparse_uniform, trained
 

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from param_features.errors import StoreError
-from param_features.fit import Checkpoints, Fit, FitSettings, OffTarget, fit_l3d
+from param_features.fit import Checkpoints, Fit, FitRequest, FitSettings, OffTarget, checkpoint, checkpointing, fit_l3d
 from param_features.fit.checkpoint import restore, state_of
 from param_features.fit.formats import FORMATS
 from param_features.fit.training import Trainer
@@ -23,7 +22,6 @@ from tests.stops import stopped_after
 
 STEPS = 24
 RECIPE = {"method": "l3d", "fit.steps": STEPS}
-checkpoint, keeping = (sys.modules[f"param_features.fit.{name}"] for name in ("checkpoint", "keeping"))
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +34,15 @@ def fitted(store, path: Path | None = None, *, every: float = 0, recipe=RECIPE, 
     kept = None if path is None else Checkpoints(path, recipe, every)
     format, rank = FORMATS[changes.pop("format", "matrix")], changes.pop("rank", 1)
     settings = FitSettings(**{"steps": STEPS, "batch_size": 64, **changes})
-    sizes = {"n_features": 14, "rank": rank, "l0": 1.5, "format": format}
-    generator = torch.Generator().manual_seed(0)
-    call = {"settings": settings, "generator": generator, "progress": False, "off_target": off_target}
-    return fit_l3d(store, **sizes, **call, checkpoints=kept)
+    request, generator = FitRequest(14, rank, 1.5, settings, format), torch.Generator().manual_seed(0)
+    return fit_l3d(store, request, generator=generator, progress=False, off_target=off_target, checkpoints=kept)
 
 
 def assert_same(one: Fit, other: Fit) -> None:
-    for a, b in ((one.v_in, other.v_in), (one.v_out, other.v_out)):
+    ours, theirs = one.dictionary, other.dictionary
+    for a, b in ((ours.v_in, theirs.v_in), (ours.v_out, theirs.v_out)):
         assert all(torch.equal(x, y) for x, y in zip(a.tensors, b.tensors, strict=True))
-    assert (one.threshold, one.steps_done) == (other.threshold, other.steps_done)
+    assert (ours.threshold, one.steps_done) == (theirs.threshold, other.steps_done)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +104,7 @@ def test_a_finished_fit_takes_no_step(store, path, unbroken):
 
 def test_between_checkpoints_steps_are_taken_again(store, path, unbroken, monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr(keeping.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: next(clock))
     with stopped_after(17), pytest.raises(RuntimeError, match="stopped here"):
         fitted(store, path, every=5)
     assert 0 < n_steps_in(before(path)) < n_steps_in(path) < 17
@@ -119,7 +116,7 @@ def test_every_tensor_of_the_state_is_needed(store, unbroken):
 
     def trainer():
         settings = FitSettings(steps=STEPS, batch_size=64, selection="top_k", dead_after=2)
-        return Trainer(store, 14, 1, 1.5, settings, torch.Generator().manual_seed(0))
+        return Trainer(store, FitRequest(14, 1, 1.5, settings), torch.Generator().manual_seed(0))
 
     def ended(one: Trainer) -> Fit:
         while one.n_steps < STEPS:
@@ -135,7 +132,9 @@ def test_every_tensor_of_the_state_is_needed(store, unbroken):
         other = trainer()
         restore(other, state | {name: fresh.get(name, torch.zeros_like(state[name]))})
         found = ended(other)
-        same = found.errors == expected.errors and all(map(torch.equal, found.v_out.tensors, expected.v_out.tensors))
+        same = found.errors == expected.errors and all(
+            map(torch.equal, found.dictionary.v_out.tensors, expected.dictionary.v_out.tensors)
+        )
         assert not same, f"{name} is kept but plays no part"
     other = trainer()
     restore(other, state)
@@ -144,7 +143,7 @@ def test_every_tensor_of_the_state_is_needed(store, unbroken):
 
 def test_a_state_of_other_tensors_is_refused(store):
     def trainer(n_features):
-        return Trainer(store, n_features, 1, 2.0, FitSettings(), torch.Generator().manual_seed(0))
+        return Trainer(store, FitRequest(n_features, 1, 2.0, FitSettings()), torch.Generator().manual_seed(0))
 
     with pytest.raises(StoreError, match=r"weights/0.*another version of this library"):
         restore(trainer(4), state_of(trainer(3)))
@@ -152,7 +151,7 @@ def test_a_state_of_other_tensors_is_refused(store):
 
 @pytest.mark.parametrize("order", [[0, -1], [3, 3], [10**6], [[0], [1]], [0.0, 1.0]])
 def test_an_order_that_no_pass_over_the_samples_has_is_refused(store, order):
-    trainer = Trainer(store, 3, 1, 2.0, FitSettings(), torch.Generator().manual_seed(0))
+    trainer = Trainer(store, FitRequest(3, 1, 2.0, FitSettings()), torch.Generator().manual_seed(0))
     with pytest.raises(StoreError, match=rf"order is not one of this fit's {store.n_samples} samples"):
         restore(trainer, state_of(trainer) | {"order": torch.tensor(order)})
     restore(trainer, state_of(trainer) | {"order": torch.tensor([2, 0])})
@@ -294,5 +293,5 @@ def test_a_handler_of_the_users_own_is_left_alone_and_other_threads_have_none(st
 
 
 def test_a_fit_without_a_path_keeps_nothing(store, unbroken, monkeypatch):
-    monkeypatch.setattr(keeping, "write_checkpoint", lambda *_: pytest.fail("a checkpoint was kept"))
+    monkeypatch.setattr(checkpointing, "write_checkpoint", lambda *_: pytest.fail("a checkpoint was kept"))
     assert_same(fitted(store), unbroken)

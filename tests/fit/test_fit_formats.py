@@ -5,7 +5,7 @@ import torch
 
 import param_features as pf
 from param_features.errors import RankError, SettingError
-from param_features.fit import Fit, FitSettings, fit_l3d
+from param_features.fit import Fit, FitRequest, FitSettings, fit_l3d
 from param_features.fit.formats import CP, FORMATS, Directions, LowRank, Tucker
 from param_features.fit.formats.tucker import Block
 from param_features.fit.l3d import remove_parallel, renormalize
@@ -47,14 +47,9 @@ def planted_store(truth: Directions, n_samples: int = 2000) -> GradientStore:
 def fitted(store: GradientStore, kind: str, rank: int, modes=MODES, n_features: int = 16, **changes) -> Fit:
     return fit_l3d(
         store,
-        n_features=n_features,
-        rank=rank,
-        l0=1.5,
-        settings=FitSettings(**{"steps": 400, "batch_size": 128} | changes),
+        FitRequest(n_features, rank, 1.5, FitSettings(**{"steps": 400, "batch_size": 128} | changes), FORMATS[kind], modes),
         generator=torch.Generator().manual_seed(0),
         progress=False,
-        format=FORMATS[kind],
-        modes=modes,
     )
 
 
@@ -68,20 +63,20 @@ def best_cosines(found: LowRank, truth: Directions) -> torch.Tensor:
 )
 def test_planted_directions_are_found_by_the_format_of_their_kind(kind, rank, selection):
     truth = planted(kind)
-    found = fitted(planted_store(truth), kind, rank, selection=selection).v_out
+    found = fitted(planted_store(truth), kind, rank, selection=selection).dictionary.v_out
     assert best_cosines(found, truth).mean() > (0.9 if selection == "l1" else 0.95)
     assert best_cosines(found, planted(kind, seed=1)).mean() < 0.6
 
 
 def test_too_low_a_rank_does_not_find_them():
     truth = planted("tucker")
-    found = fitted(planted_store(truth), "tucker", 1).v_out
+    found = fitted(planted_store(truth), "tucker", 1).dictionary.v_out
     assert best_cosines(found, truth).mean() < 0.9
 
 
 def test_of_two_axes_a_cp_fit_takes_the_steps_of_the_matrix_format():
     store, modes = planted_store(planted("cp"), 500), {"w": Modes((12,), (7,))}
-    cp, matrix = (fitted(store, kind, 2, modes, n_features=6, steps=10) for kind in ("cp", "matrix"))
+    cp, matrix = (fitted(store, kind, 2, modes, n_features=6, steps=10).dictionary for kind in ("cp", "matrix"))
     torch.testing.assert_close(cp.v_out.materialize(), matrix.v_out.materialize(), rtol=1e-3, atol=1e-4)
 
 
@@ -102,7 +97,8 @@ def test_features_too_weak_to_be_kept_restart(kind, resample):
     kept = {"selection": "top_k", "warm_start": 0.0, "dead_after": 10, "revive": 0.0}
     settings = FitSettings(steps=300, batch_size=128, resample=resample, **kept)
     store = planted_store(planted("cp"), 1000)
-    trainer = Trainer(store, N_PLANTED, 1, 1.5, settings, torch.Generator().manual_seed(0), FORMATS[kind], MODES)
+    request = FitRequest(N_PLANTED, 1, 1.5, settings, FORMATS[kind], MODES)
+    trainer = Trainer(store, request, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for tensor in trainer.v_in.tensors:
             tensor[:6] *= 1e-6

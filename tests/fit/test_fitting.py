@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from param_features.fit import Fit, FitSettings, fit_l3d
+from param_features.fit import Fit, FitRequest, FitSettings, fit_l3d
 from param_features.fit.formats import LowRank
 from param_features.fit.l3d import remove_parallel, renormalize
 from param_features.fit.training import Trainer
@@ -38,7 +38,7 @@ def planted_store(n_samples: int, seed: int, *, scale: float = 1.0) -> GradientS
 
 def fitted(store: GradientStore, settings: FitSettings = SETTINGS, seed: int = 0, n_features: int = N_PLANTED):
     generator = torch.Generator().manual_seed(seed)
-    return fit_l3d(store, n_features=n_features, rank=1, l0=1.5, settings=settings, generator=generator, progress=False)
+    return fit_l3d(store, FitRequest(n_features, 1, 1.5, settings), generator=generator, progress=False)
 
 
 def best_cosines(directions: LowRank, truth: LowRank) -> torch.Tensor:
@@ -88,14 +88,14 @@ def test_same_seed_same_bits_and_another_seed_another_result():
 
 def test_scale_of_the_gradients_scales_threshold_alone():
     settings = replace(SETTINGS, steps=50)
-    small, large = fitted(planted_store(500, 1), settings), fitted(planted_store(500, 1, scale=1024.0), settings)
+    small, large = (fitted(planted_store(500, 1, scale=scale), settings).dictionary for scale in (1.0, 1024.0))
     assert large.threshold == pytest.approx(1024 * small.threshold, rel=1e-3)
     torch.testing.assert_close(small.v_out.gram(large.v_out).diagonal(), torch.ones(N_PLANTED), rtol=1e-3, atol=1e-3)
 
 
 def n_dead_after_a_bad_start(**changes) -> int:
     settings = replace(SETTINGS, selection="top_k", warm_start=0.0, dead_after=10, **changes)
-    trainer = Trainer(planted_store(2000, seed=1), N_PLANTED, 1, 1.5, settings, torch.Generator().manual_seed(0))
+    trainer = Trainer(planted_store(2000, seed=1), FitRequest(N_PLANTED, 1, 1.5, settings), torch.Generator().manual_seed(0))
     with torch.no_grad():
         for tensor in trainer.v_in.tensors:
             tensor[:6] *= 1e-6  # too weak ever to be selected
@@ -112,7 +112,7 @@ def test_dead_features_are_revived_by_the_auxiliary_loss_or_by_resampling():
 
 def test_warm_start_falls_from_all_features_to_l0():
     settings = FitSettings(steps=100, selection="top_k")
-    trainer = Trainer(planted_store(300, 1), 10, 1, 2.0, settings, torch.Generator().manual_seed(0))
+    trainer = Trainer(planted_store(300, 1), FitRequest(10, 1, 2.0, settings), torch.Generator().manual_seed(0))
     seen = []
     for trainer.n_steps in (0, 5, 10, 50):
         seen.append(trainer.current_l0())

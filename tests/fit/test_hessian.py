@@ -12,9 +12,9 @@ from param_features.fit.curvature import curvatures
 from param_features.fit.formats import LowRank
 from param_features.fit.hessian import HessianTrainer, climb_and_interference
 from param_features.gradients import plan_engine
+from param_features.measure import random_like
 from param_features.params import adapter_for, plain_kernels, select
 from param_features.problem import KL, SquaredError, read_inputs
-from param_features.toys.planted_toy import random_like
 from tests.models import Recurrent, built, normal
 from tests.oracle import problem_of
 

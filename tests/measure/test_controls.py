@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from param_features.fit import batch_top_k
-from param_features.fit.dictionary import Dictionary
 from param_features.fit.formats import LowRank
 from param_features.fitted.metrics import Metrics
 from param_features.gradients import Dense, Factored, GradientStore
 from param_features.measure import controls as module
 from param_features.measure.controls import (
+    ControlDictionary,
     dictionary_error,
     leading_eigenvectors,
     principal_directions,
@@ -67,7 +67,7 @@ def test_error_of_orthonormal_rows_is_what_top_k_leaves_over():
     rows = principal_directions(store, 8, torch.Generator().manual_seed(0))
     coords = rows_of(store) @ rows.T
     expected = 1 - (coords * batch_top_k(coords, 3)).square().sum() / rows_of(store).square().sum()
-    assert dictionary_error(Dictionary.of_rows(rows), store, 3) == pytest.approx(float(expected), abs=1e-5)
+    assert dictionary_error(ControlDictionary.of_rows(rows), store, 3) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_a_slanted_dictionary_gets_the_better_encoder():
@@ -82,7 +82,7 @@ def test_a_slanted_dictionary_gets_the_better_encoder():
     best = torch.linalg.lstsq(rows.T, rows_of(store).T).solution.T
     solved = (rows_of(store) - best @ rows).square().sum() / rows_of(store).square().sum()
     assert solved < tied - 0.01
-    assert dictionary_error(Dictionary.of_rows(rows), store, 2) == pytest.approx(float(solved), abs=1e-4)
+    assert dictionary_error(ControlDictionary.of_rows(rows), store, 2) == pytest.approx(float(solved), abs=1e-4)
 
 
 def test_random_directions_have_the_fits_rank_and_nearly_nothing_to_say():
@@ -113,7 +113,7 @@ def test_a_factored_store_gives_the_same_controls_as_its_dense_twin():
         stores[-1].add({"w": gradient})
     assert isinstance(stores[0].rows(slice(0, 1))["w"], Factored)
     directions = LowRank({"w": (torch.randn(4, 20, 1, generator=generator), torch.randn(4, 30, 1, generator=generator))})
-    errors = [dictionary_error(Dictionary.of(directions), store, 2) for store in stores]
+    errors = [dictionary_error(ControlDictionary.of(directions), store, 2) for store in stores]
     assert errors[0] == pytest.approx(errors[1], abs=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_directions_too_large_to_hold_take_the_way_by_slices(monkeypatch):
     monkeypatch.setattr(module, "_EXACT_UP_TO", 10)
     monkeypatch.setattr(module, "_DENSE_NUMBERS", 4 * 33)
     generator = torch.Generator().manual_seed(0)
-    assert isinstance(module.principal_dictionary(store, 4, generator), Dictionary)
+    assert isinstance(module.principal_dictionary(store, 4, generator), ControlDictionary)
     assert isinstance(module.principal_dictionary(store, 5, generator), SlicedPrincipal)
 
 

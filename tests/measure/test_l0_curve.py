@@ -57,7 +57,7 @@ def test_a_pursued_fit_may_keep_more_features_than_at_its_own_l0():
     inputs = torch.randn(300, 9, generator=torch.Generator().manual_seed(0))
     call = {"inputs": inputs, "n_features": 8, "l0": 1, "divergence": "sum", "steps": 20, "progress": False}
     found = pf.decompose(torch.nn.Linear(9, 1, bias=False), "weight", **call)
-    assert found.encoder.n_rounds == 5
+    assert found.dictionary.encoder.n_rounds == 5
     rows, held_out = found.v_out.materialize()["weight"].flatten(1), inputs[20:40]
     left = held_out - torch.linalg.lstsq(rows.T, held_out.T).solution.T @ rows
     expected = float(left.square().sum() / held_out.square().sum())

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from param_features.fit.dictionary import Dictionary
 from param_features.gradients import Dense, Factored, GradientStore, Indexed, flatten
 from param_features.measure import principal as module
-from param_features.measure.controls import dictionary_error, principal_directions
+from param_features.measure.controls import ControlDictionary, dictionary_error, principal_directions
 from param_features.measure.principal import sliced_principal
 
 N_TRAIN, N_OTHER, N_FEATURES = 400, 80, 20
@@ -70,7 +69,7 @@ def test_overlaps_are_those_with_directions_built_from_the_weights():
 @pytest.mark.parametrize("is_pursued", [False, True])
 def test_the_held_out_error_is_that_of_the_exact_directions(is_pursued):
     train, other = stores_of()
-    exact = Dictionary.of_rows(principal_directions(train, N_FEATURES, torch.Generator().manual_seed(0)))
+    exact = ControlDictionary.of_rows(principal_directions(train, N_FEATURES, torch.Generator().manual_seed(0)))
     lean = sliced_principal(train, N_FEATURES, torch.Generator().manual_seed(0))
     errors = [dictionary_error(dictionary, other, 3, is_pursued=is_pursued) for dictionary in (exact, lean)]
     assert errors[0] < 0.95

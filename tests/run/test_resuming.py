@@ -298,7 +298,9 @@ def decomposed(folder: Path, is_kept: bool) -> None:
     checkpoints = pf.CheckpointSettings(folder, every=0) if is_kept else None
     call = {"harvest": pf.HarvestSettings(batch_size=2), "n_samples": 600, "n_features": 20, "l0": 2, "steps": 60}
     model, tokens = pf.demo.load_model(), pf.demo.tokens(60)
-    pf.decompose(model, "blocks.2.attn.W_K", tokens, progress=False, checkpoints=checkpoints, **call).save_pretrained(folder / "features")
+    pf.decompose(model, "blocks.2.attn.W_K", tokens, progress=False, checkpoints=checkpoints, **call).save_pretrained(
+        folder / "features"
+    )
 
 
 @pytest.mark.slow

@@ -52,21 +52,21 @@ class CP(Multilinear):
             out, into = modes[name]
             terms = leading_terms(matrix.reshape(-1, *out, *into), min(rank, cls.largest_rank(modes[name])))
             factors[name] = (tuple(terms[: len(out)]), tuple(terms[len(out) :]))
-        found = CP(factors)
-        found.balance_()
-        return found
+        directions = CP(factors)
+        directions.balance_()
+        return directions
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every factor, in the subset's order."""
+        """Every factor, in the order in which the subset has its parameters."""
         return [tensor for out, into in self.factors.values() for tensor in (*out, *into)]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "CP":
-        """Other factors for the same axes."""
-        given = iter(tensors)
+        """Return directions of the same axes with other factors."""
+        remaining = iter(tensors)
         return CP(
             {
-                name: (tuple(next(given) for _ in out), tuple(next(given) for _ in into))
+                name: (tuple(next(remaining) for _ in out), tuple(next(remaining) for _ in into))
                 for name, (out, into) in self.factors.items()
             }
         )
@@ -121,7 +121,7 @@ def _refitted(tensor: Float[Tensor, " feature *axes"], factors: list[Factor]) ->
             others = factors[:axis] + factors[axis + 1 :]
             gram = prod((other.mT @ other for other in others[1:]), start=others[0].mT @ others[0])
             target = unfolded(tensor, axis) @ khatri_rao(others)
-            found = target @ torch.linalg.pinv(gram, hermitian=True, rtol=1e-6)
+            solution = target @ torch.linalg.pinv(gram, hermitian=True, rtol=1e-6)
             is_last = axis == len(factors) - 1
-            factors[axis] = found if is_last else found / found.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            factors[axis] = solution if is_last else solution / solution.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return factors

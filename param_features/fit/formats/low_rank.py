@@ -10,13 +10,13 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.gradients import Gradients, Kept, summed
+from param_features.gradients import Factored, Gradient, Gradients, Kept, costs_less_as_matrices, summed
 from param_features.params import Modes
 
 Factors = tuple[Tensor, Tensor]
 """(left [feature d_out rank], right [feature d_in rank])."""
 
-Format = TypeVar("Format", bound="Directions")
+SomeDirections = TypeVar("SomeDirections", bound="Directions")
 
 _MOST_NUMBERS = 2**26
 """Directions are built for a product among themselves up to 256 MiB."""
@@ -37,11 +37,11 @@ class Directions(ABC):
     @classmethod
     @abstractmethod
     def leading(
-        cls: type[Format],
+        cls: type[SomeDirections],
         matrices: Mapping[str, Float[Tensor, "feature d_out d_in"]],
         modes: Mapping[str, Modes],
         rank: int,
-    ) -> Format:
+    ) -> SomeDirections:
         """Directions close to given matrices: what a fit starts from."""
 
     @property
@@ -50,7 +50,7 @@ class Directions(ABC):
         """Every tensor that is trained, in the subset's order."""
 
     @abstractmethod
-    def with_tensors(self: Format, tensors: Sequence[Tensor]) -> Format:
+    def with_tensors(self: SomeDirections, tensors: Sequence[Tensor]) -> SomeDirections:
         """The same format with other tensors, in the order of `tensors`."""
 
     @abstractmethod
@@ -90,19 +90,19 @@ class Directions(ABC):
 
     @property
     def n_features(self) -> int:
-        """Number of directions."""
+        """How many directions there are."""
         return len(self.tensors[0])
 
-    def map(self: Format, function: Callable[[Tensor], Tensor]) -> Format:
+    def map(self: SomeDirections, function: Callable[[Tensor], Tensor]) -> SomeDirections:
         """Apply `function` to every tensor: choosing rows, moving, casting."""
         return self.with_tensors([function(tensor) for tensor in self.tensors])
 
-    def rows(self: Format, index: Int[Tensor, " feature"] | slice | list[int]) -> Format:
-        """Some of the directions."""
+    def rows(self: SomeDirections, index: Int[Tensor, " feature"] | slice | list[int]) -> SomeDirections:
+        """Take some of the directions, in the order of the index."""
         return self.map(lambda tensor: tensor[index])
 
-    def joined(self: Format, other: Format) -> Format:
-        """This one's directions followed by the other's, of the same format, shapes and ranks."""
+    def joined(self: SomeDirections, other: SomeDirections) -> SomeDirections:
+        """Return these directions followed by others of the same format, shapes and ranks."""
         return self.with_tensors([torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True)])
 
 
@@ -118,27 +118,27 @@ class LowRank(Directions):
 
     @classmethod
     def largest_rank(cls, modes: Modes) -> int:
-        """The smaller side of the matrix."""
+        """The length of the matrix's smaller side."""
         return min(torch.Size(modes.out).numel(), torch.Size(modes.into).numel())
 
     @classmethod
     def leading(
         cls, matrices: Mapping[str, Float[Tensor, "feature d_out d_in"]], modes: Mapping[str, Modes], rank: int
     ) -> "LowRank":
-        """See `leading_factors`; the modes play no part."""
+        """The best approximations of the matrices, by `leading_factors`; the modes play no part."""
         return leading_factors(matrices, rank)
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every factor, in the subset's order."""
+        """Every factor, in the order in which the subset has its parameters."""
         return [tensor for pair in self.factors.values() for tensor in pair]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "LowRank":
-        """Other factors for the same parameters."""
+        """Return directions of the same parameters with other factors."""
         return LowRank(dict(zip(self.factors, zip(tensors[::2], tensors[1::2], strict=True), strict=True)))
 
     def folded(self) -> "LowRank":
-        """Itself."""
+        """Return the directions as they are: they are in the matrix format already."""
         return self
 
     def renamed(self, names: Mapping[str, str]) -> "LowRank":
@@ -208,6 +208,49 @@ class LowRank(Directions):
         return [
             part for left, right in self.factors.values() for part in (left @ (right.mT @ right), right @ (left.mT @ left))
         ]
+
+
+def n_numbers(like: Gradients) -> int:
+    """How many numbers the parameters hold that gradients are of."""
+    return sum(torch.Size(gradient.matrix_shape).numel() for gradient in like.values())
+
+
+def number_bytes(like: Gradients) -> int:
+    """Bytes of a number of gradients, and of what is computed from them."""
+    return next(iter(like.values())).tensors[0].element_size()
+
+
+def direction_bytes(like: Gradients, n_features: int, rank: int) -> int:
+    """Bytes of so many directions in the space of these gradients' parameters."""
+    n_each = sum(_cut(rank, gradient) * sum(gradient.matrix_shape) for gradient in like.values())
+    return n_features * n_each * number_bytes(like)
+
+
+def gram_bytes(like: Gradients, n_features: int, rank: int) -> int:
+    """Bytes that `LowRank.gram` makes, where it is multiplied as factors."""
+    return sum(3 * (n_features * _cut(rank, gradient)) ** 2 for gradient in like.values()) * number_bytes(like)
+
+
+def overlap_bytes(like: Gradients, n_samples: int, n_directions: int, rank: int, *, is_graded: bool = False) -> int:
+    """Bytes that `LowRank.overlaps` makes of so many samples, and keeps for its backward pass where there is one."""
+    numbers = sum(_overlap_numbers(gradient, n_samples, n_directions, _cut(rank, gradient)) for gradient in like.values())
+    return round((1.5 if is_graded else 1.0) * number_bytes(like) * numbers)
+
+
+def _overlap_numbers(like: Gradient, n_samples: int, n_directions: int, rank: int) -> int:
+    n_params = torch.Size(like.matrix_shape).numel()
+    if len(like.tensors) == 1:
+        return n_directions * n_params
+    n_heard = n_samples * like.tensors[0].shape[1]
+    is_factored = isinstance(like, Factored)
+    if is_factored and costs_less_as_matrices(like.matrix_shape, n_samples, n_heard, n_directions, rank):
+        return (n_samples + n_directions) * n_params
+    return 3 * n_heard * n_directions * rank
+
+
+def _cut(rank: int, gradient: Gradient) -> int:
+    """The rank that a parameter's directions have, which is that of its matrix at most."""
+    return min(rank, *gradient.matrix_shape)
 
 
 def _gram(ours: Factors, theirs: Factors) -> Float[Tensor, "feature other"]:

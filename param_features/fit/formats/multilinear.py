@@ -69,7 +69,7 @@ def higher_order_svd(
     factors = []
     for axis, rank in enumerate(ranks):
         factor = torch.linalg.svd(unfolded(tensor, axis), full_matrices=False).U[:, :, :rank]
-        rest = tensor.movedim(axis + 1, 1)
-        tensor = (factor.mT @ rest.flatten(2)).unflatten(2, rest.shape[2:]).movedim(1, axis + 1)
+        moved = tensor.movedim(axis + 1, 1)
+        tensor = (factor.mT @ moved.flatten(2)).unflatten(2, moved.shape[2:]).movedim(1, axis + 1)
         factors.append(factor)
     return tensor, factors

@@ -61,15 +61,15 @@ class Tucker(Multilinear):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every core and its factors, in the subset's order."""
+        """Every core and its factors, in the order in which the subset has its parameters."""
         return [tensor for core, out, into in self.blocks.values() for tensor in (core, *out, *into)]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "Tucker":
-        """Other cores and factors for the same axes."""
-        given = iter(tensors)
+        """Return directions of the same axes with other cores and factors."""
+        remaining = iter(tensors)
         return Tucker(
             {
-                name: Block(next(given), tuple(next(given) for _ in out), tuple(next(given) for _ in into))
+                name: Block(next(remaining), tuple(next(remaining) for _ in out), tuple(next(remaining) for _ in into))
                 for name, (_, out, into) in self.blocks.items()
             }
         )
@@ -97,7 +97,7 @@ class Tucker(Multilinear):
 def axis_ranks(shape: Sequence[int], rank: int) -> list[int]:
     """`rank` for every axis, cut to its length and to the product of the other ranks: more would add no tensor."""
     ranks = [min(rank, d) for d in shape]
-    return [min(own, prod(ranks[:axis] + ranks[axis + 1 :])) for axis, own in enumerate(ranks)]
+    return [min(r, prod(ranks[:axis] + ranks[axis + 1 :])) for axis, r in enumerate(ranks)]
 
 
 def _folded(block: Block) -> tuple[Tensor, Tensor]:

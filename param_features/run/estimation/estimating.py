@@ -98,9 +98,9 @@ def estimate(
     sizes = _sizes(probe.plan, Sizes(probe.like, 0, 0, n_features, fit.rank, l0, fit, probe.batch_bytes))
     ladder = Ladder(clock)
     seconds = {"setup": setup, "harvest": probe.seconds(ladder)}
-    few = probe.taken(max(2, -(-_FEW // probe.plan.n_slots)), probe.plan.n_slots)
-    rest = FitProbe(few, sizes, chosen.subset, fit.format, ladder)
-    seconds |= {"fit": rest.fit_seconds, "measure": rest.measure_seconds}
+    few_samples = probe.taken(max(2, -(-_FEW // probe.plan.n_slots)), probe.plan.n_slots)
+    fit_probe = FitProbe(few_samples, sizes, chosen.subset, fit.format, ladder)
+    seconds |= {"fit": fit_probe.fit_seconds, "measure": fit_probe.measure_seconds}
     device = chosen.subset.device
     touched = max(0, held_bytes(device) - base)
     return Estimate(seconds, sizes, base, touched, free_bytes(device))

@@ -1,22 +1,37 @@
 """What fitting and measuring take: a few steps and a few samples, at full width where that is quick."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from param_features.fit import MOST_OVERLAPS, Dictionary, Encoder, Trainer, leading_directions, ranked_fit, renormalize
+from param_features.fit import (
+    Dictionary,
+    Encoder,
+    Trainer,
+    leading_directions,
+    most_samples,
+    ranked_fit,
+    renormalize,
+)
 from param_features.fit.formats import FORMATS, Directions
 from param_features.gradients import SampleGradients
-from param_features.measure import EXTRA, control_dictionaries, dictionary_error
+from param_features.measure import (
+    EXTRA,
+    ControlDictionary,
+    SlicedPrincipal,
+    control_dictionaries,
+    dense_together,
+    dictionary_error,
+)
 from param_features.params import ParamSubset
 from param_features.run.estimation.ladder import Ladder
 from param_features.run.estimation.sizes import Sizes
 from param_features.run.estimation.tiled import Tiled
 
 _LEAST_BATCH, _N_STEPS, _NOISE = 64, 3, 0.1
-_CHUNK_NUMBERS = 2**25
 _CONTROL_WORK = 2e10
 """Multiplications that finding the principal directions of few samples may take, beyond the exact ones."""
 
@@ -26,9 +41,9 @@ class _Rough(Trainer):
 
     def _start(self, n_features: int) -> Directions:
         few = leading_directions(self.format, self.store, torch.arange(min(4, n_features)), self.modes, self.rank)
-        found = few.rows(torch.arange(n_features) % few.n_features).map(self._disturbed)
-        renormalize(found)
-        return found
+        directions = few.rows(torch.arange(n_features) % few.n_features).map(self._disturbed)
+        renormalize(directions)
+        return directions
 
     def _disturbed(self, tensor: Tensor) -> Tensor:
         noise = torch.randn(tensor.shape, generator=self.generator).to(tensor)
@@ -47,12 +62,13 @@ class FitProbe:
 
     @cached_property
     def trainer(self) -> Trainer:
-        """A fit in its middle."""
+        """A fit in its middle, whose steps and restarts are timed."""
         sizes, modes = self.sizes, {view.name: view.modes for view in self.subset.views}
         store, generator = Tiled(self.few, sizes.n_train), torch.Generator().manual_seed(0)
-        found = _Rough(store, sizes.n_features, sizes.rank, sizes.l0, sizes.fit, generator, FORMATS[self.format], modes)
-        found.n_steps = max(1, sizes.fit.steps // 5)
-        return found
+        request = replace(sizes.request, format=FORMATS[self.format], modes=modes)
+        trainer = _Rough(store, request, generator)
+        trainer.n_steps = max(1, sizes.fit.steps // 5)
+        return trainer
 
     @property
     def fit_seconds(self) -> float:
@@ -112,9 +128,9 @@ class FitProbe:
     def _passes(self, n: int) -> int:
         return 2 if self._encoder.is_twice(n) else 1
 
-    def _of_samples(self, work, n: int, **kwargs) -> float:
+    def _of_samples(self, work: Callable[[int], object], n: int) -> float:
         """Seconds of what reads as many samples as errors are measured on, pursuing them once or twice."""
-        n = min(n, MOST_OVERLAPS // self.sizes.n_features)
+        n = min(n, most_samples(self.sizes.n_features))
         least = min(n, _LEAST_BATCH)
         return self.ladder.seconds(work, n, least=least) * self._passes(n) / self._passes(least)
 
@@ -126,16 +142,16 @@ class FitProbe:
 
     @property
     def _ranking_seconds(self) -> float:
-        found, l0 = self._dictionary, self.sizes.l0
+        dictionary, l0 = self._dictionary, self.sizes.l0
 
         def rank(n: int) -> None:
-            ranked_fit(Tiled(self.few, n), found.v_in, found.v_out, l0, 0, found.encoder)
+            ranked_fit(Tiled(self.few, n), dictionary.v_in, dictionary.v_out, l0, 0, dictionary.encoder)
 
         return self._of_samples(rank, self.sizes.n_train)
 
     @property
     def _error_seconds(self) -> float:
-        """The fit's own: of training samples once, of those held out twice."""
+        """Measuring the fit's error on training samples once, and on those held out twice."""
 
         def error(n: int) -> None:
             self._dictionary.error(Tiled(self.few, n), self.sizes.l0)
@@ -149,19 +165,21 @@ class FitProbe:
         sizes, generator = self.sizes, torch.Generator().manual_seed(0)
         n_features = min(sizes.n_features, max(16, int((_CONTROL_WORK / (24 * sizes.n_params)) ** 0.5)))
         wider = (sizes.n_features + EXTRA) / (n_features + EXTRA)
-        call = {"n_features": n_features, "rank": sizes.rank, "generator": generator}
-        found = {}
+        controls: dict[str, ControlDictionary | SlicedPrincipal] = {}
 
         def find(n: int) -> None:
-            found.update(control_dictionaries(Tiled(self.few, n), self.subset, **call))
+            few = Tiled(self.few, n)
+            controls.update(
+                control_dictionaries(few, self.subset, n_features=n_features, rank=sizes.rank, generator=generator)
+            )
 
         with torch.no_grad():
-            more = max(64, min(2048, _CHUNK_NUMBERS // sizes.n_params))
-            fixed, rest = self.ladder.beyond_fixed(find, sizes.n_train, least=16, more=more)
-            errors = sum(self._error_of(dictionary) for dictionary in found.values())
-        return fixed * wider**2 + (rest + errors) * wider
+            more = max(64, min(2048, dense_together(sizes.n_params)))
+            fixed, growing = self.ladder.beyond_fixed(find, sizes.n_train, least=16, more=more)
+            errors = sum(self._error_of(dictionary) for dictionary in controls.values())
+        return fixed * wider**2 + (growing + errors) * wider
 
-    def _error_of(self, dictionary) -> float:
+    def _error_of(self, dictionary: ControlDictionary | SlicedPrincipal) -> float:
         l0, is_pursued = self.sizes.l0, self._encoder.n_rounds is not None
 
         def error(n: int) -> None:

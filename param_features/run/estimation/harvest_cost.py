@@ -10,7 +10,6 @@ from param_features.problem import ModelInputs, Problem
 from param_features.run.estimation.ladder import Ladder
 from param_features.run.estimation.live import LiveBytes
 
-_MAX_LOGITS = 2**25
 _LEAST_ROWS = 2
 
 
@@ -28,7 +27,7 @@ class HarvestProbe:
         return self.harvester.probe.like
 
     def seconds(self, ladder: Ladder) -> float:
-        """Of the training and the held-out rows: every batch at the time of one."""
+        """Seconds of the training and the held-out rows: every batch at the time of one."""
         n_rows, n_slots = self.plan.train, self.plan.n_slots
         batches = [len(b) for part in (n_rows, self.plan.held_out) for b in self._batches(len(part))]
         return (
@@ -40,10 +39,10 @@ class HarvestProbe:
     def taken(self, n_rows: int, n_slots: int) -> GradientStore:
         """The gradients of some rows, spread over the data."""
         store = GradientStore(n_rows * n_slots, self.like)
-        spread = torch.linspace(0, len(self._data) - 1, n_rows).long()
-        own = own_references(self.problem, self.harvester.engine, self.plan.train)
+        rows = torch.linspace(0, len(self._data) - 1, n_rows).long()
+        references = own_references(self.problem, self.harvester.engine, self.plan.train)
         self.harvester.each_slot(
-            self._data, spread, n_slots, torch.Generator().manual_seed(0), lambda *found: store.add(found[2]), own
+            self._data, rows, n_slots, torch.Generator().manual_seed(0), lambda *slot: store.add(slot[2]), references
         )
         return store
 
@@ -59,7 +58,8 @@ class HarvestProbe:
         if self.plan.n_slots == 1:
             return round(one + row * (n_rows - 2))
         sample = max(0.0, self._peak(4, 2) - two) / 4
-        together = min(self.plan.n_slots, max(1, _MAX_LOGITS // (n_rows * self.problem.output.d_output)))
+        d_root = self.harvester.engine.d_root(self.problem.output.d_output)
+        together = max(map(len, self.harvester.engine.slot_groups(n_rows, self.plan.n_slots, d_root)))
         return round(one + row * (n_rows - 2) + sample * n_rows * (together - 1))
 
     def _peak(self, n_rows: int, n_slots: int) -> int:

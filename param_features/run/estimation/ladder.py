@@ -35,11 +35,11 @@ class Ladder:
         first = self.timed(work, size)
         if first > _LONG * self.budget:
             return extended([(size, first)], full)
-        seen = [(size, min(self.timed(work, size) for _ in range(runs)))]
-        while size < full and (len(seen) < 2 or seen[-1][1] < self.budget):
+        timings = [(size, min(self.timed(work, size) for _ in range(runs)))]
+        while size < full and (len(timings) < 2 or timings[-1][1] < self.budget):
             size = min(full, growth * size)
-            seen.append((size, min(self.timed(work, size) for _ in range(runs))))
-        return extended(seen, full)
+            timings.append((size, min(self.timed(work, size) for _ in range(runs))))
+        return extended(timings, full)
 
     def beyond_fixed(self, work: Callable[[int], object], full: int, *, least: int, more: int) -> tuple[float, float]:
         """Seconds that `work` takes whatever the size, and those that come with the size `full`, from two sizes."""
@@ -48,15 +48,15 @@ class Ladder:
         return fixed, max(0.0, seconds - fixed) * (full - least) / max(1, more - least)
 
     def timed(self, work: Callable[[int], object], size: int) -> float:
-        """Seconds of one run."""
+        """How many seconds one run takes."""
         start = self.clock()
         work(size)
         return self.clock() - start
 
 
-def extended(seen: list[tuple[int, float]], full: int) -> float:
+def extended(timings: list[tuple[int, float]], full: int) -> float:
     """The line through the last two of (size, seconds), or through the origin and the only one, at a larger size."""
-    size, seconds = seen[-1]
-    before, earlier = seen[-2] if len(seen) > 1 else (0, 0.0)
+    size, seconds = timings[-1]
+    before, earlier = timings[-2] if len(timings) > 1 else (0, 0.0)
     slope = max(0.0, (seconds - earlier) / (size - before))
     return seconds + min(slope, seconds / size) * (full - size)

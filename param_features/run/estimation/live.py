@@ -33,14 +33,14 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run the operation; what it was given was there before, what it returns is new."""
-        for given in tree_leaves((args, kwargs)):
-            self._see(given, counts=False)
-        found = func(*args, **(kwargs or {}))
-        for made in tree_leaves(found):
-            self._see(made, counts=True)
-        return found
+        for argument in tree_leaves((args, kwargs)):
+            self._count(argument, counts=False)
+        result = func(*args, **(kwargs or {}))
+        for output in tree_leaves(result):
+            self._count(output, counts=True)
+        return result
 
-    def _see(self, value: Any, *, counts: bool) -> None:
+    def _count(self, value: Any, *, counts: bool) -> None:
         for part in _parts(value):
             storage = part.untyped_storage()
             if storage not in self._known:

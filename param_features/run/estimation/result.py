@@ -1,4 +1,4 @@
-"""What a decomposition will take, as a table."""
+"""What a decomposition will take in time, memory and disk, printed as a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Estimate:
 
     @property
     def total_seconds(self) -> float:
-        """Of all stages."""
+        """Seconds of all stages together."""
         return sum(self.seconds.values())
 
     @property
@@ -54,7 +54,7 @@ class Estimate:
 
     @property
     def n_samples(self) -> int:
-        """Samples, training and held out."""
+        """Training samples and those held out together."""
         return self.sizes.n_samples
 
     def fits(self, memory_gib: float | None = None) -> dict[str, int]:
@@ -68,7 +68,7 @@ class Estimate:
         return self.sizes.within(budget - self.touched_bytes)
 
     def __repr__(self) -> str:
-        """The table."""
+        """Print the table."""
         slowest, fullest = max(self.seconds, key=self.seconds.__getitem__), self.sizes.largest
         share = self.seconds[slowest] / max(self.total_seconds, 1e-9)
         stages = "  ".join(f"{name} {_time(value)}" for name, value in self.seconds.items())

@@ -17,7 +17,7 @@ _ADVICE = {
 
 
 def advice(fitting: dict[str, int]) -> str:
-    """What to set, as it is written in a call."""
+    """Say which settings would fit, as they are written in a call."""
     return " or ".join(_ADVICE[name].format(f"{n:_}") for name, n in fitting.items())
 
 
@@ -29,21 +29,21 @@ def fit_in_room(
     Raises:
         MemoryEstimateError: Names the stage, the estimate, what is free, and the settings with which it would fit.
     """
-    found = sizes
-    while is_batch_open and found.peak_bytes > budget and found.fit.batch_size > _LEAST_BATCH:
-        found = replace(found, fit=replace(found.fit, batch_size=found.fit.batch_size // 2))
-    if found.peak_bytes <= budget:
-        if found.fit != sizes.fit:
-            say(f"batch_size={found.fit.batch_size} for the fit: {sizes.fit.batch_size} samples would not fit in memory.")
-        return found.fit
+    tried = sizes
+    while is_batch_open and tried.peak_bytes > budget and tried.fit.batch_size > _LEAST_BATCH:
+        tried = replace(tried, fit=replace(tried.fit, batch_size=tried.fit.batch_size // 2))
+    if tried.peak_bytes <= budget:
+        if tried.fit != sizes.fit:
+            say(f"batch_size={tried.fit.batch_size} for the fit: {sizes.fit.batch_size} samples would not fit in memory.")
+        return tried.fit
     fitting = sizes.within(budget)
-    then = (
+    advised = (
         f"Set {advice(fitting)}" if fitting else "Take fewer features, a lower rank and fewer samples, or fewer parameters"
     )
     raise MemoryEstimateError(
         f"{sizes.n_features:,} features of rank {sizes.rank} from {sizes.n_samples:,} samples of "
         f"{sizes.sample_bytes / 2**10:,.1f} KiB need about {_gib(sizes.peak_bytes)} GiB of memory, in the stage "
-        f"{sizes.largest!r}; {_gib(budget)} GiB are free. {then}. pf.estimate says what other settings need."
+        f"{sizes.largest!r}; {_gib(budget)} GiB are free. {advised}. pf.estimate says what other settings need."
     )
 
 

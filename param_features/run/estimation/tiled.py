@@ -8,7 +8,7 @@ from param_features.gradients import Gradients, SampleGradients
 
 
 class Tiled(SampleGradients):
-    """The same samples over and over."""
+    """Gradients of a few samples over and over, as if they were many."""
 
     def __init__(self, few: SampleGradients, n_samples: int) -> None:
         """Take the samples, and how many they are to stand for."""
@@ -16,13 +16,13 @@ class Tiled(SampleGradients):
 
     @property
     def sample_bytes(self) -> int:
-        """As of the few."""
+        """Bytes that a sample takes, as one of the few does."""
         return self._few.sample_bytes
 
     def rows(self, index: Int[Tensor, " sample"] | slice) -> Gradients:
         """The gradients of some samples, always copies."""
-        wanted = torch.arange(self.n_samples)[index if isinstance(index, slice) else index.cpu()]
-        return self._few.rows(wanted % self._few.n_samples)
+        places = torch.arange(self.n_samples)[index if isinstance(index, slice) else index.cpu()]
+        return self._few.rows(places % self._few.n_samples)
 
     @staticmethod
     def norms_of(few: SampleGradients, n_samples: int) -> None:

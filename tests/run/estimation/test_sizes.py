@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import param_features as pf
+from param_features.fit import FitRequest
 from param_features.fit.formats import LowRank
 from param_features.fit.loop import ranked_fit
 from param_features.fit.training import Trainer
@@ -38,9 +39,9 @@ class Started(Trainer):
         return found
 
 
-def sizes_of(like, n_features, rank, fit=None, **more) -> Sizes:
-    counts = {"n_train": 1500, "n_held_out": 150, "l0": max(1.0, n_features / 20)} | more
-    return Sizes.of(like, n_features=n_features, rank=rank, fit=fit or pf.FitSettings(), **counts)
+def sizes_of(like, n_features, rank, fit=None, *, n_train=1500) -> Sizes:
+    request = FitRequest(n_features, rank, max(1.0, n_features / 20), fit or pf.FitSettings())
+    return Sizes.of(like, n_train, 150, request)
 
 
 def store_of(sizes: Sizes) -> Tiled:
@@ -50,8 +51,7 @@ def store_of(sizes: Sizes) -> Tiled:
 
 
 def trainer_of(sizes: Sizes) -> Started:
-    generator = torch.Generator().manual_seed(0)
-    return Started(store_of(sizes), sizes.n_features, sizes.rank, sizes.l0, sizes.fit, generator)
+    return Started(store_of(sizes), sizes.request, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("like", "n_features", "rank"), CASES)

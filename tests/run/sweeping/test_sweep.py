@@ -68,7 +68,9 @@ def test_the_planted_number_rank_and_l0_are_recommended(found):
 
 def test_each_row_is_what_decompose_finds_from_the_same_store(found, folder):
     place = next(place for place, row in enumerate(found.rows) if row.setting == (3, 2, 1, 0))
-    alone = pf.decompose(Given(8, 7), store=folder / "store", n_features=3, l0=1, fit=dataclasses.replace(FIT, rank=2), progress=False)
+    alone = pf.decompose(
+        Given(8, 7), store=folder / "store", n_features=3, l0=1, fit=dataclasses.replace(FIT, rank=2), progress=False
+    )
     row = found.rows[place]
     assert dict(found.fits[place].metrics) == dict(alone.metrics)
     assert (row.error, row.size) == (alone.metrics["reconstruction_error"], 3 * 2 * (8 + 7))

@@ -65,7 +65,7 @@ def one(case: str, what: str, folder: Path) -> dict:
             params,
             tokens,
             n_features=n_features,
-            rank=rank,
+            fit=pf.FitSettings(rank=rank),
             n_samples=n_samples,
             steps=steps,
             clock=time.process_time,
@@ -83,7 +83,16 @@ def one(case: str, what: str, folder: Path) -> dict:
         with tempfile.TemporaryDirectory() as place:
             pf.harvest(model, params, tokens, directory=place, n_samples=n_samples, progress=False)
             return {"disk": sum(file.stat().st_size for file in Path(place).iterdir())}
-    pf.decompose(model, params, tokens, n_features=n_features, rank=rank, n_samples=n_samples, steps=steps, progress=False)
+    pf.decompose(
+        model,
+        params,
+        tokens,
+        n_features=n_features,
+        fit=pf.FitSettings(rank=rank),
+        n_samples=n_samples,
+        steps=steps,
+        progress=False,
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"total": time.process_time() - start, "peak": peak, "above": peak - before}
 

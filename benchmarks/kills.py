@@ -38,7 +38,7 @@ def beginning() -> Begin:
     model, tokens = pf.demo.load_model(), pf.demo.tokens(400)
     resuming.SHARD_MIB = 0.5
 
-    def decompose(features: Path, checkpoint_dir: Path | None = None) -> None:
+    def decompose(features: Path, checkpoints: Path | None = None) -> None:
         fitted = pf.decompose(
             model,
             "blocks.2.attn.W_K",
@@ -48,8 +48,7 @@ def beginning() -> Begin:
             n_features=50,
             steps=N_STEPS,
             progress=False,
-            checkpoint_dir=checkpoint_dir,
-            checkpoint_every=0.3,
+            checkpoints=None if checkpoints is None else pf.CheckpointSettings(checkpoints, every=0.3),
         )
         fitted.save_pretrained(features)
 

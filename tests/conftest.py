@@ -75,8 +75,8 @@ def tiny_features(tiny_hooked, tiny_tokens):
     """A short tied fit, so that activations are derivatives along the directions themselves."""
     import param_features as pf
 
-    fit = pf.FitSettings(steps=30, batch_size=64, selection="l1")
-    call = {"n_features": 6, "rank": 2, "l0": 2, "fit": fit, "progress": False}
+    fit = pf.FitSettings(steps=30, batch_size=64, selection="l1", rank=2)
+    call = {"n_features": 6, "l0": 2, "fit": fit, "progress": False}
     return pf.decompose(tiny_hooked, "blocks.0.attn.W_K", tiny_tokens, **call)
 
 

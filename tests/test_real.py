@@ -16,7 +16,7 @@ def real(stories):
 @pytest.fixture(scope="module")
 def features(real):
     model, tokens = real
-    call = {"n_features": 100, "rank": 1, "l0": 5, "seed": 0, "n_samples": 12_000, "steps": 300, "progress": False}
+    call = {"n_features": 100, "l0": 5, "seed": 0, "n_samples": 12_000, "steps": 300, "progress": False}
     return pf.decompose(model, params="blocks.2.attn.W_K", tokens=tokens, **call)
 
 

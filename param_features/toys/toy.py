@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from param_features.features import ParamFeatures, decompose
+from param_features.fit import FitSettings, HessianSettings
 
 
 @runtime_checkable
@@ -48,8 +49,11 @@ class Toy(ABC):
 
     def decompose(self, *, seed: int = 0, **changes: Any) -> ParamFeatures:
         """`pf.decompose` with the toy's own settings, in 1,000 steps where it has no other number, and `changes`."""
-        defaults = {"n_features": self.n_features, "rank": self.rank, "l0": self.l0, "divergence": self.divergence}
+        defaults = {"n_features": self.n_features, "l0": self.l0, "divergence": self.divergence}
         settings = {**defaults, "steps": 1000, "progress": False, **self.settings, **changes}
+        if self.rank != 1:
+            usual = HessianSettings() if settings.get("method") == "hessian" else FitSettings()
+            settings["fit"] = replace(settings.get("fit") or usual, rank=self.rank)
         return decompose(self.model, self.params, inputs=self.inputs, seed=seed, **settings)
 
     @abstractmethod

@@ -40,8 +40,8 @@ def tokens_for(model):
 
 def fitted(model, params, *, rank=1, n_features=2, seed=0):
     """A fit in double precision, short: the table does not ask what the features mean."""
-    fit = pf.FitSettings(steps=2, batch_size=16, selection="l1")
-    call = {"n_features": n_features, "rank": rank, "l0": 1, "fit": fit, "n_samples": 64, "progress": False, "seed": seed}
+    fit = pf.FitSettings(steps=2, batch_size=16, selection="l1", rank=rank)
+    call = {"n_features": n_features, "l0": 1, "fit": fit, "n_samples": 64, "progress": False, "seed": seed}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
         found = pf.decompose(model, params, tokens_for(model), **call)

@@ -30,8 +30,8 @@ def saved(tiny_features, tmp_path):
 @pytest.fixture(scope="module")
 def untied(tiny_hooked, tiny_tokens):
     params = [W_K, "blocks.0.attn.b_K"]
-    fit = pf.FitSettings(steps=10, selection="top_k")
-    return pf.decompose(tiny_hooked, params, tiny_tokens, n_features=6, rank=2, l0=2, fit=fit, progress=False)
+    fit = pf.FitSettings(steps=10, selection="top_k", rank=2)
+    return pf.decompose(tiny_hooked, params, tiny_tokens, n_features=6, l0=2, fit=fit, progress=False)
 
 
 def test_direction_has_the_parameters_shape_and_unit_norm(untied):

@@ -108,9 +108,8 @@ def test_features_too_weak_to_be_kept_restart(kind, resample):
 
 
 def decomposed(model, tokens, **changes) -> pf.ParamFeatures:
-    fit = pf.FitSettings(steps=20, batch_size=64, selection=changes.pop("selection", "top_k"))
-    call = {"n_features": 6, "rank": 2, "l0": 2, "fit": fit, "progress": False}
-    return pf.decompose(model, [W_K, "blocks.0.attn.b_K"], tokens, **call | changes)
+    fit = pf.FitSettings(**{"steps": 20, "batch_size": 64, "selection": "top_k", "rank": 2} | changes)
+    return pf.decompose(model, [W_K, "blocks.0.attn.b_K"], tokens, n_features=6, l0=2, fit=fit, progress=False)
 
 
 @pytest.mark.parametrize(("kind", "selection"), [("matrix", "top_k"), ("cp", "top_k"), ("cp", "l1"), ("tucker", "top_k")])

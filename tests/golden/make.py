@@ -66,11 +66,11 @@ def data(kind: str) -> dict:
 
 def features(folder: Path, models: dict[str, nn.Module]) -> dict:
     """Untied features of a convolution and a matrix; tied ones of a table and a matrix, with padded tokens as examples."""
-    settings = {"n_features": 3, "l0": 1, "progress": False, "measure": pf.MeasureSettings(n_references=2, n_examples=3)}
-    steps, l1 = {"steps": 4}, pf.FitSettings(steps=4, selection="l1")
+    settings = {"n_features": 3, "l0": 1, "progress": False, "harvest": pf.HarvestSettings(n_references=2, n_examples=3)}
+    steps, l1 = {"steps": 4}, pf.FitSettings(steps=4, selection="l1", rank=2)
     found = {
         "untied": pf.decompose(models[IMAGES], ["conv.weight", "out.weight"], **data(IMAGES), **settings, **steps),
-        "tied": pf.decompose(models[TOKENS], ["embed.weight", "out.weight"], **data(TOKENS), rank=2, fit=l1, **settings),
+        "tied": pf.decompose(models[TOKENS], ["embed.weight", "out.weight"], **data(TOKENS), fit=l1, **settings),
     }
     for name, one in found.items():
         one.save_pretrained(folder / name)
@@ -115,7 +115,7 @@ def shards_of(folder: Path) -> dict:
 
 def checkpoints(folder: Path, models: dict[str, nn.Module]) -> dict:
     """A fit between two steps, beside the gradients that it fits."""
-    call = {"n_features": 2, "l0": 1, "steps": 3, "progress": False, "checkpoint_dir": folder / "checkpoint"}
+    call = {"n_features": 2, "l0": 1, "steps": 3, "progress": False, "checkpoints": folder / "checkpoint"}
     found = pf.decompose(models[IMAGES], "out.weight", **data(IMAGES), **call)
     path = folder / "checkpoint" / "fit.safetensors"
     return {"n_steps": found.config["steps_done"], "tensors": {name: t.tolist() for name, t in load_file(path).items()}}

@@ -29,7 +29,7 @@ def tokens(n_rows=12, seed=7):
 
 @pytest.fixture(scope="module")
 def features():
-    call = {"n_features": 5, "l0": 2, "rank": 2, "steps": 5, "n_samples": 60, "progress": False}
+    call = {"n_features": 5, "l0": 2, "fit": pf.FitSettings(steps=5, rank=2), "n_samples": 60, "progress": False}
     return pf.decompose(hf_llama(), PARAMS, tokens(30, seed=1), tokenizer=tokenizer(), **call)
 
 

@@ -51,7 +51,7 @@ def tokens(n_rows=30):
 
 
 def fitted(model, params, *, rank=1, **data):
-    call = {"n_features": 4, "l0": 2, "rank": rank, "steps": 3, "n_samples": 60, "progress": False}
+    call = {"n_features": 4, "l0": 2, "fit": pf.FitSettings(steps=3, rank=rank), "n_samples": 60, "progress": False}
     return pf.decompose(model, params, **(data or {"tokens": tokens()}), **call)
 
 

@@ -24,7 +24,7 @@ KINDS = {
     "top_k": {"fit": pf.FitSettings(steps=30, batch_size=65, selection="top_k", dead_after=3)},
     "l1": {"reference": "mean", "fit": pf.FitSettings(steps=30, batch_size=64, selection="l1")},
     "hessian": {"method": "hessian", "steps": 5},
-    "cp": {"format": "cp", "params": [W_K, "blocks.1.mlp.W_in"], "steps": 10},
+    "cp": {"fit": pf.FitSettings(format="cp"), "params": [W_K, "blocks.1.mlp.W_in"], "steps": 10},
     "background": {"steps": 10},
     "few": {"fit": pf.FitSettings(steps=5, batch_size=1)},
 }
@@ -52,10 +52,10 @@ def run(folder: Path) -> None:
 def resumable(folder: Path, *, dies_at: int | None = None) -> None:
     """The fit `pursuit` with a checkpoint after every step; in that step the last process dies, as by a SIGKILL."""
     torch.set_num_threads(1)
-    processes, kept = launched(), {"checkpoint_dir": folder / "kept", "checkpoint_every": 0}
+    processes, checkpoints = launched(), pf.CheckpointSettings(folder / "kept", every=0)
     is_last = processes.index == processes.n - 1
     with stopped_after(dies_at, stop=die) if is_last and dies_at is not None else nullcontext():
-        features = fitted(hooked_transformer(), rows(), **KINDS["pursuit"], **kept)
+        features = fitted(hooked_transformer(), rows(), **KINDS["pursuit"], checkpoints=checkpoints)
     torch.save(found(features), folder / f"pursuit {processes.index}.pt")
 
 

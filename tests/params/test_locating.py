@@ -9,7 +9,7 @@ from param_features.errors import FingerprintError, UnknownParameterError
 from param_features.params import ParamRecord, adapter_for, fingerprint, matching_views, select
 from tests.models import normal, randomised
 
-QUICK = {"n_features": 4, "rank": 2, "l0": 1, "steps": 4, "progress": False}
+QUICK = {"n_features": 4, "l0": 1, "fit": pf.FitSettings(steps=4, rank=2), "progress": False}
 TOKENS = torch.randint(7, (60, 5), generator=torch.Generator().manual_seed(0))
 
 

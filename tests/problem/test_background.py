@@ -78,7 +78,7 @@ def test_pairs_and_a_background_together_are_saved_and_loaded(tiny_hooked, tmp_p
 @pytest.mark.parametrize("selection", ["pursuit", "top_k", "l1"])
 @pytest.mark.parametrize("format", ["matrix", "tucker"])
 def test_every_encoder_and_format_takes_a_background(tiny_hooked, selection, format):
-    call = {**QUICK, "fit": pf.FitSettings(selection=selection), "format": format}
+    call = {**QUICK, "fit": pf.FitSettings(selection=selection, format=format)}
     tokens, other = drawn(40, 8, 1), drawn(60, 6, 2)
     features = pf.decompose(tiny_hooked, W_K, tokens, background=other, **call)
     assert (features.v_in is features.v_out) == (selection == "l1")

@@ -116,7 +116,9 @@ def test_nothing_is_lost_at_full_rank(single, tiny_tokens, whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "call", [{"format": "cp"}, {"rank": 3}, {"fit": pf.FitSettings(steps=5, selection="top_k")}], ids=str
+    "call",
+    [{"fit": pf.FitSettings(format="cp")}, {"fit": pf.FitSettings(rank=3)}, {"fit": pf.FitSettings(selection="top_k")}],
+    ids=str,
 )
 def test_every_fit_takes_it(single, small, call):
     found = pf.decompose(single, store=small, **{**QUICK, "steps": 5} | call)

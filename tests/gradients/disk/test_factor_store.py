@@ -167,7 +167,7 @@ def test_one_store_serves_other_seeds_ranks_and_numbers_of_features(tiny_hooked,
     fits = [pf.decompose(tiny_hooked, store=kept, **QUICK | more) for more in ({"seed": 1}, {"seed": 2}, {"n_features": 9})]
     assert fits[0].metrics["control_pca"] == fits[1].metrics["control_pca"]
     assert not torch.equal(fits[0].v_out.tensors[0], fits[1].v_out.tensors[0])
-    assert len(pf.decompose(tiny_hooked, store=kept, rank=3, **QUICK).v_out.tensors[0][0, 0]) == 3
+    assert len(pf.decompose(tiny_hooked, store=kept, fit=pf.FitSettings(rank=3), **QUICK).v_out.tensors[0][0, 0]) == 3
     assert fits[2].n_features == 9
     assert fits[0].config["store"].items() >= {"directory": str(kept.directory), "seed": 0, "compression": "none"}.items()
     assert len(fits[0].config["store"]["recipe_sha256"]) == 64

@@ -75,7 +75,7 @@ def test_the_model_and_the_random_state_are_as_before(demo):
     model.eval()
 
 
-@pytest.mark.parametrize("more", [{"format": "tucker", "rank": 2}, {"fit": pf.FitSettings(selection="l1")}])
+@pytest.mark.parametrize("more", [{"fit": pf.FitSettings(format="tucker", rank=2)}, {"fit": pf.FitSettings(selection="l1")}])
 def test_other_formats_and_selections(demo, more):
     assert pf.estimate(demo[0], tokens=demo[1], **CALL, **more).total_seconds > 0
 

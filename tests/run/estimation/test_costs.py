@@ -73,8 +73,8 @@ def test_a_batch_follows_how_many_outputs_exist_together(monkeypatch, tiny_hooke
     problem = read_problem(chosen, tiny_tokens, None, divergence="auto", reference="sample")
 
     def batch_bytes() -> int:
-        settings, measure = pf.HarvestSettings(n_samples=8 * len(tiny_tokens)), pf.MeasureSettings()
-        return estimating._harvest_probe(problem, settings, measure, n_features=4, seed=0).batch_bytes
+        settings = pf.HarvestSettings(n_samples=8 * len(tiny_tokens))
+        return estimating._harvest_probe(problem, settings, n_features=4, seed=0).batch_bytes
 
     before = batch_bytes()
     patch(monkeypatch, "gradients.engine.MOST_LOGITS", 40)

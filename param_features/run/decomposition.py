@@ -114,10 +114,11 @@ def decompose(
         progress: Whether to show progress bars and notices, on the error stream.
         n_samples: Samples to harvest; overrides `harvest.n_samples`.
         harvest: How samples, references and examples are taken from the data.
-        fit: Further settings of the fit, rank and format among them: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for `"hessian"`. Where none are
-            given and a batch of 1,024 samples does not fit in memory, a smaller one is taken, and said.
-        checkpoints: A folder in which harvest and fit are kept as they go, or `pf.CheckpointSettings(folder, every=seconds)`.
-            The same call goes on from there after a kill, and ends with the bits of an unbroken one on the same machine;
+        fit: Further settings of the fit, rank and format among them: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for
+            `"hessian"`. Where none are given and a batch of 1,024 samples does not fit in memory, a smaller one is taken, and
+            a notice says so.
+        checkpoints: A folder in which harvest and fit are kept as they go, or `pf.CheckpointSettings(folder, every=5)` for
+            other seconds between them. The same call goes on from there after a kill, and ends with the bits of an unbroken one on the same machine;
             Ctrl-C leaves a checkpoint too. Gradients then lie on disk, and how many are taken does not depend on the
             memory: see docs/how-to/store.md.
 
@@ -162,12 +163,12 @@ def decompose(
         problem = opened.problem(
             chosen, tokens, inputs, divergence=divergence, reference=reference, settings=harvest, method=method
         )
-    beside = None if background is None else read_background(problem, background, n_features, method)
+    left_alone = None if background is None else read_background(problem, background, n_features, method)
     if method == "hessian":
         check_curved(problem.divergence)
     say_notices(problem, divergence if opened is None else None, request.say)
     is_open = fit is None and checkpoints is None  # a resumed fit must find the batch that it began with
-    run = Decomposition(problem, request, harvest, settings, beside, opened, is_open, processes)
+    run = Decomposition(problem, request, harvest, settings, left_alone, opened, is_open, processes)
     if checkpoints is None:
         return run.fitted()
     with resumable(CheckpointSettings.of(checkpoints), run.job) as (gradients, folder):
@@ -180,7 +181,7 @@ class Decomposition:
 
     Attributes:
         problem: What gradients are taken of.
-        request: What was asked of the fit.
+        request: What was request of the fit.
         harvest: How samples, references and examples are taken.
         fit: Settings of the fit.
         background: Samples that the features are to leave alone.
@@ -234,11 +235,11 @@ class Decomposition:
             counts = [len(rows) * plan.n_slots for rows in (plan.train, plan.held_out)]
         else:
             like, counts = self.store.train.rows(slice(0, 2)), [self.store.train.n_samples, self.store.held_out.n_samples]
-        asked, free = self.request, free_bytes(self.problem.subset.device)
+        request, free = self.request, free_bytes(self.problem.subset.device)
         free = self.processes.least(free // self.processes.n_on_machine)
-        wanted = FitRequest(asked.n_features, self.fit.rank, asked.l0, self.fit)
+        wanted = FitRequest(request.n_features, self.fit.rank, request.l0, self.fit)
         sizes = Sizes.of(like, counts[0], counts[1], wanted, is_stored=self.store is not None)
-        return fit_in_room(sizes, free, asked.say, is_batch_open=self.is_batch_open)
+        return fit_in_room(sizes, free, request.say, is_batch_open=self.is_batch_open)
 
     def _measured(self, engine: GradientEngine, harvester: Harvester, plan: SamplePlan, question: Question) -> Fitted:
         train, held_out = self._harvest(harvester, plan)
@@ -276,25 +277,25 @@ class Decomposition:
         self, fit_to: FitCall, engine: GradientEngine, target: Stores
     ) -> tuple[Fit, dict[str, float], dict[str, Any]]:
         """Features that leave the background alone, metrics beside a fit without it, and the record."""
-        asked, background = self.request, self.background
+        request, background = self.request, self.background
         assert background is not None
-        there = background_gradients(
+        background_samples = background_gradients(
             background,
             engine,
             self.harvest,
-            n_features=background.settings.n_own(asked.n_features),
+            n_features=background.settings.n_own(request.n_features),
             generator=self._generator(Stage.BACKGROUND),
-            progress=asked.progress,
+            progress=request.progress,
             processes=self.processes,
         )
         return fit_beside(
             fit_to,
             target,
-            there,
+            background_samples,
             background.settings,
-            n_features=asked.n_features,
+            n_features=request.n_features,
             rank=self.fit.rank,
-            l0=asked.l0,
+            l0=request.l0,
             generator=self._generator(Stage.BESIDE_BACKGROUND),
         )
 
@@ -306,10 +307,10 @@ class Decomposition:
         n_features: int | None = None,
         off_target: OffTarget | None = None,
     ) -> Fit:
-        asked = self.request
+        request = self.request
         checkpoints = None if self.folder is None else self.folder.checkpoints(store, n_features, off_target)
-        n_features = asked.n_features if n_features is None else n_features
-        l0, generator = min(asked.l0, n_features), self._generator(Stage.FIT)
+        n_features = request.n_features if n_features is None else n_features
+        l0, generator = min(request.l0, n_features), self._generator(Stage.FIT)
         if isinstance(self.fit, HessianSettings):
             divergence, rows = check_curved(self.problem.divergence), self.problem.data.rows(plan.train)
             return fit_hessian(
@@ -319,7 +320,7 @@ class Decomposition:
                 store,
                 FitRequest(n_features, self.fit.rank, l0, self.fit),
                 generator=generator,
-                progress=asked.progress,
+                progress=request.progress,
                 checkpoints=checkpoints,
                 processes=self.processes,
             )
@@ -328,7 +329,7 @@ class Decomposition:
             store,
             FitRequest(n_features, self.fit.rank, l0, self.fit, FORMATS[self.fit.format], modes),
             generator=generator,
-            progress=asked.progress,
+            progress=request.progress,
             off_target=off_target,
             checkpoints=checkpoints,
             processes=self.processes,
@@ -340,9 +341,9 @@ class Decomposition:
     def _harvest(self, harvester: Harvester, plan: SamplePlan) -> tuple[SampleGradients, SampleGradients]:
         """Gradients to fit to, and to measure on."""
         if self.store is not None:
-            here = self.store.on(self.problem.subset.device)
-            is_own = self.folder is not None and self.folder.has_gradients
-            train, held_out = near(here.train, here.held_out, n_bytes=harvester.budget if is_own else 0)
+            store = self.store.on(self.problem.subset.device)
+            is_ours = self.folder is not None and self.folder.has_gradients
+            train, held_out = near(store.train, store.held_out, n_bytes=harvester.budget if is_ours else 0)
             return train, held_out
         generator = self._generator(Stage.HARVEST)
         train = self._store(harvester, plan.train, plan.n_slots, generator, "harvest")

@@ -1,19 +1,16 @@
 """Other fits that an audit stands beside: a second seed, and a model that has learned nothing."""
 
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from param_features.errors import SettingError
-from param_features.fit import FitSettings, HessianSettings
 from param_features.fitted import Fitted
-from param_features.gradients import HarvestSettings
 from param_features.intervene import copied
 from param_features.params import adapter_for, all_parameters
 from param_features.problem import KL, CustomDivergence
-from param_features.run import decompose
+from param_features.run import decompose, settings_of_record
 
 
 def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, seed: int) -> Fitted:
@@ -29,8 +26,7 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
     reference = features.references if features.reference == "given" else features.reference
     if isinstance(reference, Tensor) and isinstance(features.divergence, KL):
         reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
-    settings_type = HessianSettings if config["method"] == "hessian" else FitSettings
-    form = {name: config[name] for name in ("rank", "format") if name in {field.name for field in fields(settings_type)}}
+    harvest, fit = settings_of_record(config)
     return decompose(
         features.bound_engine("audit").adapter.model if model is None else model,
         list(features.params),
@@ -42,8 +38,8 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
         reference=reference,
         method=config["method"],
         seed=seed,
-        harvest=HarvestSettings(**{**config["harvest"], **config.get("measure", {})}),
-        fit=settings_type(**{**config["fit"], **form}),
+        harvest=harvest,
+        fit=fit,
         progress=False,
     )
 

@@ -1,7 +1,7 @@
 """From a model, parameter names and inputs to features with their controls."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -44,7 +44,7 @@ from param_features.problem import (
 from param_features.run.contrast import FitCall, Stores, background_gradients, fit_beside
 from param_features.run.estimation.room import fit_in_room
 from param_features.run.estimation.sizes import Sizes
-from param_features.run.request import MethodSettings, Request, check_request, method_settings, usual_l0
+from param_features.run.request import MethodSettings, Request, check_request, method_settings, settings_record, usual_l0
 from param_features.run.resuming import CheckpointFolder, CheckpointSettings, Job, resumable
 
 
@@ -115,12 +115,12 @@ def decompose(
         n_samples: Samples to harvest; overrides `harvest.n_samples`.
         harvest: How samples, references and examples are taken from the data.
         fit: Further settings of the fit, rank and format among them: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for
-            `"hessian"`. Where none are given and a batch of 1,024 samples does not fit in memory, a smaller one is taken, and
-            a notice says so.
+            `"hessian"`. Where none are given and a batch of 1,024 samples does not fit in memory, a smaller one is taken, which
+            a notice says.
         checkpoints: A folder in which harvest and fit are kept as they go, or `pf.CheckpointSettings(folder, every=5)` for
-            other seconds between them. The same call goes on from there after a kill, and ends with the bits of an unbroken one on the same machine;
-            Ctrl-C leaves a checkpoint too. Gradients then lie on disk, and how many are taken does not depend on the
-            memory: see docs/how-to/store.md.
+            other seconds between them. The same call goes on from there after a kill, and ends with the bits of an unbroken
+            one on the same machine; Ctrl-C leaves a checkpoint too. Gradients then lie on disk, and how many are taken does
+            not depend on the memory: see docs/how-to/store.md.
 
     Returns:
         The features, with metrics on held-out sequences beside the same metrics of three controls.
@@ -374,8 +374,7 @@ class Decomposition:
         return {
             **self.request.record(self.fit),
             "progress": self.request.progress,
-            "harvest": asdict(self.harvest),
-            "fit": asdict(self.fit),
+            **settings_record(self.harvest, self.fit),
             "steps_done": fit.steps_done,
             "history": fit.history,
             "model": self.problem.adapter.description,

@@ -1,12 +1,13 @@
 """What the user asks of a fit, and what is refused before any expensive step."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from param_features.errors import FeatureCountError, RankError, SettingError, nearest
 from param_features.fit import FitSettings, HessianSettings, check_l0
 from param_features.fit.formats import FORMATS
+from param_features.gradients import HarvestSettings
 from param_features.machine import notices
 from param_features.params import ParamSubset
 
@@ -32,7 +33,7 @@ class Request:
         return notices(self.progress)
 
     def record(self, fit: MethodSettings) -> dict[str, Any]:
-        """What decides a fit, for its record."""
+        """What decides a fit beside its method's own settings, for its record."""
         return {
             "method": self.method,
             "n_features": self.n_features,
@@ -41,6 +42,30 @@ class Request:
             "l0": self.l0,
             "seed": self.seed,
         }
+
+
+_FORM = ("rank", "format")
+"""Settings of a fit that its record holds beside the method's others."""
+
+_MEASURE = ("n_references", "n_examples")
+"""Settings of a harvest that the record of a fit holds under `measure`."""
+
+
+def settings_record(harvest: HarvestSettings, fit: MethodSettings) -> dict[str, dict[str, Any]]:
+    """Write settings as the record of a fit holds them; `settings_of_record` reads them."""
+    taken = asdict(harvest)
+    return {
+        "harvest": {name: value for name, value in taken.items() if name not in _MEASURE},
+        "fit": {name: value for name, value in asdict(fit).items() if name not in _FORM},
+        "measure": {name: taken[name] for name in _MEASURE},
+    }
+
+
+def settings_of_record(record: Mapping[str, Any]) -> tuple[HarvestSettings, MethodSettings]:
+    """Read the settings of a harvest and a fit from the fit's record."""
+    kind = _METHODS[record["method"]]
+    form = {name: record[name] for name in _FORM if name in {field.name for field in fields(kind)}}
+    return HarvestSettings(**record["harvest"], **record["measure"]), kind(**record["fit"], **form)
 
 
 def usual_l0(n_features: int) -> float:

@@ -252,7 +252,7 @@ def test_features_move_to_another_model_and_mean_the_same(original, target, save
 
 def test_a_tied_fit_stays_tied(original, renamed):
     fit = pf.FitSettings(steps=4, selection="l1")
-    features = pf.decompose(original, "key.weight", TOKENS, **{**QUICK, "steps": None}, fit=fit)
+    features = pf.decompose(original, "key.weight", TOKENS, **QUICK | {"fit": fit})
     assert features.v_in is features.v_out
     from param_features.run import bind
 

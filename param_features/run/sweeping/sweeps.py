@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from os import PathLike
@@ -22,7 +22,7 @@ from param_features.params import ParamSpec
 from param_features.problem import Problem, check_curved, read_model, say_notices
 from param_features.run.decomposition import Decomposition
 from param_features.run.harvesting import harvest as harvest_to_disk
-from param_features.run.request import MethodSettings, Request, check_request, method_settings
+from param_features.run.request import MethodSettings, Request, check_request, method_settings, settings_record
 from param_features.run.sweeping.finished import read_finished
 from param_features.run.sweeping.row import SweepRow, row_of
 from param_features.run.sweeping.settings import Setting, SweepSettings, grid
@@ -238,7 +238,7 @@ class _Sweeping:
 
     def _read(self, place: Path, job: _Job) -> Fitted | None:
         """The finished fit in a folder, None where there is none."""
-        record = job.request.record(job.fit) | {"fit": asdict(job.fit), "harvest": asdict(self.harvest)}
+        record = job.request.record(job.fit) | settings_record(self.harvest, job.fit)
         wanted = record | {"steps_done": job.fit.steps, "gradients": self.store.summary["recipe_sha256"]}
         return self.read(place, wanted)
 

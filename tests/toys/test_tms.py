@@ -63,7 +63,7 @@ def test_features_are_found_and_the_controls_are_not(toy, fit):
 
 
 def test_the_planted_directions_themselves_score_1(toy, fit):
-    scores = toy.score(dataclasses.replace(fit, v_out=toy.truth.rows([4, 2, 0, 1, 3])))
+    scores = toy.score(fit.with_directions(toy.truth.rows([4, 2, 0, 1, 3]), fit.v_in))
     assert scores.mmcs == pytest.approx(1)
     assert scores.n_covered == 5
 

@@ -1,7 +1,5 @@
 """The linear map: truth by hand, the recovered map against the model's own, and controls that must fail."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -50,7 +48,7 @@ def test_the_recovered_map_of_the_exact_gradients_is_the_models_own(toy, fit):
     units = torch.eye(10)
     outputs = toy.model(units).detach()
     exact = unit_directions(probe_gradients(toy.model, toy.params, units, 2 * outputs), 1)
-    found = toys.recovered_map(toy, dataclasses.fit.with_directions(exact))
+    found = toys.recovered_map(toy, fit.with_directions(exact))
     torch.testing.assert_close(found, toy.model.map(), rtol=1e-3, atol=1e-3)
     assert r_squared(found, toy.model.map()) > 0.999
     assert r_squared(found.roll(1, 1), toy.model.map()) < 0.5

@@ -1,7 +1,5 @@
 """XOR: outputs, truth by hand, recovery and what must fail."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -34,7 +32,8 @@ def test_a_corners_direction_is_the_units_slopes_times_the_corner(toy):
 
 
 def test_the_true_directions_fire_highest_on_their_own_corners(toy):
-    features = dataclasses.replace(toy.decompose(steps=1), v_out=toy.truth)
+    fit = toy.decompose(steps=1)
+    features = fit.with_directions(toy.truth, fit.v_in)
     assert toy.fires_highest(features) == list(CORNERS)
     scores = toy.score(features)
     assert scores.mmcs == pytest.approx(1)

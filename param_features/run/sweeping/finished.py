@@ -41,7 +41,7 @@ def read_finished(
     except StoreError:
         return None
     plain = json.loads(json.dumps(dict(wanted)))
-    record = {**features.config, "gradients": features.config.get("store", {}).get("recipe_sha256")}
+    record = {**_as_now(features.config), "gradients": features.config.get("store", {}).get("recipe_sha256")}
     differing = [name for name, value in plain.items() if record.get(name) != value]
     if differing:
         lines = "; ".join(f"{name} {_short(plain[name])}, there {_short(record.get(name))}" for name in differing)
@@ -50,6 +50,15 @@ def read_finished(
             "another directory=."
         )
     return features
+
+
+def _as_now(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record of version 0.1.0, which has `measure`, with its settings where later versions write them."""
+    if "measure" not in config:
+        return config
+    names = ("rank",) if config.get("method") == "hessian" else ("rank", "format")
+    fit = {**config.get("fit", {}), **{name: config.get(name) for name in names}}
+    return {**config, "fit": fit, "harvest": {**config.get("harvest", {}), **config["measure"]}}
 
 
 def _short(value: Any) -> str:

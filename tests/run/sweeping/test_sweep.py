@@ -201,6 +201,22 @@ def test_a_fit_that_was_cut_short_on_disk_is_made_again(tmp_path):
     assert again.rows == first.rows
 
 
+@pytest.mark.parametrize(("method", "fit"), [("l3d", QUICK), ("hessian", pf.HessianSettings(steps=4, batch_size=16))])
+def test_finished_fits_of_the_first_release_are_read_again(tmp_path, monkeypatch, method, fit):
+    """0.1.0 wrote references and examples as `measure`, and rank and format at the top of the record alone."""
+    model = nn.Linear(4, 3)
+    call = {"inputs": normal(60, 4), "n_features": [2, 3], "l0": 1, "n_samples": 60, "progress": False}
+    first = pf.sweep(model, "weight", **call, method=method, fit=fit, directory=tmp_path)
+    for row, features in zip(first.rows, first.fits, strict=True):
+        harvest, settings = dict(features.config["harvest"]), dict(features.config["fit"])
+        measure = {name: harvest.pop(name) for name in ("n_references", "n_examples")}
+        older = {name: value for name, value in settings.items() if name not in ("rank", "format")}
+        config = {**features.config, "harvest": harvest, "fit": older, "measure": measure}
+        dataclasses.replace(features, config=config).save_pretrained(tmp_path / row.setting.folder)
+    monkeypatch.setattr(Decomposition, "fitted", lambda run: pytest.fail("fitted again"))
+    assert pf.sweep(model, "weight", **call, method=method, fit=fit, directory=tmp_path).rows == first.rows
+
+
 def test_fits_made_otherwise_are_refused_by_name(tmp_path):
     quick(normal(60, 4, 3), directory=tmp_path)
     with pytest.raises(StoreError, match=r"holds a fit that was made otherwise: fit .*'steps': 5.*another directory="):

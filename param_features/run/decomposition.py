@@ -115,12 +115,12 @@ def decompose(
         n_samples: Samples to harvest; overrides `harvest.n_samples`.
         harvest: How samples, references and examples are taken from the data.
         fit: Further settings of the fit, rank and format among them: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for
-            `"hessian"`. Where none are given and a batch of 1,024 samples does not fit in memory, a smaller one is taken, and
-            said.
-        checkpoints: A folder in which harvest and fit are kept as they go, or `pf.CheckpointSettings(folder, every=seconds)`.
-            The same call goes on from there after a kill, and ends with the bits of an unbroken one on the same machine;
-            Ctrl-C leaves a checkpoint too. Gradients then lie on disk, and how many are taken does not depend on the
-            memory: see docs/how-to/store.md.
+            `"hessian"`. Where none are given and a batch of 1,024 samples does not fit in memory, a smaller one is taken,
+            and said.
+        checkpoints: A folder in which harvest and fit are kept as they go, or
+            `pf.CheckpointSettings(folder, every=seconds)`. The same call goes on from there after a kill, and ends with the
+            bits of an unbroken one on the same machine; Ctrl-C leaves a checkpoint too. Gradients then lie on disk, and how
+            many are taken does not depend on the memory: see docs/how-to/store.md.
 
     Returns:
         The features, with metrics on held-out sequences beside the same metrics of three controls.

@@ -64,13 +64,15 @@ def method_settings(
     """
     if method not in _METHODS:
         raise SettingError(
-            f"method={method!r} is unknown. Accepted: {', '.join(map(repr, _METHODS))}; nearest: {nearest(method, _METHODS)}."
+            f"method={method!r} is unknown. Accepted: {', '.join(map(repr, _METHODS))}; nearest: "
+            f"{nearest(method, _METHODS)}."
         )
     kind = _METHODS[method]
     fit = kind() if fit is None else fit
     if not isinstance(fit, kind):
         raise SettingError(
-            f"fit is a {type(fit).__name__}, but method={method!r} takes pf.{kind.__name__}(…). Give that, or another method."
+            f"fit is a {type(fit).__name__}, but method={method!r} takes pf.{kind.__name__}(…). Give that, or another "
+            "method."
         )
     fit = fit if steps is None else replace(fit, steps=steps)
     return fit if rank is None else replace(fit, rank=rank)

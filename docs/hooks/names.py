@@ -61,10 +61,10 @@ def resolved(name: str, package: str = PACKAGE) -> str | None:
 
 
 def _defined_in(module: str, head: str, name: str) -> str | None:
-    """`module.name`, or what it wraps: `load = with_methods(run.load)` is shown with the signature of `run.load`."""
+    """`module.name`, or what it wraps: `load = with_methods(run.load, …)` is shown with the signature of `run.load`."""
     definition = _definitions(module).get(head)
     match definition:
-        case ast.Call(func=ast.Name(id=wrapper), args=[ast.Name() | ast.Attribute() as wrapped], keywords=[]):
+        case ast.Call(func=ast.Name(id=wrapper), args=[ast.Name() | ast.Attribute() as wrapped, *_]):
             if isinstance(_definitions(module).get(wrapper), ast.FunctionDef):
                 return resolved(ast.unparse(wrapped), module)
     return f"{module}.{name}" if definition else None

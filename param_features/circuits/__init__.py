@@ -4,7 +4,7 @@ from param_features.circuits.circuit_methods import Circuit
 from param_features.circuits.effects import IndirectEffects, indirect_effects
 from param_features.circuits.export_graph import GraphLayout, lay_out
 from param_features.circuits.find import circuit
-from param_features.circuits.graph import CircuitGraph, Edge, Node, NodeExample
+from param_features.circuits.graph import Edge, Node, NodeExample
 from param_features.circuits.metric import (
     LogitDifference,
     LogProbability,
@@ -25,7 +25,6 @@ from param_features.params import Attention, Rotary
 __all__ = [
     "Attention",
     "Circuit",
-    "CircuitGraph",
     "CircuitSubject",
     "Edge",
     "GraphLayout",

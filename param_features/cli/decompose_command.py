@@ -192,9 +192,12 @@ def _fit_settings(
         settings = pf.FitSettings(rank=rank, format=format)
         settings = settings if selection is None else replace(settings, selection=selection)
         return None if settings == pf.FitSettings() else settings
-    for name, value, usual in (("--selection", selection, None), ("--format", format, "matrix")):
-        if value != usual:
-            raise SettingError(f"{name} {value} with --method {method}. It belongs to l3d: leave one of them out.")
+    if selection is not None:
+        raise SettingError(
+            f"--selection {selection} with --method {method}. Selections belong to l3d: leave one of them out."
+        )
+    if format != "matrix":
+        raise SettingError(f"--format {format} with --method {method}. Formats belong to l3d: leave one of them out.")
     return None if rank == 1 else pf.HessianSettings(rank=rank)
 
 

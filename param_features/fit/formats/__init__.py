@@ -12,7 +12,7 @@ from param_features.fit.formats.low_rank import (
 from param_features.fit.formats.tucker import Tucker
 
 FORMATS: dict[str, type[Directions]] = {"matrix": LowRank, "cp": CP, "tucker": Tucker}
-"""Formats by the name that `pf.decompose` takes."""
+"""Formats by the name that `pf.FitSettings(format=…)` takes."""
 
 __all__ = [
     "CP",

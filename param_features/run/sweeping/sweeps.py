@@ -81,12 +81,11 @@ def sweep(
         reference: What outputs are compared with.
         output: Takes what the model returns.
         tokenizer: For strings.
-        format: How a feature is held during the fit.
         method: `"l3d"` or `"hessian"`; of the latter under-training is not judged.
         steps: Optimiser steps of every fit.
         n_samples: Samples to harvest.
         harvest: Further settings of harvesting.
-        fit: Further settings of the fit.
+        fit: Further settings of the fit; its rank is that of `rank`.
         settings: What is flagged, and when a setting is recommended.
         progress: Whether to show progress bars and notices, on the error stream.
 

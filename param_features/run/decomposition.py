@@ -44,7 +44,15 @@ from param_features.problem import (
 from param_features.run.contrast import FitCall, Stores, background_gradients, fit_beside
 from param_features.run.estimation.room import fit_in_room
 from param_features.run.estimation.sizes import Sizes
-from param_features.run.request import MethodSettings, Request, check_request, method_settings, settings_record, usual_l0
+from param_features.run.request import (
+    MethodSettings,
+    Request,
+    check_request,
+    leaves_batch_open,
+    method_settings,
+    settings_record,
+    usual_l0,
+)
 from param_features.run.resuming import CheckpointFolder, CheckpointSettings, Job, resumable
 
 
@@ -115,8 +123,8 @@ def decompose(
         n_samples: Samples to harvest; overrides `harvest.n_samples`.
         harvest: How samples, references and examples are taken from the data.
         fit: Further settings of the fit, rank and format among them: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for
-            `"hessian"`. Where none are given and a batch of 1,024 samples does not fit in memory, a smaller one is taken, which
-            a notice says.
+            `"hessian"`. Where none are given but rank and format, and a batch of 1,024 samples does not fit in memory, a
+            smaller one is taken, and a notice says so.
         checkpoints: A folder in which harvest and fit are kept as they go, or `pf.CheckpointSettings(folder, every=5)` for
             other seconds between them. The same call goes on from there after a kill, and ends with the bits of an unbroken
             one on the same machine; Ctrl-C leaves a checkpoint too. Gradients then lie on disk, and how many are taken does
@@ -167,7 +175,7 @@ def decompose(
     if method == "hessian":
         check_curved(problem.divergence)
     say_notices(problem, divergence if opened is None else None, request.say)
-    is_open = fit is None and checkpoints is None  # a resumed fit must find the batch that it began with
+    is_open = leaves_batch_open(fit) and checkpoints is None  # a resumed fit must find the batch that it began with
     run = Decomposition(problem, request, harvest, settings, left_alone, opened, is_open, processes)
     if checkpoints is None:
         return run.fitted()

@@ -51,6 +51,11 @@ _MEASURE = ("n_references", "n_examples")
 """Settings of a harvest that the record of a fit holds under `measure`."""
 
 
+def _form_of(kind: type[FitSettings] | type[HessianSettings]) -> list[str]:
+    """Those of rank and format that a method's settings have."""
+    return [field.name for field in fields(kind) if field.name in _FORM]
+
+
 def settings_record(harvest: HarvestSettings, fit: MethodSettings) -> dict[str, dict[str, Any]]:
     """Write settings as the record of a fit holds them; `settings_of_record` reads them."""
     taken = asdict(harvest)
@@ -64,7 +69,7 @@ def settings_record(harvest: HarvestSettings, fit: MethodSettings) -> dict[str, 
 def settings_of_record(record: Mapping[str, Any]) -> tuple[HarvestSettings, MethodSettings]:
     """Read the settings of a harvest and a fit from the fit's record."""
     kind = _METHODS[record["method"]]
-    form = {name: record[name] for name in _FORM if name in {field.name for field in fields(kind)}}
+    form = {name: record[name] for name in _form_of(kind)}
     return HarvestSettings(**record["harvest"], **record["measure"]), kind(**record["fit"], **form)
 
 
@@ -101,6 +106,11 @@ def method_settings(
         )
     fit = fit if steps is None else replace(fit, steps=steps)
     return fit if rank is None else replace(fit, rank=rank)
+
+
+def leaves_batch_open(fit: MethodSettings | None) -> bool:
+    """Tell whether a fit's batch may be made smaller for want of memory: `fit` gives no more than rank and format."""
+    return fit is None or fit == replace(type(fit)(), **{name: getattr(fit, name) for name in _form_of(type(fit))})
 
 
 def check_request(request: Request, fit: MethodSettings, subset: ParamSubset) -> None:

@@ -22,7 +22,14 @@ from param_features.params import ParamSpec
 from param_features.problem import Problem, check_curved, read_model, say_notices
 from param_features.run.decomposition import Decomposition
 from param_features.run.harvesting import harvest as harvest_to_disk
-from param_features.run.request import MethodSettings, Request, check_request, method_settings, settings_record
+from param_features.run.request import (
+    MethodSettings,
+    Request,
+    check_request,
+    leaves_batch_open,
+    method_settings,
+    settings_record,
+)
 from param_features.run.sweeping.finished import read_finished
 from param_features.run.sweeping.row import SweepRow, row_of
 from param_features.run.sweeping.settings import Setting, SweepSettings, grid
@@ -139,7 +146,7 @@ def sweep(
         read = partial(read_finished, model=model, divergence=code, output=output, tokenizer=tokenizer)
         kept_in = None if directory is None else Path(directory)
         limits = settings or SweepSettings()
-        return _Sweeping(problem, taken, gradients, fit is None, kept_in, read, limits).over(jobs)
+        return _Sweeping(problem, taken, gradients, leaves_batch_open(fit), kept_in, read, limits).over(jobs)
 
 
 @dataclass(frozen=True)

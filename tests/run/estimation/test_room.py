@@ -60,8 +60,10 @@ def test_decompose_takes_a_smaller_batch_and_records_it(demo, monkeypatch):
     monkeypatch.setattr("param_features.run.decomposition.free_bytes", lambda _: 38 * 10**6)
     features = pf.decompose(model, tokens=tokens, **CALL)
     assert features.config["fit"]["batch_size"] == 128
+    of_rank_2 = pf.decompose(model, tokens=tokens, fit=pf.FitSettings(rank=2), **CALL)
+    assert of_rank_2.config["rank"] == 2 and of_rank_2.config["fit"]["batch_size"] < 1024
     with pytest.raises(MemoryEstimateError, match="batch_size=[0-9]+"):
-        pf.decompose(model, tokens=tokens, fit=pf.FitSettings(), **CALL)
+        pf.decompose(model, tokens=tokens, fit=pf.FitSettings(batch_size=1023), **CALL)
 
 
 def test_memory_is_known_here():

@@ -52,7 +52,7 @@ class MeasuredFeatures(Fitted):
             InputError: Inputs that the model cannot take, or references of the wrong shape.
         """
         engine = self.bound_engine("activations")
-        question = self.asked(reference, n_references)
+        question = self.question_with(reference, n_references)
         return activations(engine, self.v_in, question, read_inputs(engine.adapter, tokens, inputs), route=route)
 
     def codes(
@@ -63,7 +63,7 @@ class MeasuredFeatures(Fitted):
         Activations are linear in the gradient; a code is what the fit itself used. Arguments, shape, units and errors are
         those of `activations`.
         """
-        engine, question = self.bound_engine("codes"), self.asked(reference, n_references)
+        engine, question = self.bound_engine("codes"), self.question_with(reference, n_references)
         rows = read_inputs(engine.adapter, tokens, inputs)
         return self.dictionary.codes(activations(engine, self.dictionary.code_directions, question, rows))
 

@@ -198,7 +198,7 @@ class Fitted:
             )
         return self.engine
 
-    def asked(self, reference: Tensor | None = None, n_references: int | None = None) -> Question:
+    def question_with(self, reference: Tensor | None = None, n_references: int | None = None) -> Question:
         """The features' question, with other references, or with the first of its own.
 
         Raises:

@@ -46,7 +46,7 @@ def sweep(
     inputs: Any = None,
     store: str | PathLike | FactorStore | None = None,
     n_features: int | Sequence[int] = (50, 100, 200),
-    rank: int | Sequence[int] = 1,
+    rank: int | Sequence[int] | None = None,
     l0: float | Sequence[float] = (2, 5, 10),
     seeds: int | Sequence[int] = 0,
     directory: str | PathLike | None = None,
@@ -78,7 +78,7 @@ def sweep(
         inputs: Instead of tokens.
         store: Gradients that `pf.harvest` took before, or their directory.
         n_features: One number or several.
-        rank: One or several.
+        rank: One or several; that of `fit` by default, or 1.
         l0: One or several; those above a number of features are left out there.
         seeds: Of the fits, one or several; the harvest takes the least. With several, a setting must beat its controls
             with each.
@@ -92,7 +92,7 @@ def sweep(
         steps: Optimiser steps of every fit.
         n_samples: Samples to harvest.
         harvest: Further settings of harvesting.
-        fit: Further settings of the fit; its rank is that of `rank`.
+        fit: Further settings of the fit; `rank` overrides its own.
         settings: What is flagged, and when a setting is recommended.
         progress: Whether to show progress bars and notices, on the error stream.
 
@@ -106,7 +106,8 @@ def sweep(
         StoreError: The store is damaged or of something else, or a fit in `directory` was made otherwise.
         KeyboardInterrupt: Ctrl-C before the first fit was finished.
     """
-    settings_grid = grid(n_features, rank, l0, seeds)
+    usual_rank = 1 if fit is None else fit.rank
+    settings_grid = grid(n_features, usual_rank if rank is None else rank, l0, seeds)
     opened = None if store is None else FactorStore.open(store)
     names = params if params is not None else [] if opened is None else opened.names
     chosen = read_model(model, names, tokenizer=tokenizer, output=output)

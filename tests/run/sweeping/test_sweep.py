@@ -266,6 +266,12 @@ def test_more_features_than_samples_are_refused_before_the_first_fit(monkeypatch
         quick(normal(60, 4, 3), n_features=[3, 70])
 
 
+def test_the_rank_is_that_of_the_fit_where_none_is_given():
+    of_rank_2 = dataclasses.replace(QUICK, rank=2)
+    assert [row.setting.rank for row in quick(normal(60, 4, 3), fit=of_rank_2, n_features=3).rows] == [2]
+    assert [row.setting.rank for row in quick(normal(60, 4, 3), fit=of_rank_2, n_features=3, rank=1).rows] == [1]
+
+
 def test_an_l0_above_a_number_of_features_is_left_out_there():
     found = quick(normal(60, 4, 3), n_features=[2, 4], l0=[1, 3])
     assert [row.setting[:3] for row in found.rows] == [(2, 1, 1), (4, 1, 1), (4, 1, 3)]

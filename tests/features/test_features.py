@@ -11,6 +11,7 @@ import torch
 
 import param_features as pf
 from param_features.errors import FeatureCountError, FingerprintError, SettingError, StoreError, UnknownParameterError
+from param_features.gradients import GradientEngine
 from param_features.params import select
 from tests.adapters import zoo
 
@@ -106,6 +107,21 @@ def test_codes_by_pursuit_rebuild_more_of_what_the_features_span_than_as_many_ac
     assert lowered[0].min() >= -1e-9
     assert lowered[0].sum() > lowered[1].sum()
     assert 0 < n_kept < codes.numel()
+
+
+@pytest.mark.parametrize("call", ["samples", "densities"])
+def test_activations_and_codes_of_an_untied_fit_are_read_in_one_pass(call, tiny_hooked, tiny_tokens, monkeypatch):
+    fit = pf.FitSettings(steps=5, batch_size=64)
+    features = pf.decompose(tiny_hooked, W_K, tiny_tokens, n_features=6, l0=2, fit=fit, progress=False)
+    assert features.v_in is not features.v_out and features.dictionary.code_directions is features.v_out
+    n_passes, each_slot = [], GradientEngine.each_slot
+    monkeypatch.setattr(GradientEngine, "each_slot", lambda *args: n_passes.append(1) or each_slot(*args))
+    result = getattr(features, call)(tiny_tokens)
+    assert len(n_passes) == 1
+    monkeypatch.undo()
+    codes = features.codes(tiny_tokens).flatten(0, 1)
+    expected = (codes != 0).double().mean(0) if call == "densities" else codes
+    torch.testing.assert_close(result if call == "densities" else result[1], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_without_a_model_directions_and_metrics_can_be_read(saved, tiny_features):

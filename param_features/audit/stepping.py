@@ -1,7 +1,7 @@
 """Steps along single features, both ways and ever longer: specificity, sign and linearity."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,8 +11,7 @@ from param_features.audit.settings import AuditSettings
 from param_features.audit.subjects import AuditSubject
 from param_features.audit.table import AuditRow
 from param_features.intervene import deltas_of
-from param_features.measure import auroc, distance, mean_value, read_effects
-from param_features.problem import CustomDivergence
+from param_features.measure import auroc, distance, read_effects
 
 _SPECIFICITY = {
     "auroc": "area under ROC with which the outputs' movement ranks the feature's top inputs; median over features",
@@ -52,13 +51,12 @@ def effect_reader(subject: AuditSubject) -> Callable[[Tensor, Tensor], Float[Ten
 
     For the built-in divergences the mean change over references is the change against the mean reference.
     """
-    divergence, moved_by = subject.features.divergence, distance(subject.features.divergence)
-    references = subject.features.references
-    if not isinstance(divergence, CustomDivergence):
-        references = references.mean(0, keepdim=True)
+    question, moved_by = subject.features.question, distance(subject.features.divergence)
+    if question.is_affine:
+        question = replace(question, references=question.references.mean(0, keepdim=True))
 
     def effect(before: Tensor, after: Tensor) -> Float[Tensor, "sample two"]:
-        change = mean_value(divergence, after, references) - mean_value(divergence, before, references)
+        change = question.value(after) - question.value(before)
         return torch.stack([moved_by(before, after), change], 1)
 
     return effect

@@ -21,7 +21,7 @@ from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
 from param_features.intervene.span import span_coefficients, weight_norm
 from param_features.intervene.steer import deltas_of
-from param_features.measure import mean_value, read_effects
+from param_features.measure import read_effects
 from param_features.params import ParamSubset
 from param_features.problem import ModelInputs, Question
 
@@ -122,6 +122,6 @@ class Search:
             self.engine,
             self.inputs,
             changes,
-            lambda _, after: mean_value(self.question.divergence, after, self.question.references),
+            lambda _, after: self.question.value(after),
         )
         return divergences[:, self.chosen].double().mean(1).tolist()

@@ -20,7 +20,7 @@ from param_features.measure.counterpart_pairs import (
     feature_chunks,
     top_samples,
 )
-from param_features.measure.effects import distance, mean_value, outputs_of, read_effects
+from param_features.measure.effects import distance, outputs_of, read_effects
 from param_features.measure.examples import Example, Ranking, shares, top_examples
 from param_features.measure.l0_curve import L0Curve, default_l0s, errors_by_l0, harvest_halves
 from param_features.measure.label_purity import purity
@@ -67,7 +67,6 @@ __all__ = [
     "label_of",
     "match",
     "match_directions",
-    "mean_value",
     "off_target",
     "on_target",
     "output_label",

@@ -62,16 +62,6 @@ def distance(divergence: Divergence) -> Callable[[Tensor, Tensor], Float[Tensor,
     return lambda before, after: measure.value(after, measure.to_reference(before))
 
 
-def mean_value(
-    divergence: Divergence, output: Float[Tensor, "sample d_output"], references: Float[Tensor, "n_references d_output"]
-) -> Float[Tensor, " sample"]:
-    """D of each sample, averaged over references. Cost: one pass over the outputs for each reference."""
-    total = torch.zeros(len(output), dtype=output.dtype, device=output.device)
-    for reference in references.to(output):
-        total += divergence.value(output, reference.expand_as(output))
-    return total / len(references)
-
-
 def _changed(engine: GradientEngine, change: Deltas) -> dict[str, Tensor]:
     """The parameters with the change, rounded as they would be stored."""
     changed = {}

@@ -39,9 +39,14 @@ class Question:
         return not isinstance(self.divergence, CustomDivergence)
 
     def value(self, output: Outputs) -> Float[Tensor, " sample"]:
-        """The mean of D over the references, for each sample, in the divergence's unit."""
-        values = [self.divergence.value(output, row.to(output).expand_as(output)) for row in self.references]
-        return torch.stack(values).mean(0)
+        """D of each sample, averaged over the references, in the divergence's unit.
+
+        Cost: one pass over the outputs for each reference.
+        """
+        total = torch.zeros(len(output), dtype=output.dtype, device=output.device)
+        for reference in self.references.to(output):
+            total += self.divergence.value(output, reference.expand_as(output))
+        return total / len(self.references)
 
     def cotangent(self, output: Outputs) -> Outputs:
         """The mean of ∂D/∂f over the references; one evaluation where that is affine in the reference."""

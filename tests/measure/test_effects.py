@@ -4,8 +4,8 @@ import torch
 
 import param_features as pf
 from param_features.intervene import deltas_of
-from param_features.measure.effects import distance, mean_value, outputs_of, read_effects
-from param_features.problem import KL, SquaredError, read_inputs
+from param_features.measure.effects import distance, outputs_of, read_effects
+from param_features.problem import KL, Question, SquaredError, read_inputs
 from param_features.problem.divergence import Sum
 from tests.models import hooked_transformer
 
@@ -53,7 +53,7 @@ def test_distances_and_mean_values():
         torch.testing.assert_close(distance(divergence)(before, after), (after - before).square().sum(1))
     references = torch.rand(5, 3)
     expected = torch.stack([SquaredError().value(after, r.expand_as(after).double()) for r in references]).mean(0)
-    torch.testing.assert_close(mean_value(SquaredError(), after, references), expected)
+    torch.testing.assert_close(Question(SquaredError(), "given", references).value(after), expected)
 
 
 def test_padding_is_left_out(tiny_hooked, tiny_features, tiny_tokens):

@@ -1,12 +1,16 @@
 """The registry of layer rules: look-up along the MRO, refusals, and a rule that a third party adds."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from param_features.errors import RegistryError
-from param_features.gradients import Factored
+from param_features.gradients import Factored, rules
 from param_features.gradients.rules import register_rule, registry, rule_for
 from tests.models import randomised
 from tests.oracle import assert_every_route_agrees, case_of
@@ -172,3 +176,12 @@ def test_a_wrong_rule_is_never_used(rule, why):
     found = case(Transposed())
     assert why in found.engine.routes.why_dense["0.weight"]
     assert_every_route_agrees(found)
+
+
+def test_every_file_of_rules_is_imported_by_the_room():
+    """A rule whose file nobody imports is not registered, and its layers would take the dense route in silence."""
+    folder = Path(rules.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    in_a_fresh_process = "import sys, param_features; print(*(m for m in sys.modules if m.startswith('param_features.')))"
+    done = subprocess.run([sys.executable, "-c", in_a_fresh_process], capture_output=True, text=True, check=True)
+    assert files <= {name.rpartition(".")[2] for name in done.stdout.split() if name.startswith(f"{rules.__name__}.")}

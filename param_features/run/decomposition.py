@@ -189,7 +189,7 @@ class Decomposition:
 
     Attributes:
         problem: What gradients are taken of.
-        request: What was request of the fit.
+        request: What is asked of the fit.
         harvest: How samples, references and examples are taken.
         fit: Settings of the fit.
         background: Samples that the features are to leave alone.

@@ -11,7 +11,7 @@ from param_features.fit.formats import leading_factors
 from param_features.fitted import Fitted
 from param_features.gradients import Harvester, HarvestSettings, SampleGradients, SampleProbe, square_norm
 from param_features.measure import ControlDictionary, principal_directions, random_directions
-from param_features.problem import ModelInputs, Reference
+from param_features.problem import ModelInputs
 
 
 def rivals(features: Fitted, inputs: ModelInputs, *, n_slots: int, seed: int) -> dict[str, Reading]:
@@ -65,8 +65,6 @@ def read_all(
 
 
 def _gradients(features: Fitted, inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> SampleGradients:
-    pool = features.references if features.reference in ("mean", "given") else None
-    reference = Reference(features.reference, pool)
-    probe = SampleProbe(features.bound_engine("score"), inputs)
-    harvester = Harvester(probe, features.divergence, reference, HarvestSettings())
+    probe, question = SampleProbe(features.bound_engine("score"), inputs), features.question
+    harvester = Harvester(probe, question.divergence, question.drawn, HarvestSettings())
     return harvester.store(inputs, n_slots, generator, progress=False, title="rivals")

@@ -73,6 +73,7 @@ class CircuitSubject:
         inputs: The prompts.
         metric: What is explained.
         baseline: What an ablated node is replaced by.
+        remembered: What was found out about the model while it ran, such as that it has no forward mode.
     """
 
     adapter: Adapter
@@ -80,6 +81,7 @@ class CircuitSubject:
     inputs: ModelInputs
     metric: Metric
     baseline: Baseline = field(default_factory=Zero)
+    remembered: dict[str, bool] = field(default_factory=dict, repr=False)
 
     @property
     def places(self) -> dict[Place, Group]:

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from param_features.circuits.passes import Amounts, ByGroup, CallKey, CircuitSubject, PlaceCall, Slopes, counted
 from param_features.circuits.places import Place, acting
+from param_features.gradients import CANNOT_MAP, changes_along
 from param_features.params import copied_buffers, held_still, plain_kernels
 
 Flow = tuple[ByGroup, Float[Tensor, " row"]]
@@ -27,13 +28,24 @@ def direct_flow(subject: CircuitSubject, clean: Slopes, amounts: Amounts) -> Flo
     The step moves what a later node reads; through that node it moves the metric by ⟨g, n(ẋ)⟩, where g is the metric's
     derivative by the place's output. Ways that lead through any other place of the subject are cut there, so that every part
     of the step's first-order effect is counted where it arrives first.
-    Cost: a forward-mode pass.
+    Cost: a forward-mode pass, or a forward pass and two backward passes where a layer has no forward mode.
 
     Args:
         subject: Whose nodes.
         clean: `subject.slopes()`.
         amounts: The step.
     """
+    if subject.remembered.get("forward mode", True):
+        try:
+            return _flow_by_forward_mode(subject, clean, amounts)
+        except CANNOT_MAP:
+            pass
+    flow = _flow_by_backward_passes(subject, clean, amounts)
+    subject.remembered["forward mode"] = False
+    return flow
+
+
+def _flow_by_forward_mode(subject: CircuitSubject, clean: Slopes, amounts: Amounts) -> Flow:
     n_rows, places = len(subject.inputs), subject.places
     flows = {group.name: torch.zeros(n_rows, group.n_nodes, dtype=torch.float64) for group in subject.groups}
 
@@ -51,6 +63,31 @@ def direct_flow(subject: CircuitSubject, clean: Slopes, amounts: Amounts) -> Flo
     with held_still(subject.adapter.module), torch.no_grad(), _dual(subject, act):
         straight = tangent_of(subject.measured())
         straight = torch.zeros(n_rows) if straight is None else straight
+    return flows, straight.double().cpu()
+
+
+def _flow_by_backward_passes(subject: CircuitSubject, clean: Slopes, amounts: Amounts) -> Flow:
+    """Measure the same where a layer has no forward mode: by the derivatives along the step's length."""
+    n_rows, places = len(subject.inputs), subject.places
+    length = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    names: list[str] = []
+    inner: list[Tensor] = []
+
+    def act(key: CallKey, source: Any, output: Tensor) -> Tensor:
+        place, name = key[0], places[key[0]].name
+        names.append(name)
+        inner.append(place.inner(source, clean.cotangents[key], n_rows))
+        if name not in amounts:
+            return output.detach()
+        change = subject.part(key, clean.calls[key], amounts[name]).detach()
+        return output.detach() + (length.to(change) * change).to(output.dtype)
+
+    with held_still(subject.adapter.module), _numbered(subject, act):
+        measured = subject.measured()
+        ((*moved, straight),) = changes_along([*inner, measured], [length], [[torch.ones_like(length)]])
+    flows = {group.name: torch.zeros(n_rows, group.n_nodes, dtype=torch.float64) for group in subject.groups}
+    for name, part in zip(names, moved, strict=True):
+        flows[name] += part.double().cpu()
     return flows, straight.double().cpu()
 
 

@@ -16,6 +16,7 @@ from param_features.gradients import (
     Gradients,
     at_least_float32,
     check_finite_output,
+    has_forward_mode,
     output_changes,
 )
 from param_features.machine import typed
@@ -39,15 +40,16 @@ def activations(
     """⟨∇_W D, v_k⟩ for every sample, averaged over references; activations where the directions are V_in.
 
     Cost: VJP, one backward pass of the layers above the parameters for each position; JVP, one forward-mode pass for each
-    feature. `"auto"` takes the VJP unless there are more positions than features. Custom divergences multiply either
-    by the number of references; for the others the mean of the cotangents is the cotangent of the mean.
+    feature. `"auto"` takes the VJP unless there are more positions than features and forward mode runs through the model.
+    Custom divergences multiply either by the number of references; for the others the mean of the cotangents is the
+    cotangent of the mean.
 
     Args:
         engine: Takes the gradients.
         directions: The v_k.
         question: D, and what outputs are compared with.
         inputs: Every row is measured.
-        route: Which of the two.
+        route: Which of the two. Where a layer has no forward mode, `"jvp"` is computed by two backward passes.
 
     Returns:
         [batch pos feature] for token models, [batch feature] otherwise; signed, in divergence units per unit step, 0 at
@@ -61,7 +63,7 @@ def activations(
     if route not in ("auto", "jvp", "vjp"):
         raise SettingError(f"route={route!r} is unknown. Accepted: 'auto', 'jvp', 'vjp'.")
     if route == "auto":
-        route = "jvp" if n_pos > directions.n_features else "vjp"
+        route = "jvp" if n_pos > directions.n_features and has_forward_mode(engine, inputs) else "vjp"
     take = _by_jvp if route == "jvp" else _by_vjp
     size = max(1, _POSITIONS_PER_BATCH // n_pos)
     starts = range(0, len(inputs), size)

@@ -1,8 +1,9 @@
 """Per-sample gradients: factored where a layer rule exists, dense otherwise, the same answer either way."""
 
 from param_features.gradients.capture import argument
-from param_features.gradients.changes import OutputGraph, n_together, output_changes
+from param_features.gradients.changes import OutputGraph, has_forward_mode, n_together, output_changes
 from param_features.gradients.cotangents import AgainstMean
+from param_features.gradients.double_backward import changes_along
 from param_features.gradients.engine import (
     MOST_LOGITS,
     CotangentOf,
@@ -14,6 +15,7 @@ from param_features.gradients.engine import (
 )
 from param_features.gradients.harvester import Harvester, OwnReferences
 from param_features.gradients.leading import leading_of_factored
+from param_features.gradients.mapping import CANNOT_MAP
 from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import build_engine, check_influence, plan_engine
 from param_features.gradients.probe import SampleProbe
@@ -45,6 +47,7 @@ from param_features.gradients.types import (
 )
 
 __all__ = [
+    "CANNOT_MAP",
     "CHUNK_BYTES",
     "MOST_LOGITS",
     "AgainstMean",
@@ -71,12 +74,14 @@ __all__ = [
     "build_engine",
     "by_row",
     "bytes_per_sample",
+    "changes_along",
     "check_finite_output",
     "check_influence",
     "collect_references",
     "compact",
     "costs_less_as_matrices",
     "flatten",
+    "has_forward_mode",
     "is_fast_on",
     "leading_of_factored",
     "n_together",

@@ -1,4 +1,4 @@
-"""The output's Jacobian J in the parameters: J v by forward mode, Jᵀ r by a graph that serves a whole batch."""
+"""The output's Jacobian J in the parameters: J v by forward mode where that runs, Jᵀ r by a graph for a whole batch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,35 +7,67 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from param_features.gradients.double_backward import changes_along
 from param_features.gradients.engine import GradientEngine, at_least_float32
-from param_features.gradients.mapping import mapped_or_looped
+from param_features.gradients.mapping import CANNOT_MAP, mapped_or_looped
 from param_features.params import copied_buffers, held_still, plain_kernels, untied
 from param_features.problem import ModelInputs
 
 Matrices = Mapping[str, Float[Tensor, "feature d_out d_in"]]
+Reduce = Callable[[Tensor], Tensor]
 
 _JVP_NUMBERS = 2**25
+_FORWARD_MODE = "forward mode"
 
 
 def output_changes(
     engine: GradientEngine,
     matrices: Matrices,
     inputs: ModelInputs,
-    reduce: Callable[[Tensor], Tensor] = lambda change: change,
+    reduce: Reduce = lambda change: change,
 ) -> Float[Tensor, "feature ..."]:
     """J v_k, the change of the whole output per unit step along each direction, reduced by `reduce` while it exists.
 
-    Cost: one forward-mode pass per direction; the ordinary pass is shared by directions that fit in memory together.
-    Attention and LSTMs run by their plain kernels meanwhile, since the fused ones have no forward-mode rule.
+    Cost: one forward-mode pass per direction; the ordinary pass is shared by directions that fit in memory together. Where
+    a layer of the model has no forward mode, two backward passes more, and one per direction (see `changes_along`); the
+    engine remembers that. Attention and LSTMs run by their plain kernels meanwhile, since the fused ones have neither.
 
     Args:
         engine: Runs the model.
         matrices: Directions as dense matrices by parameter name.
         inputs: One batch.
         reduce: Takes the change of one direction, of the output's shape.
+
+    Raises:
+        ModelStateError: Torch can differentiate the model neither in forward mode nor twice, and its output is large.
     """
+    if engine.remembered.get(_FORWARD_MODE, True):
+        try:
+            return _pushed(engine, matrices, inputs, reduce)
+        except CANNOT_MAP:
+            pass
+    changes = OutputGraph.of(engine, inputs).pushed(matrices, reduce)
+    engine.remembered[_FORWARD_MODE] = False
+    return changes
+
+
+def has_forward_mode(engine: GradientEngine, inputs: ModelInputs) -> bool:
+    """Whether forward mode runs through the model: tried on one row at first, and remembered."""
+    if _FORWARD_MODE not in engine.remembered:
+        direction = {view.name: torch.ones(1, *view.matrix_shape) for view in engine.subset.views}
+        try:
+            _pushed(engine, direction, inputs.rows(slice(0, 1)), lambda change: change.sum())
+        except CANNOT_MAP:
+            engine.remembered[_FORWARD_MODE] = False
+        else:
+            engine.remembered[_FORWARD_MODE] = True
+    return engine.remembered[_FORWARD_MODE]
+
+
+def _pushed(engine: GradientEngine, matrices: Matrices, inputs: ModelInputs, reduce: Reduce) -> Tensor:
+    """J v_k by forward mode."""
     subset, adapter = engine.subset, engine.adapter
-    tangents = {name: subset[name].from_matrix(matrix.detach()).to(subset[name].tensor) for name, matrix in matrices.items()}
+    tangents = _tangents(engine, matrices)
     primals = {name: tensor.detach() for name, tensor in subset.tensors.items()}
 
     def run(tensors: dict[str, Tensor]) -> Tensor:
@@ -48,6 +80,11 @@ def output_changes(
     n_features = len(next(iter(tangents.values())))
     with held_still(adapter.module), torch.no_grad(), plain_kernels(), untied(adapter.module):
         return _map_features(push, tangents, n_features, n_together(engine, inputs))
+
+
+def _tangents(engine: GradientEngine, matrices: Matrices) -> dict[str, Float[Tensor, "feature ..."]]:
+    subset = engine.subset
+    return {name: subset[name].from_matrix(matrix.detach()).to(subset[name].tensor) for name, matrix in matrices.items()}
 
 
 def n_together(engine: GradientEngine, inputs: ModelInputs) -> int:
@@ -89,6 +126,15 @@ class OutputGraph:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in engine.subset.tensors.items()}
         with held_still(engine.adapter.module), plain_kernels(), engine.subset.replaced(leaves):
             return cls(engine, engine.adapter.run(*inputs.args, **inputs.kwargs), leaves)
+
+    def pushed(self, matrices: Matrices, reduce: Reduce) -> Float[Tensor, "feature ..."]:
+        """J v_k reduced, by backward passes alone; see `changes_along`."""
+        tangents = _tangents(self.engine, matrices)
+        steps = [[tangents[name][k] for name in self.leaves] for k in range(len(next(iter(tangents.values()))))]
+        with torch.enable_grad(), plain_kernels():
+            return torch.stack(
+                [reduce(change) for (change,) in changes_along([self.output], [*self.leaves.values()], steps)]
+            )
 
     def pulled(self, cotangents: Float[Tensor, "feature ..."]) -> dict[str, Float[Tensor, "feature d_out d_in"]]:
         """Jᵀ r summed over the batch, for every feature's own cotangents of the whole output, as matrices by name.

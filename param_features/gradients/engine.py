@@ -63,12 +63,14 @@ class GradientEngine:
 
     Attributes:
         per_position: Whether a sample is a (sequence, position); otherwise it is an input.
+        remembered: What was found out about the model while it ran, such as that it has no forward mode.
     """
 
     adapter: Adapter
     subset: ParamSubset
     routes: Routes
     per_position: bool
+    remembered: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:

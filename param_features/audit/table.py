@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from param_features.fitted import LEAST_GAIN, higher, lower
+
 _WIDTH = 100
 
 
@@ -40,10 +42,16 @@ class AuditRow:
         if self.value is None:
             return None
         sign = 1 if self.is_more_better else -1
-        rivals = [
-            self.controls[name] * self.factor**sign + sign * self.margin for name in self.beaten if name in self.controls
-        ]
-        return sign * self.value >= sign * self.limit and all(sign * self.value > sign * rival for rival in rivals)
+        keeps_to_limit = sign * self.value >= sign * self.limit
+        return keeps_to_limit and all(self._beats(self.controls[name]) for name in self.beaten if name in self.controls)
+
+    def _beats(self, control: float) -> bool:
+        """By the row's own margin and factor, and by those that every verdict asks for."""
+        assert self.value is not None
+        sign = 1 if self.is_more_better else -1
+        rival = control * self.factor**sign + sign * self.margin
+        standing = higher(self.value, control) if self.is_more_better else lower(self.value, control)
+        return sign * self.value > sign * rival and standing.is_better
 
     @property
     def verdict(self) -> str:
@@ -56,7 +64,8 @@ class AuditRow:
         side = "at least" if self.is_more_better else "at most"
         if not self.beaten:
             return f"{side} {self.limit:g}"
-        by = f" by {self.margin:g}" if self.margin else f" {self.factor:g} times over" if self.factor != 1 else ""
+        by = f" by {self.margin:g}" if self.margin else f" {self.factor:g} times over"
+        by = f" by {LEAST_GAIN:.0%}" if not self.margin and self.factor == 1 else by
         return f"{side} {self.limit:g}, and {'above' if self.is_more_better else 'below'} {' and '.join(self.beaten)}{by}"
 
     def __repr__(self) -> str:

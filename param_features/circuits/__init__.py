@@ -20,6 +20,7 @@ from param_features.circuits.query_keys import QueryKey, QueryKeyPair, query_key
 from param_features.circuits.reading import weight_group
 from param_features.circuits.shift import Shift
 from param_features.circuits.tables import ranked, score_rows, spread
+from param_features.circuits.verdict import circuit_verdict
 from param_features.params import Attention, Rotary
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Shift",
     "checked_values",
     "circuit",
+    "circuit_verdict",
     "indirect_effects",
     "interactions",
     "lay_out",

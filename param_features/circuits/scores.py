@@ -34,10 +34,10 @@ def score(
     circuit's work. `minimality` is the share of its features without which faithfulness falls by a hundredth of it or more.
     `…_random` is the mean of random circuits with as many features, `…_matched` of such whose features lie in the same
     groups and are as frequent, `…_best` the best of either. `faithfulness_low` and `_high` are the 5th and 95th percentile
-    over prompts drawn with replacement. `gap` is m(M) − m(∅), and `gap_random` the same where as many random directions of
-    the same rank are taken away: where the two are alike, the ratios say nothing. `faithfulness_directions` is that of as
-    many random directions, grown from all of these as circuits are, in their own gap. `faithfulness_no_errors` leaves the
-    errors out of C and ∅. Ratios of a gap of nothing are left out.
+    over prompts drawn with replacement. `gap` is m(M) − m(∅), `gap_spread` its standard error over prompts, and `gap_random`
+    the same where as many random directions of the same rank are taken away: where the two are alike, the ratios say
+    nothing. `faithfulness_directions` is that of as many random directions, grown from all of these as circuits are, in
+    their own gap. `faithfulness_no_errors` leaves the errors out of C and ∅. Ratios of a gap of nothing are left out.
     Cost: two forward passes for each random circuit, one for each of the circuit's features, and growing a circuit.
 
     Args:
@@ -72,6 +72,8 @@ def score(
     }
     low, high = _spread(with_circuit - empty, model - empty, generator)
     scores |= {"faithfulness_low": low, "faithfulness_high": high}
+    if len(model) > 1:
+        scores["gap_spread"] = float((model - empty).std()) / len(model) ** 0.5
     scores |= _scores_of_directions(randomised, model, int(scores["n_features"]))
     for name, circuits in _rivals(subject, is_kept, n_random, generator).items():
         faithful = [share(subject.values(subject.amounts_keeping(nodes))) for nodes in circuits]

@@ -1,16 +1,19 @@
 """A circuit in words: a summary, its scores beside their controls, and a row for each node."""
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from param_features.circuits.graph import CircuitGraph, Node
+from param_features.circuits.verdict import circuit_verdict
 from param_features.measure import visible
 
 _BEFORE, _AFTER = 6, 3
 KINDS = {"parameter": "parameter", "sae": "SAE", "error": "error", "output": "output"}
 _TOP = 8
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def circuit_summary(circuit: CircuitGraph) -> str:
         f"Circuit of {visible(circuit.metric)} on {len(circuit.prompts)} prompts",
         f"{len(circuit.nodes)} nodes ({kinds}), {len(circuit.edges)} edges",
     ]
-    lines += [score_line(score) for score in score_rows(circuit.scores)] or ["scores not measured"]
+    lines += textwrap.wrap(circuit_verdict(circuit), _WIDTH)
+    lines += [score_line(score) for score in score_rows(circuit.scores)]
     groups = Counter(node.group for node in circuit.nodes if node.kind != "output")
     lines += ["groups  " + ", ".join(f"{visible(group)} {n}" for group, n in groups.items())] if groups else []
     best = ranked(circuit)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from param_features.circuits.graph import CircuitGraph, Node, NodeExample
 from param_features.circuits.tables import KINDS, ranked, score_line, score_rows, spread
+from param_features.circuits.verdict import circuit_verdict
 from param_features.measure import visible
 from param_features.views import Page, TokenRow, check_finite
 
@@ -84,7 +85,9 @@ def circuit_view(circuit: CircuitGraph, n: int | None = None, *, n_examples: int
     check_finite(value for node in nodes for row in node.rows for value in row.values)
     counts = f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, {len(circuit.prompts)} prompts"
     return CircuitView(
-        f"Circuit of {visible(circuit.metric)}", (counts, *map(score_line, score_rows(circuit.scores))), nodes
+        f"Circuit of {visible(circuit.metric)}",
+        (counts, circuit_verdict(circuit), *map(score_line, score_rows(circuit.scores))),
+        nodes,
     )
 
 

@@ -12,8 +12,7 @@ from param_features.development.checkpoints import TrainingStep
 from param_features.development.phases import PENALTY, change_points, log_curve
 from param_features.development.track_rows import TrackRow
 from param_features.errors import FeatureCountError, SettingError, nearest
-from param_features.fitted import Fitted
-from param_features.run import SweepSettings
+from param_features.fitted import LEAST_GAIN, Fitted, lower
 
 Features = TypeVar("Features", bound=Fitted)
 
@@ -91,9 +90,11 @@ class Track(Generic[Features]):
 
     @property
     def is_stale(self) -> Bool[Tensor, " checkpoint"]:
-        """Where the advantage is less than a fifth of that at home, or than 5 %, the margin of `pf.sweep`."""
+        """Where the advantage is at most a fifth of that at home, or 5 %, which every verdict asks for."""
         at_home = 1 - self.home_errors[_FIT] / self.home_errors[_RANDOM] if self.home_errors else 0.0
-        return self.advantage < max(_SHARE_OF_HOME * at_home, SweepSettings().least_gain)
+        least = max(_SHARE_OF_HOME * at_home, LEAST_GAIN)
+        pairs = zip(self.errors[_FIT].tolist(), self.errors[_RANDOM].tolist(), strict=True)
+        return torch.tensor([not lower(error, control, least=least).is_better for error, control in pairs])
 
     @property
     def valid(self) -> tuple[TrainingStep, TrainingStep] | None:

@@ -111,12 +111,19 @@ class Dictionary:
 
         Of many samples as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
         """
+        return reconstruction_error(*self.square_errors(samples, l0))
+
+    @torch.no_grad()
+    def square_errors(
+        self, samples: SampleGradients, l0: float
+    ) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"]]:
+        """Each sample's ‖∇ − reconstruction‖² and ‖∇‖², of the samples that `error` takes."""
         samples = samples.spread(most_samples(self.n_features))
         overlaps, square_norm, gram = overlaps_of(self.v_out, samples), samples.square_norm(), self.v_out.gram()
         directions = self.code_directions
         code_overlaps = overlaps if directions is self.v_out else overlaps_of(directions, samples)
         coords, _ = self.encoder.kept(code_overlaps, gram, l0)
-        return reconstruction_error(square_errors(coords, overlaps, gram, square_norm), square_norm)
+        return square_errors(coords, overlaps, gram, square_norm), square_norm
 
     def map(self, change: Callable[[LowRank], LowRank]) -> "Dictionary":
         """Change both sets of directions; V_in stays V_out where the two are one."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
+from param_features.fitted.standing import Standing, lower
+
 _MEANINGS = {
     "reconstruction_error": "held out; 0 is perfect, 1 predicts nothing",
     "training_error": "the same on training samples",
@@ -35,6 +37,11 @@ def is_counted(name: str) -> bool:
     return name.startswith("n_") or name == "dead"
 
 
+def spread_name(control: str) -> str:
+    """The metric that holds the standard error of the share by which the fit's error is below a control's."""
+    return control.replace("control_", "spread_", 1)
+
+
 class Metrics(Mapping[str, float]):
     """Numbers by name; printed as a table that says how each control compares."""
 
@@ -55,14 +62,29 @@ class Metrics(Mapping[str, float]):
         return len(self._values)
 
     @property
+    def standings(self) -> dict[str, Standing]:
+        """How the fit's error lies beside each control's: the rule of every verdict about it."""
+        if "reconstruction_error" not in self:
+            return {}
+        return {
+            name: lower(self["reconstruction_error"], self[name], spread=self.get(spread_name(name), 0.0))
+            for name in self
+            if name.startswith("control_") and isinstance(self[name], int | float)
+        }
+
+    @property
     def matched_by(self) -> list[str]:
-        """Controls whose error is no higher than the fit's: what they match has shown nothing."""
-        controls = [name for name in self if name.startswith("control_")]
-        return [name for name in controls if self[name] <= self["reconstruction_error"]]
+        """Controls that the fit's error is not below by 5 % and two standard errors: beside these it has shown nothing."""
+        return [name for name, standing in self.standings.items() if not standing.is_better]
 
     def __repr__(self) -> str:
         """Print each metric with what it means, and each control with how the fit compares."""
-        return "\n".join(f"{name:<21} {self._number(name):>7}  {self.remark(name)}".rstrip() for name in self)
+        return "\n".join(f"{name:<21} {self._number(name):>7}  {self.remark(name)}".rstrip() for name in self.listed)
+
+    @property
+    def listed(self) -> list[str]:
+        """The names that tables list: a control's spread stands in its own line."""
+        return [name for name in self if not name.startswith("spread_")]
 
     def _number(self, name: str) -> str:
         value = self[name]
@@ -73,8 +95,11 @@ class Metrics(Mapping[str, float]):
         meaning = _MEANINGS.get(name, "")
         if not name.startswith("control_"):
             return meaning
-        if name in self.matched_by:
-            return f"{meaning}: MATCHES THE FIT, which has shown nothing beyond it"
-        if not self[name]:
+        standing = self.standings.get(name)
+        if standing is None or not self[name]:
             return meaning
-        return f"{meaning}: the fit is {1 - self['reconstruction_error'] / self[name]:.0%} lower"
+        way = f"{standing.share} {'higher' if standing.gain < 0 else 'lower'}"
+        if standing.side == "better":
+            return f"{meaning}: the fit is {way}"
+        verb = "IS BETTER THAN" if standing.side == "worse" else "MATCHES"
+        return f"{meaning}: {verb} THE FIT, which has shown nothing beyond it ({way})"

@@ -19,6 +19,9 @@ from param_features.machine import typed
 from param_features.measure.principal import EXTRA, SlicedPrincipal, sliced_bytes, sliced_principal
 from param_features.params import ParamSubset
 
+SampleErrors = tuple[Float[Tensor, " sample"], Float[Tensor, " sample"]]
+"""‖∇ − reconstruction‖² and ‖∇‖² of each sample."""
+
 _EXACT_UP_TO, _DENSE_UP_TO = 4096, 512
 _CHUNK_NUMBERS = 2**25
 _DENSE_NUMBERS = 2**26
@@ -71,8 +74,8 @@ def control_errors(
     l0: float,
     generator: torch.Generator,
     is_pursued: bool = False,
-) -> dict[str, float]:
-    """Reconstruction errors on held-out samples of three controls, by pursuit as well where the fit's are.
+) -> dict[str, SampleErrors]:
+    """Each held-out sample's square error and square norm by three controls, by pursuit as well where the fit's are.
 
     Returns:
         `control_pca`: leading principal directions of the training gradients (dense, not low rank: an advantage);
@@ -80,7 +83,8 @@ def control_errors(
     """
     dictionaries = control_dictionaries(train, subset, n_features=n_features, rank=rank, generator=generator)
     return {
-        name: dictionary_error(dictionary, held_out, l0, is_pursued=is_pursued) for name, dictionary in dictionaries.items()
+        name: sample_errors(dictionary, held_out, [l0], is_pursued=is_pursued)[0]
+        for name, dictionary in dictionaries.items()
     }
 
 
@@ -138,10 +142,22 @@ def dictionary_errors(
     *,
     is_pursued: bool = False,
 ) -> list[float]:
-    """At each l0 the lowest error of two or three encoders: the overlaps, least squares over all directions, or pursuit.
+    """At each l0 the reconstruction error of what `sample_errors` gives."""
+    return [reconstruction_error(*of) for of in sample_errors(dictionary, store, l0s, is_pursued=is_pursued)]
 
-    They agree for orthogonal directions; a control must not lose for want of an encoder. Of many samples it takes those that
-    a fit of as many features is measured on.
+
+def sample_errors(
+    dictionary: ControlDictionary | SlicedPrincipal,
+    store: SampleGradients,
+    l0s: Sequence[float],
+    *,
+    is_pursued: bool = False,
+) -> list[SampleErrors]:
+    """At each l0 every sample's square error and square norm, by the encoder whose errors' sum is the lowest.
+
+    There are two or three: the overlaps, least squares over all directions, or pursuit. They agree for orthogonal
+    directions; a control must not lose for want of an encoder. Of many samples it takes those that a fit of as many features
+    is measured on.
     """
     store = store.spread(most_samples(dictionary.n_features))
     overlaps, gram = dictionary.on(store)
@@ -154,10 +170,11 @@ def dictionary_errors(
         if is_pursued:
             yield Encoder(rounds_for(l0, len(gram))).kept(overlaps, gram, l0)[0]
 
-    def error(kept: Tensor) -> float:
-        return reconstruction_error(square_errors(kept, overlaps, gram, square_norm), square_norm)
+    def errors(l0: float) -> Iterator[tuple[Tensor, Tensor]]:
+        for kept in codes(min(l0, len(gram))):
+            yield square_errors(kept, overlaps, gram, square_norm), square_norm
 
-    return [min(map(error, codes(min(l0, len(gram))))) for l0 in l0s]
+    return [min(errors(l0), key=lambda of: reconstruction_error(*of)) for l0 in l0s]
 
 
 def principal_dictionary(

@@ -1,15 +1,16 @@
 """Reconstruction error against l0, of a fit and of its controls on the same samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from param_features.errors import SampleCountError, SettingError
-from param_features.fit import Dictionary, Encoder, check_l0, rounds_for
+from param_features.fit import Dictionary, Encoder, check_l0, reconstruction_error, rounds_for
+from param_features.fitted import Standing, lower, spread_of_ratio
 from param_features.gradients import GradientEngine, Harvester, HarvestSettings, SampleGradients, SampleProbe
 from param_features.machine import typed
-from param_features.measure.controls import control_dictionaries, dictionary_errors
+from param_features.measure.controls import SampleErrors, control_dictionaries, sample_errors
 from param_features.problem import ModelInputs, Question, Reference
 
 
@@ -23,12 +24,21 @@ class L0Curve:
             reconstruction error for each l0; 0 is perfect, 1 predicts nothing.
         n_samples: Samples that they are measured on.
         n_principal: Others, from which the principal directions were taken.
+        spreads: Of each control, at each l0 the standard error of the share by which the fit's error is lower.
     """
 
     l0s: tuple[float, ...]
     errors: Mapping[str, tuple[float, ...]]
     n_samples: int
     n_principal: int
+    spreads: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def standings(self, control: str) -> dict[float, Standing]:
+        """How the fit's error lies beside a control's at each l0; empty where the control was not measured."""
+        errors = self.errors.get(control, ())
+        spreads = self.spreads.get(control, (0.0,) * len(errors))
+        rows = zip(self.l0s, self.errors["reconstruction_error"], errors, spreads, strict=False)
+        return {l0: lower(error, of_control, spread=spread) for l0, error, of_control, spread in rows}
 
     def __repr__(self) -> str:
         """Print a table, one line for each dictionary."""
@@ -114,13 +124,21 @@ def errors_by_l0(
     train, store = stores
     is_pursued = dictionary.encoder.n_rounds is not None
 
-    def fit(l0: float) -> float:
+    def fit(l0: float) -> SampleErrors:
         encoder = Encoder(rounds_for(l0, dictionary.n_features)) if is_pursued else dictionary.encoder
-        return replace(dictionary, encoder=encoder).error(store, l0)
+        return replace(dictionary, encoder=encoder).square_errors(store, l0)
 
     n_features, rank = dictionary.n_features, dictionary.rank
     controls = control_dictionaries(train, engine.subset, n_features=n_features, rank=rank, generator=generator)
-    errors = {"reconstruction_error": tuple(map(fit, ordered))}
+    own = list(map(fit, ordered))
+    errors, spreads = {"reconstruction_error": _totals(own)}, {}
     for name, control in controls.items():
-        errors[name] = tuple(dictionary_errors(control, store, ordered, is_pursued=is_pursued))
-    return L0Curve(ordered, errors, store.n_samples, train.n_samples)
+        of_control = sample_errors(control, store, ordered, is_pursued=is_pursued)
+        errors[name] = _totals(of_control)
+        if len(of_control[0][0]) == len(own[0][0]):  # fewer directions take more samples
+            spreads[name] = tuple(spread_of_ratio(a, b) for (a, _), (b, _) in zip(own, of_control, strict=True))
+    return L0Curve(ordered, errors, store.n_samples, train.n_samples, spreads)
+
+
+def _totals(errors: Sequence[SampleErrors]) -> tuple[float, ...]:
+    return tuple(reconstruction_error(*of) for of in errors)

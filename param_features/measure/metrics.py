@@ -2,8 +2,8 @@
 
 import torch
 
-from param_features.fit import Dictionary, most_samples, overlaps_of
-from param_features.fitted import Metrics
+from param_features.fit import Dictionary, most_samples, overlaps_of, reconstruction_error
+from param_features.fitted import Metrics, spread_name, spread_of_ratio
 from param_features.gradients import SampleGradients
 from param_features.machine import typed
 from param_features.measure.controls import control_errors
@@ -25,8 +25,9 @@ def held_out_metrics(
     """Score a fit and its controls on the same held-out samples at the same l0, controls by the fit's own encoder too."""
     spread = held_out.spread(most_samples(dictionary.n_features))
     active = dictionary.codes(overlaps_of(dictionary.code_directions, spread)) != 0
+    errors, square_norm = dictionary.square_errors(held_out, l0)
     values = {
-        "reconstruction_error": dictionary.error(held_out, l0),
+        "reconstruction_error": reconstruction_error(errors, square_norm),
         "training_error": dictionary.error(train, l0),
         "l0": float(l0),
         "l0_at_threshold": float(active.sum(1).double().mean()),
@@ -46,4 +47,6 @@ def held_out_metrics(
         generator=generator,
         is_pursued=dictionary.encoder.n_rounds is not None,
     )
-    return Metrics(values | controls)
+    values |= {name: reconstruction_error(*of) for name, of in controls.items()}
+    same = {name: of[0] for name, of in controls.items() if len(of[0]) == len(errors)}  # fewer directions take more samples
+    return Metrics(values | {spread_name(name): spread_of_ratio(errors, of_control) for name, of_control in same.items()})

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from param_features.circuits import Circuit, Node, NodeExample, lay_out, ranked, score_rows, spread
+from param_features.circuits import Circuit, Node, NodeExample, circuit_verdict, lay_out, ranked, score_rows, spread
 from param_features.report.samples import Vocabulary, digits, window
 
 _SHOWN_EXAMPLES, _SHOWN_PROMPTS = 5, 20
@@ -26,6 +26,7 @@ def circuit_section(circuit: Circuit, vocabulary: Vocabulary, params: Mapping[st
     numbers = {node.name: number for number, node in enumerate(circuit.nodes)}
     return {
         "metric": circuit.metric,
+        "verdict": circuit_verdict(circuit),
         "facts": [[str(name), _fact(value)] for name, value in circuit.record.items()],
         "prompts": ["".join(prompt) for prompt in circuit.prompts[:_SHOWN_PROMPTS]],
         "n_prompts": len(circuit.prompts),

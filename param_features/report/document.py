@@ -27,6 +27,7 @@ from param_features.problem import ModelInputs, real_first
 from param_features.report.circuits import circuit_section
 from param_features.report.counterparts import CounterpartsWriter, PageTexts
 from param_features.report.samples import Vocabulary, digits, input_example, kind_of, text_example
+from param_features.report.verdict import verdict_lines
 from param_features.sae import Comparison
 
 _COUNTED, _NAMED, _MOVED = 50, 20, 10
@@ -81,7 +82,7 @@ def contents(
         audit: Claims about the features beside controls.
         circuit: A graph in which these features may be nodes.
     """
-    page = {"overview": overview(features, inputs) | {"curve": _lines(curve)}}
+    page = {"overview": overview(features, inputs, curve) | {"curve": _lines(curve)}}
     writer = _Writer(features, inputs, read_page(features, inputs), n_examples)
     counterparts = None if comparison is None else CounterpartsWriter(comparison, writer.texts)
     rows = [writer.feature(k, counterparts) for k in range(features.n_features)]
@@ -94,7 +95,7 @@ def contents(
     return page | {"kind": writer.kind, "features": rows, "vocabulary": writer.vocabulary.strings}
 
 
-def overview(features: Fitted, inputs: ModelInputs) -> dict[str, Any]:
+def overview(features: Fitted, inputs: ModelInputs, curve: L0Curve) -> dict[str, Any]:
     """Model, parameters, settings and metrics beside their controls."""
     metrics, config = features.metrics, features.config
     controls = {name: metrics[name] for name in metrics if name.startswith("control_")}
@@ -109,10 +110,11 @@ def overview(features: Fitted, inputs: ModelInputs) -> dict[str, Any]:
             ["samples fitted / held out", f"{metrics['n_samples']:,.0f} / {metrics['n_held_out']:,.0f}"],
             ["shown on", f"{len(inputs):,} sequences" if inputs.tokens is not None else f"{len(inputs):,} inputs"],
         ],
-        "metrics": [[name, digits(metrics[name]), metrics.remark(name)] for name in metrics],
+        "metrics": [[name, digits(metrics[name]), metrics.remark(name)] for name in metrics.listed],
         "error": digits(metrics["reconstruction_error"]),
         "controls": {name: digits(value) for name, value in controls.items()},
         "matched_by": metrics.matched_by,
+        "verdict": verdict_lines(metrics, curve),
         "unit": features.divergence.unit,
     }
 

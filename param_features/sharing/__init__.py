@@ -7,6 +7,7 @@ from param_features.sharing.card import CARD, write_card
 from param_features.sharing.picture import draw
 from param_features.sharing.pushing import MESSAGE, PushTarget, check_name, push, push_folder
 from param_features.sharing.settings import USUAL, CardSettings
+from param_features.sharing.verdicts import verdict_sentences
 
 __all__ = [
     "CARD",
@@ -18,5 +19,6 @@ __all__ = [
     "draw",
     "push",
     "push_folder",
+    "verdict_sentences",
     "write_card",
 ]

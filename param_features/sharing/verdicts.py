@@ -6,35 +6,46 @@ import re
 from param_features.fitted import Metrics
 
 _ERROR = "reconstruction_error"
+_TITLES = {"worse": "Better than", "alike": "As good as"}
 _NAME = re.compile(r"[a-z0-9_]+")
 
 
 def verdict(metrics: Metrics) -> str:
-    """Say which controls the features beat and by how much, and first of all which do as well."""
+    """The sentences as Markdown, those in bold that say what the features do not beat."""
+    first, *others = verdict_sentences(metrics)
+    is_warning = len(_beaten(metrics)) < max(1, len(_controls(metrics)))
+    return " ".join([f"**{first}**" if is_warning else first, *others])
+
+
+def verdict_sentences(metrics: Metrics) -> list[str]:
+    """Say which controls the features beat and by how much, and first of all which do better or as well."""
     controls = _controls(metrics)
     if not controls:
-        return (
-            "**No control was measured with these features.** Nothing here says whether they beat directions that cost "
-            "nothing to find."
-        )
-    matched = [name for name in controls if not metrics[_ERROR] < metrics[name]]
-    beaten = [name for name in controls if name not in matched]
-    sentences = []
-    if matched:
-        sentences.append(
-            f"**As good as these features: {_joined([_label(metrics, name) for name in matched])}.** Beyond those, which "
-            "cost nothing to find, the features have shown nothing."
-        )
+        return [
+            "No control was measured with these features.",
+            "Nothing here says whether they beat directions that cost nothing to find.",
+        ]
+    sides = {
+        side: _joined([_label(metrics, name) for name in controls if metrics.standings[name].side == side])
+        for side in ("worse", "alike")
+    }
+    sentences = [f"{title} these features: {sides[side]}." for side, title in _TITLES.items() if sides[side]]
+    if sentences:
+        sentences.append("Beyond those, which cost nothing to find, the features have shown nothing.")
+    beaten = [f"{_label(metrics, name)} ({metrics.standings[name].share})" for name in _beaten(metrics)]
     if beaten:
-        lower = [f"{_label(metrics, name)} ({1 - metrics[_ERROR] / metrics[name]:.0%})" for name in beaten]
-        sentences.append(f"Their error on held-out samples is lower than that of {_joined(lower)}.")
-    return " ".join(sentences)
+        sentences.append(f"Their error on held-out samples is lower than that of {_joined(beaten)}.")
+    return sentences
+
+
+def _beaten(metrics: Metrics) -> list[str]:
+    return [name for name in _controls(metrics) if metrics.standings[name].is_better]
 
 
 def metrics_table(metrics: Metrics) -> str:
     """A Markdown table with each number in a row: the error, its controls, then the other metrics."""
     first = [_ERROR, *_controls(metrics)]
-    names = [name for name in first if name in metrics] + [name for name in metrics if name not in first]
+    names = [name for name in first if name in metrics] + [name for name in metrics.listed if name not in first]
     rows = [
         f"| `{name}` | {_number(name, metrics[name])} | {metrics.remark(name)} |"
         for name in names
@@ -64,4 +75,4 @@ def _label(metrics: Metrics, name: str) -> str:
 
 
 def _joined(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return "".join(parts) if len(parts) < 2 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -243,7 +243,7 @@ class TestTable:
         text = repr(audit)
         assert "pass    claim" in text
         assert "FAIL    second" in text
-        assert "(at least 0.8, and above random)" in text
+        assert "(at least 0.8, and above random by 5%)" in text
         assert "random 0.5, other 0.95" in text
         assert text.endswith("1 pass, 1 fail, 0 not run; 3 CPU seconds")
         with pytest.raises(KeyError, match="'claim', 'second'"):

@@ -369,7 +369,7 @@ def test_a_circuit_prints_what_matters():
     assert "blocks.1.hook_resid_pre 4" in text
     best = max(SMALL.nodes, key=lambda node: abs(node.effect))
     assert re.search(rf"^{re.escape(best.name)} .*{re.escape(f'{best.effect:+.4g}')}", text, re.MULTILINE)
-    assert "scores not measured" in repr(Circuit((), (), (), "m"))
+    assert "Whether they explain it was not measured." in repr(Circuit((), (), (), "m"))
 
 
 def test_the_table_has_a_line_for_each_node_strongest_first():

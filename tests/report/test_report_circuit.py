@@ -115,7 +115,9 @@ def test_the_picture_has_every_node_and_edge_by_size_and_sign(open_with):
     for source, target, width in widths:
         assert width == pytest.approx(0.6 + 5.4 * abs(weights[source, target]) / most, abs=0.02)
     title = page.inner_text("#circuit-title")
-    assert title == "12 nodes and 24 edges that explain logit(he) − logit(she) on 4 prompts."
+    assert (
+        title == "12 nodes and 24 edges for logit(he) − logit(she) on 4 prompts. Whether they explain it was not measured."
+    )
 
 
 def test_scores_and_nodes_stand_in_tables(open_with):
@@ -192,5 +194,8 @@ def test_hostile_names_run_nothing(open_with, traffic):
 
 def test_a_circuit_of_nothing_is_shown(open_with, traffic):
     page = open_with(Circuit((), (), (), "m"))
-    assert page.inner_text("#circuit-title") == "0 nodes and 0 edges that explain m on 0 prompts."
+    assert (
+        page.inner_text("#circuit-title")
+        == "0 nodes and 0 edges for m on 0 prompts. Whether they explain it was not measured."
+    )
     assert traffic.errors == []

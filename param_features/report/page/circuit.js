@@ -154,7 +154,7 @@ function showCircuit() {
   if (!DATA.circuit) return;
   const { nodes, edges, facts, prompts, n_prompts: count, scores, ranked } = DATA.circuit;
   document.getElementById("circuit").hidden = document.getElementById("circuit-link").hidden = false;
-  document.getElementById("circuit-title").textContent = `${nodes.length} nodes and ${edges.length} edges that explain ${visible(DATA.circuit.metric)} on ${count} prompts.`;
+  document.getElementById("circuit-title").textContent = `${nodes.length} nodes and ${edges.length} edges for ${visible(DATA.circuit.metric)} on ${count} prompts. ${DATA.circuit.verdict}`;
   document.getElementById("circuit-facts").append(...facts.flatMap(([name, value]) => [make("dt", {}, visible(name)), make("dd", {}, visible(value))]));
   const shown = prompts.map((prompt) => make("div", { class: "prompt" }, visible(prompt)));
   document.getElementById("circuit-prompts").append(make("summary", {}, count > shown.length ? `The first ${shown.length} of ${count} prompts` : "Prompts"), ...shown);

@@ -1,9 +1,7 @@
 function showOverview() {
-  const { facts, metrics, matched_by: matched } = DATA.overview;
+  const { facts, metrics, verdict: said } = DATA.overview;
   document.getElementById("facts").append(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
-  const verdict = matched.length
-    ? make("p", { class: "warn" }, `${matched.map(control).join(" and ")} rebuild the gradients as well: this fit has shown nothing beyond ${matched.length > 1 ? "them" : "it"}.`)
-    : make("p", {}, "Every control rebuilds the gradients worse than the fit. Labels and top examples describe; they are no evidence of what a feature does.");
+  const verdict = make("p", said.is_warning ? { class: "warn" } : {}, [...said.sentences, "Labels and top examples describe; they are no evidence of what a feature does."].join(" "));
   document.getElementById("verdict").append(verdict);
   document.getElementById("metrics").append(...metrics.map(([name, value, meaning]) =>
     make("tr", {}, make("td", {}, name), make("td", { class: "number" }, String(value)), make("td", { class: "soft" }, meaning))));

@@ -112,7 +112,8 @@ def _why_none(rows: Sequence[SweepRow]) -> str:
     if not any(row.beats_controls for row in rows):
         side = "below" if nearest.gain > 0 else "above"
         return (
-            f"none. No setting lies {limits.least_gain:.0%} below all of its controls. The nearest, {nearest.setting}, is "
+            f"none. No setting lies {limits.least_gain:.0%} and two standard errors below all of its controls. "
+            f"The nearest, {nearest.setting}, is "
             f"{abs(nearest.gain):.1%} {side} {nearest.control} ({nearest.error:.3f} beside {control:.3f}). What a control "
             "matches shows nothing: try other parameters, more samples, or other n_features and l0."
         )

@@ -1,11 +1,11 @@
 """What a sweep says of one fit: its errors beside its controls, and what is wrong with it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from param_features.fitted import Fitted
+from param_features.fitted import Fitted, Standing, lower, spread_name
 from param_features.gradients import SampleGradients
 from param_features.run.sweeping.falling import expected_fall
 from param_features.run.sweeping.settings import Setting, SweepSettings
@@ -38,6 +38,7 @@ class SweepRow:
         steps: That the fit took.
         limits: By which it is judged.
         agreement: Mean |cosine| with the features of other seeds, matched one to one; None where there is one seed.
+        spreads: Of each control, the standard error of the share by which the fit's error is lower.
     """
 
     setting: Setting
@@ -53,6 +54,7 @@ class SweepRow:
     steps: int
     limits: SweepSettings
     agreement: float | None = None
+    spreads: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def control(self) -> str:
@@ -62,13 +64,16 @@ class SweepRow:
     @property
     def gain(self) -> float:
         """By what share of the strongest control's error the fit's lies below it; negative where it lies above."""
-        control = self.controls[self.control]
-        return (control - self.error) / max(control, 1e-12)
+        return self._standing(self.control).gain
 
     @property
     def beats_controls(self) -> bool:
-        """Whether the error lies below every control's by `least_gain`."""
-        return self.gain > self.limits.least_gain
+        """Whether the error lies below every control's by `least_gain` and two standard errors."""
+        return all(self._standing(name).is_better for name in self.controls)
+
+    def _standing(self, name: str) -> Standing:
+        spread = self.spreads.get(name, 0.0)
+        return lower(self.error, self.controls[name], spread=spread, least=self.limits.least_gain)
 
     @property
     def is_overcomplete(self) -> bool:
@@ -130,6 +135,11 @@ def row_of(features: Fitted, setting: Setting, held_out: SampleGradients, limits
         fall=expected_fall(features.config.get("history", [])),
         steps=features.config["steps_done"],
         limits=limits,
+        spreads={
+            name: metrics[spread_name(name)]
+            for name in metrics
+            if spread_name(name) != name and spread_name(name) in metrics
+        },
     )
 
 

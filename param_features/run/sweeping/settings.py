@@ -6,6 +6,7 @@ from itertools import product
 from typing import NamedTuple
 
 from param_features.errors import FeatureCountError, SettingError
+from param_features.fitted import LEAST_GAIN
 
 
 @dataclass(frozen=True)
@@ -13,8 +14,8 @@ class SweepSettings:
     """When a sweep recommends a setting, and what it flags. Shares are of 1.
 
     Attributes:
-        least_gain: A fit beats a control when its error is lower by this share of the control's. Above zero, since
-            many learned directions rebuild even pure noise a little better than random ones do.
+        least_gain: A fit beats a control when its error is lower by this share of the control's, and by two standard errors.
+            Above zero, since many learned directions rebuild even pure noise a little better than random ones do.
         within: A smaller setting is as good as the best one where its gain is lower by no more than this share.
         top_share: Collapsed: one feature has so much of the coordinates kept, by number or by squared size, and four times
             an even share.
@@ -23,7 +24,7 @@ class SweepSettings:
         overfit: Overfit: the error on training samples lies this share below that on held-out ones.
     """
 
-    least_gain: float = 0.05
+    least_gain: float = LEAST_GAIN
     within: float = 0.1
     top_share: float = 0.5
     dead_share: float = 0.5

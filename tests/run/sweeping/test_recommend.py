@@ -100,7 +100,7 @@ def test_overfit_is_a_gap_to_the_training_error():
 
 def test_the_table_says_none_with_the_reason_and_marks_none():
     text = repr(sweep_of(row(error=0.6)))
-    assert "recommended: none. No setting lies 5% below all of its controls." in text
+    assert "recommended: none. No setting lies 5% and two standard errors" in text
     assert ">" not in text
     assert "-20%" in text
     assert sweep_of(row(error=0.6)).recommended is None

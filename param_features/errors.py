@@ -1,6 +1,6 @@
-"""Every exception that the library raises on purpose.
+"""Every exception that the library raises on purpose, and its kind of warning.
 
-Each kind also inherits the builtin that a caller would catch without knowing this library. A message has three parts:
+Each exception also inherits the builtin that a caller would catch without knowing this library. A message has three parts:
 what was given, what would be accepted, what to do next.
 """
 
@@ -14,6 +14,13 @@ class ParamFeaturesError(Exception):
     def __str__(self) -> str:
         """Return the message as written (a `KeyError` would print it quoted)."""
         return str(self.args[0]) if self.args else ""
+
+
+class Notice(UserWarning):
+    """A warning of this library's: what it did by itself, or found, changes the meaning of a number.
+
+    `warnings.filterwarnings("ignore", category=pf.errors.Notice)` silences notices, `"error"` makes them exceptions.
+    """
 
 
 class UnknownParameterError(ParamFeaturesError, KeyError):

@@ -19,6 +19,14 @@ _seen: set[str] = set()
 """Tests of which a case has run in this process."""
 
 
+def pytest_configure(config):
+    """Tiny fits are matched by their controls, which a notice says: not an error here, as other warnings are.
+
+    Written here since the names of filters in pyproject.toml are imported before the hook that checks shapes.
+    """
+    config.addinivalue_line("filterwarnings", "ignore::param_features.errors.Notice")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """Count lines in the first case of each fast test alone, fixtures included: counting takes a quarter of the time."""

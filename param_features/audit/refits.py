@@ -1,11 +1,12 @@
 """Other fits that an audit stands beside: a second seed, and a model that has learned nothing."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from param_features.errors import SettingError
+from param_features.errors import Notice, SettingError
 from param_features.fitted import Fitted
 from param_features.intervene import copied
 from param_features.params import adapter_for, all_parameters
@@ -27,21 +28,23 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
     if isinstance(reference, Tensor) and isinstance(features.divergence, KL):
         reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
     harvest, fit = settings_of_record(config)
-    return decompose(
-        features.bound_engine("audit").adapter.model if model is None else model,
-        list(features.params),
-        tokens,
-        inputs=inputs,
-        n_features=config["n_features"],
-        l0=config["l0"],
-        divergence=features.divergence.name,
-        reference=reference,
-        method=config["method"],
-        seed=seed,
-        harvest=harvest,
-        fit=fit,
-        progress=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # a refit is a control: what is to be told of the fit was told of it
+        return decompose(
+            features.bound_engine("audit").adapter.model if model is None else model,
+            list(features.params),
+            tokens,
+            inputs=inputs,
+            n_features=config["n_features"],
+            l0=config["l0"],
+            divergence=features.divergence.name,
+            reference=reference,
+            method=config["method"],
+            seed=seed,
+            harvest=harvest,
+            fit=fit,
+            progress=False,
+        )
 
 
 def check_refit(features: Fitted, advice: str) -> None:

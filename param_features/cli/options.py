@@ -7,6 +7,7 @@ import typer
 
 from param_features.cli.datasets import SampleBy
 from param_features.cli.models import Dtype, Library
+from param_features.cli.running import silence
 
 MODEL, DATA, FIT, OUTPUT = "Model", "Data", "Fit", "Output"
 
@@ -16,9 +17,9 @@ def option(name: str, group: str, help: str, *short_names: str, **settings: Any)
     return typer.Option(name, *short_names, rich_help_panel=group, help=help, **settings)
 
 
-def flag(name: str, group: str, help: str, *short_names: str) -> Any:
+def flag(name: str, group: str, help: str, *short_names: str, **settings: Any) -> Any:
     """Declare an option without a value."""
-    return option(name, group, help, *short_names, metavar=" ")
+    return option(name, group, help, *short_names, metavar=" ", **settings)
 
 
 _MODEL_NAME = "Folder of a Hugging Face model, its name on the hub, or 'demo', the embedded model."
@@ -58,4 +59,4 @@ CheckpointFolder = Annotated[
     Path | None, option("--checkpoint-dir", OUTPUT, _CHECKPOINTS, metavar="FOLDER", show_default="none kept")
 ]
 Force = Annotated[bool, flag("--force", OUTPUT, "Write into a folder that is not empty.")]
-Quiet = Annotated[bool, flag("--quiet", OUTPUT, "No progress or notices, only errors.", "-q")]
+Quiet = Annotated[bool, flag("--quiet", OUTPUT, "No progress or notices, only errors.", "-q", callback=silence)]

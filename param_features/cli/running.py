@@ -1,10 +1,15 @@
 """How a command ends: errors in one line on the error stream with status 2, Ctrl-C with 130."""
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import typer
+from tqdm import tqdm
 
-from param_features.errors import ParamFeaturesError
+from param_features.errors import Notice, ParamFeaturesError
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -21,7 +26,8 @@ def run(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> None:
         SystemExit: Always, with the status.
     """
     try:
-        status = app(arguments, prog_name=name, standalone_mode=False) or 0
+        with _notices_said():
+            status = app(arguments, prog_name=name, standalone_mode=False) or 0
     except typer.TyperException as error:
         raise SystemExit(_misused(error)) from error
     except (ParamFeaturesError, OSError) as error:
@@ -34,8 +40,31 @@ def run(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> None:
 
 
 def say(message: str) -> None:
-    """Print a notice on the error stream."""
+    """Print a line on the error stream."""
     typer.echo(message, err=True)
+
+
+def silence(is_wanted: bool) -> bool:
+    """Silence notices until the command ends, where that is wanted, which is returned."""
+    if is_wanted:
+        warnings.simplefilter("ignore", Notice)
+    return is_wanted
+
+
+@contextmanager
+def _notices_said() -> Iterator[None]:
+    """Run a block in which a `Notice` is a line on the error stream, without the place in the code that it comes from."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, Notice):
+                tqdm.write(str(message), file=sys.stderr)
+            else:
+                show(message, category, *place)
+
+        warnings.showwarning = shown
+        yield
 
 
 def _failed(message: str) -> int:

@@ -54,7 +54,7 @@ class SharedFeatures(MeasuredFeatures):
         """Write the card, `README.md`, and its picture, `features.png`, into a directory: to read it before a push.
 
         The card has the metrics beside the controls, and with a model the top examples. Without matplotlib it has no
-        picture, and a notice on the error stream says so. Cost: a pass of activations over the saved examples, once.
+        picture, and a `pf.errors.Notice` says so. Cost: a pass of activations over the saved examples, once.
 
         Args:
             directory: Where to; what `save_pretrained` wrote may lie there. An earlier card is replaced.

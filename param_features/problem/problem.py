@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from param_features.errors import InputError
+from param_features.machine import notify
 from param_features.params import (
     Adapter,
     ParamRecord,
@@ -161,11 +162,11 @@ def read_problem(
 
 
 def say_notices(problem: Problem, requested: Any, say: Callable[[str], None]) -> None:
-    """Print which divergence was chosen, where the user left it open, and a notice for a model in training mode."""
+    """Print which divergence was chosen, where the user left it open; a `Notice` for a model in training mode."""
     if requested == "auto":
         is_known = "is" if problem.output.is_logits else "is not"
         shape = problem.output.shape
         say(f"divergence: {problem.divergence.name!r}, since the output of shape {shape} {is_known} known to be logits.")
     notice = training_notice(problem.adapter)
     if notice is not None:
-        say(notice)
+        notify(notice)

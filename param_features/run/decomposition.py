@@ -26,7 +26,7 @@ from param_features.gradients import (
     question_of,
 )
 from param_features.gradients.disk import FactorStore, near
-from param_features.machine import ALONE, Processes, free_bytes, launched
+from param_features.machine import ALONE, Processes, free_bytes, launched, notify
 from param_features.measure import held_out_metrics
 from param_features.params import ParamRecord, ParamSpec
 from param_features.problem import (
@@ -119,7 +119,7 @@ def decompose(
             from their own output is steeply curved, and which do not interfere; for `"kl"` and `"se"`.
         steps: Optimiser steps; overrides `fit.steps`.
         seed: Of every random choice. Same seed, same machine, same result.
-        progress: Whether to show progress bars and notices, on the error stream.
+        progress: Whether to show progress bars and what is going on, on the error stream.
         n_samples: Samples to harvest; overrides `harvest.n_samples`.
         harvest: How samples, references and examples are taken from the data.
         fit: Further settings of the fit, rank and format among them: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for
@@ -247,7 +247,7 @@ class Decomposition:
         free = self.processes.least(free // self.processes.n_on_machine)
         wanted = FitRequest(request.n_features, self.fit.rank, request.l0, self.fit)
         sizes = Sizes.of(like, counts[0], counts[1], wanted, is_stored=self.store is not None)
-        return fit_in_room(sizes, free, request.say, is_batch_open=self.is_batch_open)
+        return fit_in_room(sizes, free, is_batch_open=self.is_batch_open)
 
     def _measured(self, engine: GradientEngine, harvester: Harvester, plan: SamplePlan, question: Question) -> Fitted:
         train, held_out = self._harvest(harvester, plan)
@@ -259,7 +259,7 @@ class Decomposition:
         extra |= {} if self.store is None else self.store.metrics
         metrics = Metrics({**self._metrics(fit, train, held_out), **extra})
         for control in metrics.matched_by:
-            self.request.say(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
+            notify(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
         return Fitted(
             dictionary=fit.dictionary,
             question=question,

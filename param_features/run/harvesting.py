@@ -11,7 +11,7 @@ from torch import Tensor
 from param_features.errors import SettingError
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import Compression, FactorStore, harvested, recipe_of
-from param_features.machine import launched, notices
+from param_features.machine import launched, spoken
 from param_features.params import ParamSpec
 from param_features.problem import read_model, read_problem, say_notices
 
@@ -64,7 +64,7 @@ def harvest(
             None keeps it whole. The store says what is lost. Held-out gradients are always whole: errors are honest.
         dtype: Of the numbers in training shards: `"float32"` (as they come) or `"bfloat16"`. They are read as float32.
         seed: Draws samples, positions and references, as that of `pf.decompose` does.
-        progress: Whether to show a progress bar and notices, on the error stream.
+        progress: Whether to show a progress bar and what is going on, on the error stream.
 
     Returns:
         The store, its shards checked.
@@ -82,7 +82,7 @@ def harvest(
     chosen = read_model(model, params, tokenizer=tokenizer, output=output)
     problem = read_problem(chosen, tokens, inputs, divergence=divergence, reference=reference)
     progress = progress and launched().is_main
-    say = notices(progress)
+    say = spoken(progress)
     say_notices(problem, divergence, say)
     recipe = recipe_of(problem, settings, seed=seed, shard_mib=shard_mib, compression=compression)
     return harvested(problem, settings, recipe, Path(directory), say=say, progress=progress, compression=compression)

@@ -8,7 +8,7 @@ from param_features.errors import FeatureCountError, RankError, SettingError, ne
 from param_features.fit import FitSettings, HessianSettings, check_l0
 from param_features.fit.formats import FORMATS
 from param_features.gradients import HarvestSettings
-from param_features.machine import notices
+from param_features.machine import spoken
 from param_features.params import ParamSubset
 
 _METHODS = {"l3d": FitSettings, "hessian": HessianSettings}
@@ -29,8 +29,8 @@ class Request:
 
     @property
     def say(self) -> Callable[[str], None]:
-        """Prints a notice on the error stream, where progress is wanted."""
-        return notices(self.progress)
+        """Prints a line on the error stream, where progress is wanted."""
+        return spoken(self.progress)
 
     def record(self, fit: MethodSettings) -> dict[str, Any]:
         """What decides a fit beside its method's own settings, for its record."""

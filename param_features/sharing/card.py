@@ -3,16 +3,14 @@
 Names, settings and tokens come from models and files of strangers: each stands in a code span or block that it cannot end.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from param_features.errors import MissingExtraError
 from param_features.fitted import Fitted
+from param_features.machine import notify
 from param_features.measure import Example
 from param_features.sharing.base_model import base_model_name, loading_lines
 from param_features.sharing.picture import draw, shown_examples
@@ -94,16 +92,12 @@ def _pictured(features: Fitted, settings: CardSettings) -> str:
 
 
 def _drawn(features: Fitted, folder: Path, settings: CardSettings) -> Path | None:
-    """Draw the picture and return its path; None, with a notice, where matplotlib is missing."""
+    """Draw the picture and return its path; None, with a `Notice`, where matplotlib is missing."""
     try:
         return draw(features, folder / PICTURE, n_features=settings.n_features, n_examples=settings.n_examples)
     except MissingExtraError as error:
-        _notice(f"The card has no picture. {error}")
+        notify(f"The card has no picture. {error}")
         return None
-
-
-def _notice(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)
 
 
 def _decomposed(features: Fitted, settings: CardSettings, base: str | None) -> str:

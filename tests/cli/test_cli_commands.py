@@ -146,6 +146,14 @@ def test_quiet_leaves_the_error_stream_empty(command, decompose, tmp_path):
     assert out.startswith("ParamFeatures: 4 features")
 
 
+@pytest.mark.filterwarnings("always::param_features.errors.Notice")
+def test_a_notice_is_a_line_which_quiet_leaves_out(command, decompose, tmp_path):
+    steps = "--steps", "1", "--params", "*ln_1.bias"
+    _, _, err = command(*decompose, *steps, "--out", tmp_path / "run")
+    assert re.search("^control_pca reconstructs as well as the fit: .*$", err, re.MULTILINE) and "Notice" not in err
+    assert command(*decompose, *steps, "--quiet", "--out", tmp_path / "quiet")[2] == ""
+
+
 def test_an_unknown_parameter_is_one_line(command, decompose, tmp_path):
     status, out, err = command(*decompose, "--params", "transformer.h.1.atn", "--out", tmp_path / "run", "-q")
     assert (status, out) == (2, "")

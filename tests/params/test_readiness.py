@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import param_features as pf
-from param_features.errors import ModelStateError, NoGradientError, NonFiniteError, OutputError, SettingError
+from param_features.errors import ModelStateError, NoGradientError, NonFiniteError, Notice, OutputError, SettingError
 from param_features.gradients import Harvester
 from tests.adapters.zoo import assert_same, hf_gpt2, snapshot, tokenizer
 from tests.models import Classifier, Recurrent, normal, randomised
@@ -115,25 +115,24 @@ class TestTrainingMode:
         model.layer.eval()
         return model
 
-    def test_is_told_and_put_back_and_results_are_those_of_evaluation(self, model, capsys):
+    def test_is_told_and_put_back_and_results_are_those_of_evaluation(self, model):
         before = snapshot(model)
-        features = decomposed(model, progress=True)
         told = r"in training mode, in which BatchNorm1d, Dropout act otherwise. It is run in evaluation mode throughout"
-        assert told in capsys.readouterr().err
+        with pytest.warns(Notice, match=told) as notices:
+            features = decomposed(model)
+        assert {notice.filename for notice in notices} == {__file__}
         assert_same(before, snapshot(model))
         acts, logits = features.activations(inputs=X[:3]), features.top_logits(0)
         assert_same(before, snapshot(model))
-        evaluated = decomposed(model.eval(), progress=True)
-        assert "training mode" not in capsys.readouterr().err
+        evaluated = decomposed(model.eval())
         assert torch.equal(features.v_out.tensors[0], evaluated.v_out.tensors[0])
         assert dict(features.metrics) == dict(evaluated.metrics)
         assert torch.equal(acts, evaluated.activations(inputs=X[:3]))
         assert logits == evaluated.top_logits(0)
 
-    def test_says_nothing_where_it_makes_no_difference_or_nothing_is_wanted(self, model, capsys):
-        decomposed(Layer().train(), progress=True)
-        assert "training mode" not in capsys.readouterr().err
-        decomposed(model)
+    @pytest.mark.filterwarnings("error:.*training mode:param_features.errors.Notice")
+    def test_says_nothing_where_it_makes_no_difference(self, capsys):
+        decomposed(Layer().train())
         assert capsys.readouterr().err == ""
 
 

@@ -1,10 +1,10 @@
 """Refusing what does not fit in memory."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from param_features.errors import MemoryEstimateError
 from param_features.fit import FitSettings
+from param_features.machine import notify
 from param_features.run.estimation.sizes import Sizes
 
 _LEAST_BATCH = 128
@@ -21,10 +21,10 @@ def advice(fitting: dict[str, int]) -> str:
     return " or ".join(_ADVICE[name].format(f"{n:_}") for name, n in fitting.items())
 
 
-def fit_in_room(
-    sizes: Sizes, budget: int, say: Callable[[str], None] = lambda _: None, *, is_batch_open: bool = False
-) -> FitSettings:
+def fit_in_room(sizes: Sizes, budget: int, *, is_batch_open: bool = False) -> FitSettings:
     """The fit's settings with which a decomposition fits in memory, its batch halved where that is open and helps.
+
+    A smaller batch is told in a `Notice`.
 
     Raises:
         MemoryEstimateError: Names the stage, the estimate, what is free, and the settings with which it would fit.
@@ -34,7 +34,7 @@ def fit_in_room(
         tried = replace(tried, fit=replace(tried.fit, batch_size=tried.fit.batch_size // 2))
     if tried.peak_bytes <= budget:
         if tried.fit != sizes.fit:
-            say(f"batch_size={tried.fit.batch_size} for the fit: {sizes.fit.batch_size} samples would not fit in memory.")
+            notify(f"batch_size={tried.fit.batch_size} for the fit: {sizes.fit.batch_size} samples would not fit in memory.")
         return tried.fit
     fitting = sizes.within(budget)
     advised = (

@@ -94,7 +94,7 @@ def sweep(
         harvest: Further settings of harvesting.
         fit: Further settings of the fit; `rank` overrides its own.
         settings: What is flagged, and when a setting is recommended.
-        progress: Whether to show progress bars and notices, on the error stream.
+        progress: Whether to show progress bars and what is going on, on the error stream.
 
     Returns:
         A row per fit, the Pareto curve, the features themselves, and the recommendation with its reason.

@@ -1,5 +1,6 @@
 """What cannot fit is refused with what to set."""
 
+import warnings
 from dataclasses import replace
 from importlib import import_module
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.errors import MemoryEstimateError
+from param_features.errors import MemoryEstimateError, Notice
 from param_features.gradients import Harvester, SampleProbe
 from param_features.machine import free_bytes, held_bytes
 from param_features.problem import ModelInputs, Reference
@@ -24,10 +25,13 @@ def demo():
 
 
 def test_a_batch_left_open_is_halved_until_it_fits():
-    sizes, said = sizes_of(THIN, 200, 8), []
-    assert fit_in_room(sizes, sizes.peak_bytes, said.append, is_batch_open=True) == sizes.fit and not said
-    found = fit_in_room(sizes, sizes.peak_bytes * 2 // 3, said.append, is_batch_open=True)
-    assert found.batch_size in (128, 256, 512) and f"batch_size={found.batch_size} for the fit" in said[0]
+    sizes = sizes_of(THIN, 200, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit_in_room(sizes, sizes.peak_bytes, is_batch_open=True) == sizes.fit
+    with pytest.warns(Notice, match=r"batch_size=\d+ for the fit") as said:
+        found = fit_in_room(sizes, sizes.peak_bytes * 2 // 3, is_batch_open=True)
+    assert found.batch_size in (128, 256, 512) and f"batch_size={found.batch_size} " in str(said[0].message)
 
 
 def test_a_batch_that_was_given_is_refused_with_one_that_fits():

@@ -3,9 +3,10 @@
 import gc
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf, nan
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,6 +22,12 @@ from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
 from param_features.params import ParamSubset
 from param_features.problem import ModelInputs
+
+_STABLE = 4.0
+"""lr γ below which a step pulls back less than twice the distance: from there on every step lands further away."""
+
+_FAR = 5.0
+"""Of the radius that localisation alone gives: no chain near a minimum gets there."""
 
 _LEAST_SHARE = 1e-6
 """Directions of the span whose share of the largest eigenvalue of the Gram matrix is smaller are left out."""
@@ -58,8 +65,16 @@ class ChainSettings:
         """
         if not self.n_beta > 0:
             raise SettingError(f"n_beta={self.n_beta} must be positive; n / log n is usual.")
-        if not self.lr > 0 or not self.localization >= 0:
-            raise SettingError(f"lr={self.lr} must be positive and localization={self.localization} at least 0.")
+        if not 0 < self.lr < inf or not 0 <= self.localization < inf:
+            raise SettingError(
+                f"lr={self.lr} must be positive and localization={self.localization} at least 0, both finite."
+            )
+        if self.lr * self.localization >= _STABLE:
+            raise SettingError(
+                f"lr={self.lr:g} with localization={self.localization:g} makes every chain diverge: each step pulls back by "
+                f"lr · localization / 2 of the distance. Take lr below {_STABLE / self.localization:g}, such as "
+                f"{0.1 / self.localization:g}."
+            )
         if min(self.n_chains, self.batch_size) < 1 or self.n_steps < 8:
             raise SettingError(
                 f"n_chains={self.n_chains} and batch_size={self.batch_size} must be positive, n_steps={self.n_steps} 8 or "
@@ -67,6 +82,22 @@ class ChainSettings:
             )
         if not 0 <= self.n_burn_in <= self.n_steps - 4:
             raise SettingError(f"n_burn_in={self.n_burn_in} must leave four of n_steps={self.n_steps} or more.")
+
+
+@dataclass
+class Travel:
+    """How far chains get from the weights that they start at, as their models run.
+
+    Attributes:
+        farthest: The largest distance; NaN from the first weight on that is NaN or infinite.
+    """
+
+    farthest: float = 0.0
+
+    def add(self, moves: Iterable[Tensor]) -> None:
+        """Take the distance of these coordinates from 0."""
+        square = sum(float(move.detach().double().square().sum()) for move in moves)
+        self.farthest = max(self.farthest, square**0.5) if square < inf and self.farthest == self.farthest else nan
 
 
 class LocalLoss(nn.Module):
@@ -79,7 +110,7 @@ class LocalLoss(nn.Module):
     def __init__(self, engine: GradientEngine, directions: LowRank | None, inputs: ModelInputs, metric: Metric) -> None:
         """Keep the model in a tuple, so that it is no submodule: its weights are not to be sampled."""
         super().__init__()
-        self.measured = (engine, inputs, metric)
+        self.measured, self.travel = (engine, inputs, metric), Travel()
         subset = engine.subset
         self.factors, self.to_steps = None, None
         if directions is None:
@@ -108,16 +139,28 @@ class LocalLoss(nn.Module):
     def forward(self, rows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """The loss of each row; the model is held still by the caller."""
         engine, inputs, metric = self.measured
+        self.travel.add(self.moves)
         chosen = inputs.rows(rows)
         with engine.subset.replaced(self._weights(engine.subset)):
             return metric.on(engine.adapter, chosen)(engine.adapter.run(*chosen.args, **chosen.kwargs))
 
     @torch.no_grad()
-    def mean_loss(self, batch_size: int) -> float:
-        """The mean loss over all rows."""
+    def row_losses(self, batch_size: int) -> Float[Tensor, " row"]:
+        """The loss of every row."""
         _, inputs, metric = self.measured
         parts = [checked_values(self(rows), len(rows), metric.name) for rows in torch.arange(len(inputs)).split(batch_size)]
-        return float(torch.cat(parts).double().mean())
+        return torch.cat(parts).double()
+
+    def has_diverged(self, settings: ChainSettings) -> bool:
+        """Whether a chain's weights became NaN or infinite, or got where none near a minimum does.
+
+        The losses do not tell: a model may turn NaN attention into zeros. Localisation alone keeps a chain within a radius
+        of sqrt(d / γ / (1 − lr γ / 4)), and a minimum draws it nearer; five times that is refused.
+        """
+        if settings.localization == 0:
+            return not self.travel.farthest < inf
+        square = self.n_dimensions / settings.localization / (1 - settings.lr * settings.localization / _STABLE)
+        return not self.travel.farthest <= _FAR * square**0.5
 
     def _weights(self, subset: ParamSubset) -> dict[str, Tensor]:
         if self.factors is None or self.to_steps is None:

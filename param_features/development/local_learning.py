@@ -1,7 +1,7 @@
 """The local learning coefficient: how degenerate the loss is around the trained weights, in all or few directions."""
 
 from dataclasses import dataclass
-from math import log
+from math import hypot, log
 from typing import Any
 
 import torch
@@ -12,8 +12,11 @@ from param_features.circuits import read_metric
 from param_features.development.langevin import ChainSettings, LocalLoss, r_hat, sampled_losses
 from param_features.errors import ConvergenceError, InputError, SettingError
 from param_features.fit.formats import LowRank
-from param_features.fitted import Fitted
+from param_features.fitted import N_SPREADS, Fitted
 from param_features.params import held_still
+
+_PRINTED = 0.0005
+"""Half of the last digit that is printed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,7 @@ class LearningCoefficient:
         n_burn_in: Steps left out at the front of each chain.
         r_hat: Rank-normalised split R̂ of the losses after the burn-in; 1 where chains agree.
         d: Dimensions that were sampled.
+        batch_noise: Standard error that the draw of batches adds to every chain alike; 0 where it was not measured.
     """
 
     of_chains: Float[Tensor, " chain"]
@@ -37,6 +41,7 @@ class LearningCoefficient:
     n_burn_in: int
     r_hat: float
     d: int
+    batch_noise: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -45,16 +50,25 @@ class LearningCoefficient:
 
     @property
     def std(self) -> float:
-        """The standard deviation between chains."""
+        """The standard deviation between chains; NaN for one. Chains see the same batches: see `batch_noise`."""
         return float(self.of_chains.std())
 
     def __repr__(self) -> str:
         """The estimate, what a regular model would have, and the diagnostics."""
-        note = "; below 0, so the weights are no minimum of this loss" if self.mean < 0 else ""
+        n, by_batches = len(self.of_chains), f"± {self.batch_noise:.3f} by the draw of batches"
+        spread = f"± {self.std:.3f} over {n} chains" if n > 1 else "of one chain, so nothing tells whether it has settled"
+        r_hat = f"R-hat {self.r_hat:.3f}; " if n > 1 else ""
+        note = "; below 0, so the weights are no minimum of this loss" if self.is_below_zero else ""
         return (
-            f"LearningCoefficient {self.mean:.3f} ± {self.std:.3f} over {len(self.of_chains)} chains (d/2 = {self.d / 2:g}; "
-            f"R-hat {self.r_hat:.3f}; nβ {self.n_beta:.4g}){note}"
+            f"LearningCoefficient {round(self.mean, 3) + 0.0:.3f} {spread}, {by_batches} (d/2 = {self.d / 2:g}; {r_hat}"
+            f"nβ {self.n_beta:.4g}){note}"
         )
+
+    @property
+    def is_below_zero(self) -> bool:
+        """Whether the mean lies below 0 by more than two standard errors of chains and batches, and 0.0005."""
+        of_chains = self.std / len(self.of_chains) ** 0.5 if len(self.of_chains) > 1 else 0.0
+        return self.mean < -max(N_SPREADS * hypot(of_chains, self.batch_noise), _PRINTED)
 
 
 def learning_coefficient(
@@ -105,10 +119,10 @@ def learning_coefficient(
         The estimate with traces and R̂.
 
     Raises:
-        ConvergenceError: The chains have not converged, or went to infinity; says what to change.
+        ConvergenceError: The chains have not converged, or diverged; says what to change.
         NotBoundError: The features were loaded without a model.
         FeatureCountError: There is no such feature.
-        SettingError: A setting is out of range.
+        SettingError: A setting is out of range, or lr · localization is 4 or more, with which every chain diverges.
         InputError: Fewer rows than a batch, or inputs that the model cannot take.
         MissingExtraError: devinterp cannot be imported.
 
@@ -130,8 +144,9 @@ def learning_coefficient(
         raise InputError(f"{len(rows)} rows are fewer than batch_size={batch_size}. Give more rows, or a smaller batch.")
     local_loss = LocalLoss(engine, _basis(features, along), rows, metric)
     with held_still(engine.adapter.module):
-        start = local_loss.mean_loss(batch_size)
+        at_start = local_loss.row_losses(batch_size)
         losses = sampled_losses(local_loss, settings)
+    start = float(at_start.mean())
     settled = losses[:, settings.n_burn_in :]
     result = LearningCoefficient(
         of_chains=settings.n_beta * (settled.mean(1) - start),
@@ -141,14 +156,18 @@ def learning_coefficient(
         n_burn_in=settings.n_burn_in,
         r_hat=r_hat(settled),
         d=local_loss.n_dimensions,
+        batch_noise=settings.n_beta * float(at_start.std(correction=0)) / (settled.shape[1] * batch_size) ** 0.5,
     )
-    _check_converged(result, max_r_hat)
+    _check_converged(result, max_r_hat, has_diverged=local_loss.has_diverged(settings))
     return result
 
 
-def _check_converged(result: LearningCoefficient, max_r_hat: float) -> None:
-    if not bool(torch.isfinite(result.losses).all()):
-        raise ConvergenceError("A chain went to infinity. Take a smaller lr=, a smaller n_beta= or a larger localization=.")
+def _check_converged(result: LearningCoefficient, max_r_hat: float, *, has_diverged: bool) -> None:
+    if has_diverged or not bool(torch.isfinite(result.losses).all()):
+        raise ConvergenceError(
+            "A chain diverged: its weights went far beyond where a minimum holds them, or to infinity. Take a smaller lr=, "
+            "a smaller n_beta= or a larger localization=."
+        )
     if len(result.of_chains) > 1 and not result.r_hat <= max_r_hat:
         raise ConvergenceError(
             f"The chains have not converged: R-hat {result.r_hat:.3f} is above max_r_hat={max_r_hat:g} (estimates "

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from param_features.errors import NonFiniteError
 from param_features.fit.dictionary import Dictionary, most_samples, overlaps_of
 from param_features.fit.encoder import Encoder
 from param_features.fit.formats.low_rank import (
@@ -223,7 +224,12 @@ def ranked_fit(store: SampleGradients, v_in: LowRank, v_out: LowRank, l0: float,
     """The directions, those with the largest coordinates first, and the threshold that keeps `l0` per sample.
 
     Of many samples it takes as many as have 2²⁶ overlaps, spread evenly: 67,000 with 1,000 features.
+
+    Raises:
+        NonFiniteError: A direction holds NaN or infinity: the fit diverged.
     """
+    if not all(bool(tensor.isfinite().all()) for tensor in (*v_out.tensors, *v_in.tensors)):
+        raise NonFiniteError("The fit diverged: its directions hold NaN or infinity. Take a smaller lr= in fit=.")
     store = store.spread(most_samples(v_out.n_features))
     read_directions = encoder.reads(v_in, v_out)
     overlaps = overlaps_of(read_directions, store)

@@ -6,6 +6,9 @@ from typing import Literal
 from param_features.errors import SettingError, nearest
 from param_features.fit.formats import FORMATS
 
+_LARGEST = 1e30
+"""Numbers from here on overflow in float32."""
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -48,11 +51,11 @@ class FitSettings:
         if self.selection not in ("pursuit", "top_k", "l1"):
             raise SettingError(f"selection={self.selection!r} is unknown. Accepted: 'pursuit', 'top_k', 'l1'.")
         for name in ("steps", "batch_size", "lr", "dead_after"):
-            if getattr(self, name) <= 0:
-                raise SettingError(f"{name}={getattr(self, name)} must be positive.")
+            if not 0 < getattr(self, name) < _LARGEST:
+                raise SettingError(f"{name}={getattr(self, name)} must be positive and below {_LARGEST:g}.")
         for name in ("l1", "revive", "resample"):
-            if getattr(self, name) < 0:
-                raise SettingError(f"{name}={getattr(self, name)} must not be negative.")
+            if not 0 <= getattr(self, name) < _LARGEST:
+                raise SettingError(f"{name}={getattr(self, name)} must not be negative, and below {_LARGEST:g}.")
         if not 0 <= self.warm_start < 1:
             raise SettingError(f"warm_start={self.warm_start} must lie in [0, 1).")
         if self.format not in FORMATS:
@@ -95,11 +98,11 @@ class HessianSettings:
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
         for name in ("steps", "batch_size", "lr"):
-            if getattr(self, name) <= 0:
-                raise SettingError(f"{name}={getattr(self, name)} must be positive.")
+            if not 0 < getattr(self, name) < _LARGEST:
+                raise SettingError(f"{name}={getattr(self, name)} must be positive and below {_LARGEST:g}.")
         if self.start not in ("gradients", "random"):
             raise SettingError(f"start={self.start!r} is unknown. Accepted: 'gradients', 'random'.")
-        if self.interference < 0:
+        if not 0 <= self.interference < _LARGEST:
             raise SettingError(f"interference={self.interference} must not be negative; 0 lets directions coincide.")
         if not 0 <= self.spread <= 1:
             raise SettingError(f"spread={self.spread} must lie in [0, 1]; 0 lets directions at right angles share samples.")

@@ -3,11 +3,12 @@
 from param_features.fitted.fitted import Fitted
 from param_features.fitted.metrics import ALWAYS, Metrics, is_counted, spread_name
 from param_features.fitted.saved import SavedFeatures, read_saved, write_saved
-from param_features.fitted.standing import LEAST_GAIN, Standing, higher, lower, spread_of_ratio
+from param_features.fitted.standing import LEAST_GAIN, N_SPREADS, Standing, higher, lower, spread_of_ratio
 
 __all__ = [
     "ALWAYS",
     "LEAST_GAIN",
+    "N_SPREADS",
     "Fitted",
     "Metrics",
     "SavedFeatures",

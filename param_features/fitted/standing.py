@@ -40,7 +40,9 @@ class Standing:
     @property
     def share(self) -> str:
         """The gain's size in words, such as `15% ± 1%`."""
-        return f"{abs(self.gain):.0%}" + (f" ± {self.spread:.0%}" if self.spread else "")
+        if not self.spread:
+            return f"{abs(self.gain):.0%}"
+        return f"{abs(self.gain):.0%} ± {self.spread:.{0 if self.spread >= 0.01 else 1}%}"
 
 
 def lower(value: float, control: float, *, spread: float = 0.0, least: float = LEAST_GAIN) -> Standing:

@@ -58,12 +58,13 @@ class FineTuned:
         """The coefficients, the loss before and after, and how far other outputs moved."""
         n_rows = len(self._objective.off_target.inputs)
         steps = "  ".join(f"{feature}: {step:+.4g}" for feature, step in self.coefficients.items())
+        note = "" if self.loss_after < self.loss_before else "\nThe loss did not fall: take a smaller lr=, or more steps=."
         head = f"FineTuned: {len(self.coefficients)} coefficients of {', '.join(self._engine.subset.names)}"
         return (
             f"{head}, {self.history[-1].step} steps\n"
             f"loss         {self.loss_before:.4f} before, {self.loss_after:.4f} after, on the data learned\n"
             f"off_target   {self.off_target:.4g} {self.unit} away from the original, on {n_rows} other rows\n"
-            f"coefficients {steps}"
+            f"coefficients {steps}{note}"
         )
 
     def beside_lora(

@@ -111,6 +111,11 @@ def _step(
             "and check that the loss is finite on the model as it is."
         )
     gradients = torch.autograd.grad(value, list(trainable.tensors))
+    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        raise NonFiniteError(
+            f"The loss is finite and its gradient is not, at lr={budget.lr:g}: the model turns NaN into numbers. Take a "
+            f"smaller lr, such as {budget.lr / 10:g}."
+        )
     for tensor, gradient in zip(trainable.tensors, gradients, strict=True):
         tensor.grad = gradient
     optimiser.step()

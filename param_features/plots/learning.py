@@ -37,7 +37,8 @@ def learning_coefficient(found: LearningCoefficient) -> "go.Figure":
         figure.add_trace(_line(steps, smooth, f"chain {chain}: {float(found.of_chains[chain]):.2f}", color=colour, width=2))
     figure.add_vrect(0, found.n_burn_in, fillcolor=GREYS[2], opacity=0.25, line_width=0, annotation_text="burn-in")
     figure.add_hline(found.mean, line={"color": GREYS[0], "dash": "dash"})
-    title = f"Learning coefficient {found.mean:.2f} ± {found.std:.2f}, R-hat {found.r_hat:.3f}, d/2 = {found.d / 2:g}"
+    spread = f" ± {found.std:.2f}, R-hat {found.r_hat:.3f}" if len(found.of_chains) > 1 else " of one chain"
+    title = f"Learning coefficient {found.mean:.2f}{spread}, d/2 = {found.d / 2:g}"
     return laid_out(figure, title, "step", "nβ (L − L(w₀))")
 
 

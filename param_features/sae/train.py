@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from param_features.adapters import sae_lens_library
-from param_features.errors import FeatureCountError, SettingError
+from param_features.errors import FeatureCountError, NonFiniteError, SettingError
 from param_features.params import adapter_for
 from param_features.problem import read_inputs
 from param_features.sae.resampling import resample, reset_moments
@@ -75,6 +75,7 @@ def train_sae(
         InputError: Inputs that the model cannot take, or a place without activations.
         FeatureCountError: `n_features` or `l0` out of range.
         SettingError: Another setting is out of range.
+        NonFiniteError: The SAE's weights became NaN or infinite.
         MissingExtraError: sae-lens is not installed.
 
     Source: SAETrainer and its SAEs are sae-lens'; decoder norms and resampling follow Bricken et al., *Towards
@@ -159,6 +160,8 @@ def _trained(
             dead = trainer.dead_neurons.nonzero()[:, 0].cpu()
             resample(sae, acts, dead, generator)
             reset_moments(trainer.optimizer, sae, dead)
+    if not all(bool(parameter.isfinite().all()) for parameter in sae.parameters()):
+        raise NonFiniteError(f"The SAE's weights became NaN or infinite at lr={trainer.cfg.lr:g}. Take a smaller lr=.")
     trainer.set_final_sae_metadata()
     return sae
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import param_features as pf
+from param_features.errors import ConvergenceError, SettingError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -91,3 +92,84 @@ def test_what_else_was_frozen_from_collection_stays_so():
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
+
+
+class Hiding(Outputs):
+    """Its loss stays finite whatever the weights are, as of a model that turns NaN attention into zeros."""
+
+    def forward(self, x):
+        return super().forward(x).nan_to_num(0.0, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def few():
+    return at(4, lambda w: w)
+
+
+def estimate(features, inputs, **changes):
+    call = {"along": "all", "loss": square, "n_chains": 2, "n_steps": 16, "batch_size": 8, "max_r_hat": float("inf")}
+    return pf.development.learning_coefficient(features, inputs=inputs, **call | changes)
+
+
+@pytest.mark.parametrize("along", ["all", "span", 0])
+@pytest.mark.parametrize(("lr", "localization"), [(10.0, 100.0), (0.04, 100.0), (4.0, 1.0)])
+def test_steps_that_overshoot_are_refused_before_any(few, monkeypatch, along, lr, localization):
+    monkeypatch.setattr("param_features.development.local_learning.sampled_losses", None)
+    with pytest.raises(SettingError, match="every chain diverge"):
+        estimate(*few, along=along, lr=lr, localization=localization)
+
+
+@pytest.mark.parametrize("setting", [{"lr": float("nan")}, {"lr": float("inf")}, {"localization": float("inf")}])
+def test_settings_are_finite(few, setting):
+    with pytest.raises(SettingError, match="both finite"):
+        estimate(*few, **setting)
+
+
+@pytest.mark.parametrize("n_chains", [1, 2])
+@pytest.mark.parametrize(("n_beta", "localization"), [(1e8, 1.0), (1e30, 1.0), (1e30, 0.0)])
+def test_a_diverged_chain_is_seen_by_its_weights(n_chains, n_beta, localization):
+    """The curvature 2 nβ, not localisation, throws the chain out; the losses are finite and agree."""
+    model = Hiding(4, lambda w: w)
+    fit = {"n_features": 2, "l0": 1, "steps": 2, "divergence": "sum", "progress": False, "reference": "mean"}
+    with torch.no_grad():
+        model.weight.sub_(0.7)
+        features = pf.decompose(model, "weight", inputs=torch.rand(64, 1) + 0.5, **fit)
+        model.weight.add_(0.7)
+    with pytest.raises(ConvergenceError, match="A chain diverged"):
+        estimate(features, torch.ones(8, 1), n_chains=n_chains, n_beta=n_beta, lr=1e-2, localization=localization)
+
+
+def test_one_chain_says_that_nothing_tells_whether_it_settled(few):
+    text = repr(estimate(*few, n_chains=1))
+    assert "of one chain, so nothing tells whether it has settled" in text
+    assert "nan" not in text
+
+
+def result(of_chains, batch_noise=0.0):
+    of_chains = torch.tensor(of_chains)
+    return pf.development.LearningCoefficient(of_chains, of_chains[:, None], 0.0, 1.0, 0, 1.0, 4, batch_noise)
+
+
+@pytest.mark.parametrize(
+    ("found", "is_below"),
+    [
+        (result([-1e-5, -1.1e-5]), False),
+        (result([-1e-5]), False),
+        (result([-0.1, 0.05]), False),
+        (result([-0.3, -0.3001], batch_noise=0.2), False),
+        (result([0.3, 0.4]), False),
+        (result([-0.3, -0.31], batch_noise=0.01), True),
+        (result([-0.3]), True),
+    ],
+)
+def test_a_minimum_is_doubted_only_where_the_estimate_is_clearly_below_zero(found, is_below):
+    assert ("no minimum" in repr(found)) == is_below
+    assert "-0.000" not in repr(found)
+
+
+def test_the_draw_of_batches_is_part_of_the_spread():
+    """Chains see the same batches, so that all of them may lie below 0 at a minimum."""
+    features, _ = at(4, lambda w: w)
+    inputs = torch.linspace(0, 3, 64)[:, None]
+    found = estimate(features, inputs, loss=lambda output: output[:, 0] + torch.linspace(0, 3, 64)[: len(output)], lr=1e-9)
+    assert found.batch_noise > 10 * found.std

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import param_features as pf
-from param_features.errors import FeatureCountError, MissingExtraError, SettingError, UnknownHookError
+from param_features.errors import FeatureCountError, MissingExtraError, NonFiniteError, SettingError, UnknownHookError
 from param_features.sae import train
 from param_features.sae.resampling import resample, reset_moments
 from tests.saes import sae_library
@@ -214,3 +214,8 @@ def test_a_missing_library_names_the_install(tiny_hooked, tiny_tokens, monkeypat
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     with pytest.raises(MissingExtraError, match=r"param_features\[sae\]"):
         pf.sae.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK)
+
+
+def test_a_training_that_diverges_is_refused(tiny_hooked, tiny_tokens):
+    with pytest.raises(NonFiniteError, match="NaN or infinite at lr="):
+        train.train_sae(tiny_hooked, HOOK, tiny_tokens, **QUICK | {"lr": 1e30})

@@ -5,10 +5,12 @@
 
 from param_features.params import Adapter, adapter_for, register_adapter
 
+from .autoencoder import SparseAutoencoder
 from .hooked_transformer import HookedTransformerAdapter
 from .hugging_face import HuggingFaceAdapter
 from .module import ModuleAdapter
-from .sae_lens import SparseAutoencoder, read_sae, sae_lens_library
+from .sae_lens import sae_lens_library
+from .saes import read_sae
 from .transformer_bridge import TransformerBridgeAdapter
 from .wrappers import compiled_adapter, nnsight_adapter, parallel_adapter
 

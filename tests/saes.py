@@ -6,6 +6,7 @@ import pytest
 import torch
 
 D_IN, D_SAE = 6, 9
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
 
 def sae_library():
@@ -30,14 +31,16 @@ def sae_of(W_enc, W_dec=None, *, b_enc=None, b_dec=None, hook_name=None, **setti
 
 
 def random_sae(architecture="standard", *, d_in=D_IN, d_sae=D_SAE, seed=0, **settings):
-    """A random SAE of any architecture, in evaluation mode."""
+    """A random SAE or transcoder of any architecture, in evaluation mode."""
     library = sae_library()
     config = {"d_in": d_in, "d_sae": d_sae, "architecture": architecture, **settings}
+    if "transcoder" in architecture:
+        config["apply_b_dec_to_input"] = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sae = library.SAE.from_dict(config | {"metadata": settings.get("metadata", {})})
         for parameter in sae.parameters():
             parameter.data = torch.randn_like(parameter) * 0.5
-        if architecture == "jumprelu":
+        if "jumprelu" in architecture:
             sae.threshold.data.fill_(0.4)
     return sae.eval()

@@ -104,7 +104,9 @@ def indirect_effects(
         metric: `"loss"`, `pf.circuits.LogitDifference(…)`, `pf.circuits.LogProbability(…)`, or a function of the model's
             output to one number for each prompt.
         inputs: Instead of prompts, anything that the module takes.
-        saes: SAEs of sae-lens whose features are nodes too, by the names of their places or by their metadata.
+        saes: SAEs and transcoders whose features are nodes too, by their metadata, or by where they read:
+            `{hook_name: sae}`. A transcoder's nodes stand where it writes, `{(hook_name, hook_name_out): transcoder}`; its
+            skip connection is no node and always stays.
         method: `"attribution"`: h_k ∂m/∂α_k, to first order; `"integrated"`: its mean along the way to the ablation of the
             node's whole group; `"exact"`.
         ablation: `"mean"` (the node's part is replaced by its mean over `background`), `"zero"` (taken away) or `"resample"`

@@ -44,7 +44,7 @@ def _sae_activations(subject: CircuitSubject, group: Group) -> Float[Tensor, "ro
     is_real = real_positions(subject.inputs)
     for (place, _), call in subject.sources(subject.inputs).items():
         if isinstance(place, SaePlace) and place in group.places and is_real is not None:
-            codes = call.source[0]
+            codes = call.source.codes
             return codes.cpu() * is_real.cpu().unsqueeze(-1) if codes.shape[:2] == is_real.shape else None
     return None
 

@@ -65,7 +65,7 @@ def circuit(
         metric: `"loss"`, `pf.circuits.LogitDifference(…)`, `pf.circuits.LogProbability(…)`, or a function of the model's
             output to one number for each prompt.
         inputs: Instead of prompts, anything that the module takes.
-        saes: SAEs of sae-lens, by the names of their places or by their metadata.
+        saes: SAEs and transcoders; see `pf.circuits.indirect_effects`.
         n_nodes: How many features to keep: grown from nothing, the most promising first; a tenth of all by default.
         threshold: Instead, keep features whose mean effect has at least this size, in the metric's units.
         edge_threshold: Edges are kept from this share of the largest edge's size.

@@ -30,7 +30,7 @@ class Node:
 
     Attributes:
         name: `"blocks.2.attn.W_K/3"`: the group and the feature; `"blocks.2.attn.W_K/error"` for what is left out.
-        group: The feature set that it belongs to: parameters' names, or an SAE's place.
+        group: The feature set that it belongs to: parameters' names, or the place where an SAE or a transcoder writes.
         kind: `"parameter"`, `"sae"`, `"error"`, or `"output"` for the metric itself.
         depth: Place of the group in the forward pass, 0 first; the output is deepest.
         effects: What its ablation takes from the metric, for each prompt, in the metric's units: metric with the node less

@@ -1,20 +1,22 @@
 """Places in the forward pass where nodes add up to what passes there: outputs of weights, activations under an SAE.
 
 A node k adds n_k(x), and all nodes of a place, the error among them, add up to what the weight gives (W x without its bias)
-or what the SAE reads (less its decoder's bias). An ablation takes n_k away, or puts a baseline in its stead.
+or what the SAE rebuilds (less its decoder's bias): what it reads, or of a transcoder what the model gives where it writes
+(less its skip connection, which is no node). An ablation takes n_k away, or puts a baseline in its stead.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from param_features.adapters import SparseAutoencoder
+from param_features.errors import AdapterError
 from param_features.gradients import Gradient, at_least_float32, by_row, required_rule
 from param_features.intervene import acting_at
 from param_features.params import Tap
@@ -41,6 +43,10 @@ class Place(ABC):
     @abstractmethod
     def detached(self, source: Any) -> Any:
         """The source, cut off from its graph."""
+
+    def beside(self, source: Any, like: Tensor) -> Tensor | None:
+        """What varies with the input and is part of no node, shaped like the output; None where nothing is."""
+        return None
 
     def written(self, source: Any, amounts: Float[Tensor, "row node"], like: Tensor) -> Tensor:
         """Σ_k α_k n_k as a tensor like the output, with its graph to the source: the transpose of `inner`."""
@@ -81,44 +87,73 @@ class WeightPlace(Place):
         return source.detach()
 
 
+class SaeSource(NamedTuple):
+    """What an SAE's nodes are computed from: activations of all features, its error, and what its skip connection writes."""
+
+    codes: Tensor
+    error: Tensor
+    skipped: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class SaePlace(Place):
-    """Activations that an SAE reads: its features, each along its decoder's row, and its error.
+    """Activations that an SAE or a transcoder writes: its features, each along its decoder's row, and its error.
 
     Attributes:
         module: What passes the activations.
         hook_name: Its name.
         sae: The SAE.
+        reads: What passes the activations that it reads: the same, but for a transcoder.
+        hook_name_read: Its name.
     """
 
     module: nn.Module
     hook_name: str
     sae: SparseAutoencoder
+    reads: nn.Module
+    hook_name_read: str
 
     def hooks(self, act: Act) -> Iterator[Any]:
-        """See `Place`; the source is (codes, error)."""
+        """See `Place`; the source is an `SaeSource`."""
+        last: list[Tensor] = []
+
+        def read(module: nn.Module, args: tuple, output: Any) -> None:
+            last[:] = [first_tensor(output, self.hook_name_read)]
 
         def change(module: nn.Module, args: tuple, output: Any) -> Any:
             first = first_tensor(output, self.hook_name)
-            return with_first(output, act(self, self._read(first), first))
+            if is_apart and not last:
+                raise AdapterError(
+                    f"{self.hook_name_read!r} is not passed before {self.hook_name!r} in this model's forward pass, so the "
+                    f"{self.sae.description} cannot write there. Name the places of this model."
+                )
+            return with_first(output, act(self, self._source(last.pop() if is_apart else first, first), first))
 
+        is_apart = self.reads is not self.module
+        if is_apart:
+            yield self.reads.register_forward_hook(read)
         yield self.module.register_forward_hook(change)
 
-    def _read(self, acts: Tensor) -> tuple[Tensor, Tensor]:
-        codes, rebuilt = self.sae.read(acts)
-        return codes, acts - rebuilt
+    def _source(self, read: Tensor, written: Tensor) -> SaeSource:
+        codes, rebuilt, skipped = self.sae.read(read)
+        self.sae.check_written(rebuilt.shape[:-1], written.shape)
+        rebuilt = rebuilt if skipped is None else rebuilt + skipped
+        return SaeSource(codes, written - rebuilt.reshape(written.shape).to(written.dtype), skipped)
 
-    def inner(self, source: tuple[Tensor, Tensor], delta: Tensor, n_rows: int) -> Float[Tensor, "row node"]:
+    def inner(self, source: SaeSource, delta: Tensor, n_rows: int) -> Float[Tensor, "row node"]:
         """Compute the inner products as codes times δ along the decoder's rows."""
-        codes, error = source
-        flat = delta.reshape(len(delta), -1, self.sae.d_in)
+        flat = delta.reshape(len(delta), -1, self.sae.d_out)
         along = flat @ self.sae.decoder.to(delta).mT
-        features = (codes.reshape(along.shape) * along).sum(1)
-        return torch.cat([features, (error.reshape(flat.shape) * flat).sum((1, 2)).unsqueeze(1)], 1)
+        features = (source.codes.reshape(along.shape) * along).sum(1)
+        return torch.cat([features, (source.error.reshape(flat.shape) * flat).sum((1, 2)).unsqueeze(1)], 1)
 
-    def detached(self, source: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def beside(self, source: SaeSource, like: Tensor) -> Tensor | None:
+        """See `Place`: the skip connection."""
+        return None if source.skipped is None else source.skipped.reshape(like.shape).to(like.dtype)
+
+    def detached(self, source: SaeSource) -> SaeSource:
         """See `Place`."""
-        return source[0].detach(), source[1].detach()
+        return SaeSource(*(None if part is None else part.detach() for part in source))
 
 
 @contextmanager

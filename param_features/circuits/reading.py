@@ -13,7 +13,10 @@ from param_features.circuits.places import Factors, SaePlace, WeightPlace
 from param_features.errors import FeatureMismatchError, SettingError
 from param_features.fitted import Fitted
 from param_features.intervene import check_rules, outside_span, weight_overlaps
-from param_features.sae import find_place
+from param_features.sae import find_place, place_written
+
+Places = str | tuple[str, str] | None
+"""Where an SAE reads, or where a transcoder reads and writes."""
 
 
 def weight_group(features: Fitted, name: str, *, has_error: bool = True) -> WeightGroup:
@@ -45,20 +48,29 @@ def weight_group(features: Fitted, name: str, *, has_error: bool = True) -> Weig
     return WeightGroup(name, directions.n_features, tuple(places), has_error, features, gram, overlaps)
 
 
-def sae_group(sae: Any, hook_name: str | None, features: Fitted) -> SaeGroup:
-    """Take an SAE's features and its error as nodes, where the model passes what it reads.
+def sae_group(sae: Any, places: Places, features: Fitted) -> SaeGroup:
+    """Take an SAE's features and its error as nodes, where the model passes what it rebuilds.
+
+    Args:
+        sae: An SAE or a transcoder.
+        places: Where it reads, or where it reads and where it writes; None for what its metadata say.
+        features: Of the model.
 
     Raises:
         AdapterError: It is no SAE.
-        SettingError: Neither its metadata nor the user says where it reads.
+        SettingError: Neither its metadata nor the user says where it reads, or two places are given for an SAE.
+        InputError: Neither says where a transcoder writes.
         UnknownHookError: The model has no such place.
     """
     reader = read_sae(sae)
-    place = hook_name or reader.hook_name
+    read, written = places if isinstance(places, tuple) else (places, None)
+    place = read or reader.hook_name
     if place is None:
         raise SettingError(f"Where the {reader.description} reads is not known. Give saes={{hook_name: sae}}.")
-    module = find_place(features.bound_engine("circuit").adapter, place)
-    return SaeGroup(place, reader.n_features, (SaePlace(module, place, reader),), True)
+    place_out = place_written(reader, place, written)
+    modules = [find_place(features.bound_engine("circuit").adapter, name) for name in (place_out, place)]
+    sae_place = SaePlace(modules[0], place_out, reader, modules[1], place)
+    return SaeGroup(place_out, reader.n_features, (sae_place,), True)
 
 
 def read_groups(features: Any, saes: Any) -> tuple[Group, ...]:
@@ -66,7 +78,8 @@ def read_groups(features: Any, saes: Any) -> tuple[Group, ...]:
 
     Args:
         features: One set of features, several in a list, or by names of the user's choice.
-        saes: One SAE, several in a list, or by the names of their places; None for none.
+        saes: One SAE, several in a list, or by the names of their places; of a transcoder by where it reads, or by the pair
+            of where it reads and where it writes. None for none.
 
     Raises:
         FeatureMismatchError: The sets belong to different models, or two hold the same parameter.
@@ -76,10 +89,13 @@ def read_groups(features: Any, saes: Any) -> tuple[Group, ...]:
     first = next(iter(named.values()))
     pairs = saes.items() if isinstance(saes, Mapping) else [(None, sae) for sae in _listed(saes)]
     groups: list[Group] = [weight_group(of_name, name) for name, of_name in named.items()]
-    groups += [sae_group(sae, hook_name, first) for hook_name, sae in pairs]
+    groups += [sae_group(sae, places, first) for places, sae in pairs]
     names = [group.name for group in groups]
     if len(set(names)) < len(names):
-        raise SettingError(f"Two groups have one name: {', '.join(names)}. Give features={{name: features}}.")
+        raise SettingError(
+            f"Two groups have one name: {', '.join(names)}. Give features={{name: features}}, and one SAE or transcoder for "
+            "each place that is written."
+        )
     return tuple(groups)
 
 

@@ -158,7 +158,9 @@ def frequencies(subject: CircuitSubject) -> Float[Tensor, " node"]:
             of_features = _densities(group)
         else:
             codes = [
-                call.source[0] for (place, _), call in calls.items() if isinstance(place, SaePlace) and place in group.places
+                call.source.codes
+                for (place, _), call in calls.items()
+                if isinstance(place, SaePlace) and place in group.places
             ]
             of_features = torch.cat([part.reshape(-1, group.n_features) for part in codes]).ne(0).double().mean(0).cpu()
         by_group.append(torch.cat([of_features.double(), torch.ones(int(group.has_error), dtype=torch.float64)]))

@@ -54,11 +54,14 @@ def _flow_by_forward_mode(subject: CircuitSubject, clean: Slopes, amounts: Amoun
         moved = tangent_of(place.inner(source, clean.cotangents[key], n_rows))
         if moved is not None:
             flows[name] += moved.double().cpu()
-        bare = forward_ad.unpack_dual(output).primal
-        if name not in amounts:
-            return bare
-        change = subject.part(key, clean.calls[key], amounts[name]).detach()
-        return forward_ad.make_dual(bare, change.to(bare.dtype))
+        bare, change = forward_ad.unpack_dual(output).primal, None
+        beside = place.beside(source, output)  # no node has it, so its way goes on
+        if beside is not None:
+            change = tangent_of(beside)
+        if name in amounts:
+            step = subject.part(key, clean.calls[key], amounts[name]).detach()
+            change = step if change is None else change + step
+        return bare if change is None else forward_ad.make_dual(bare, change.to(bare.dtype))
 
     with held_still(subject.adapter.module), torch.no_grad(), _dual(subject, act):
         straight = tangent_of(subject.measured())

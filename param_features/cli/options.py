@@ -36,7 +36,7 @@ _TEXT_FIELD = "Where a row's text is, in JSON objects and hub data sets."
 _SAMPLE_BY = "What one text of a text file is: a line, a paragraph (blank lines divide them), or the document."
 _N_CTX = "Tokens per row; texts are cut into full rows, and what is left at their ends is left out."
 _N_CTX_DEFAULT = "64, or the model's context if that is shorter"
-_SAE = "Folder of an SAE that SAELens saved."
+_SAE = "Folder of an SAE that SAELens or dictionary_learning saved."
 
 DatasetName = Annotated[str, option("--dataset", DATA, _DATASET, metavar="NAME")]
 OptionalDatasetName = Annotated[str | None, option("--dataset", DATA, _DATASET, metavar="NAME")]

@@ -95,10 +95,10 @@ def check_sources(model: ModelSource, data: DataSource | None, sae: Path | None)
     """
     if data is not None:
         check_data(data, model)
-    if sae is not None and not (sae / "cfg.json").is_file():
+    if sae is not None and not any((sae / name).is_file() for name in ("cfg.json", "ae.pt")):
         raise SourceError(
-            f"--sae {sae} holds no cfg.json, so it is no SAE that SAELens saved. Give a folder that its "
-            "save_inference_model wrote."
+            f"--sae {sae} holds no cfg.json, so it is no SAE that SAELens saved, and no ae.pt of dictionary_learning. Give "
+            "a folder that SAELens' save_inference_model wrote, or dictionary_learning's trainSAE."
         )
 
 

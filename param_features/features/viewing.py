@@ -101,8 +101,8 @@ class ShownFeatures(MeasuredFeatures):
             path: The file, such as `"report.html"`; missing folders are made.
             tokens: Where to look; the held-out sequences of the fit by default.
             inputs: Instead of tokens, for modules that take none.
-            sae: An SAE of sae-lens, its folder, or a pair (release, id) on the hub, whose features are put beside these; see
-                `pf.compare`.
+            sae: An SAE or a transcoder, its folder, or a pair (release, id) on the hub, whose features are put beside these;
+                see `pf.compare`.
             hook_name: Where the SAE reads; what its metadata say by default.
             audit: What `features.audit()` returned, for a section of its own.
             circuit: A circuit, for a section of its own; nodes whose group names this fit's parameters link to its features.

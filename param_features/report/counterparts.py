@@ -78,7 +78,7 @@ class CounterpartsWriter:
         if not self.texts.strings:
             return entry
         places = self.comparison.sae_places(pair.sae_feature, _LABELLED)
-        best = [example for place in places if (example := self._example(pair.sae_feature, *place)).activation > 0]
+        best = [example for place in places if (example := self._example(pair.sae_feature, *place)).activation != 0]
         shown = [text_example(example, self.texts.vocabulary) for example in best[:_EXAMPLES]]
         for row, example in zip(shown, best, strict=False):
             parameter_acts = self.texts.acts[example.row, : len(example.tokens), pair.feature]

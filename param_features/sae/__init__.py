@@ -3,7 +3,7 @@
 from param_features.sae.comparing import compare, compare_on
 from param_features.sae.comparison import Comparison
 from param_features.sae.matching import Matching, Pair
-from param_features.sae.metrics import SaeMetrics, sae_metrics
+from param_features.sae.metrics import SaeMetrics, place_written, sae_metrics
 from param_features.sae.site import find_place, first_tensor, with_first
 from param_features.sae.train import train_sae
 
@@ -16,6 +16,7 @@ __all__ = [
     "compare_on",
     "find_place",
     "first_tensor",
+    "place_written",
     "sae_metrics",
     "train_sae",
     "with_first",

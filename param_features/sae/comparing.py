@@ -38,7 +38,8 @@ def compare(
 
     Parameter features are signed and move with the size of a sample's gradient; SAE features do neither. So the strength of
     a parameter feature at a sample is its share of the sample's activations, |c_k| / (‖c‖ + its mean), by which
-    `top_examples` ranks too; that of an SAE feature is its activation.
+    `top_examples` ranks too; that of an SAE feature is its activation, or the size of it where an SAE's activations are
+    signed, as AbsTopK's are: a feature that says one thing where positive and another where negative is one feature here.
     docs/how-to/compare-with-an-sae.md has what other choices give.
 
     A feature has a counterpart where its best correlation exceeds `level` of the best correlations of random directions of
@@ -51,7 +52,7 @@ def compare(
 
     Args:
         features: Bound to their model.
-        sae: An SAE of sae-lens, its folder, or a pair (release, id) on the hub.
+        sae: An SAE or a transcoder of sae-lens or dictionary_learning, its folder, or a pair (release, id) on the hub.
         tokens: As for `features.activations`, best of texts that neither was fitted on; the features' own held-out examples
             by default.
         inputs: The same, for models that take no tokens.
@@ -103,7 +104,8 @@ def compare_on(
     n_sets = max(_LEAST_SETS, -(-_N_CALIBRATING // features.n_features))
     ours, control, calibration = parameter_sides(features, data, generator, n_calibrating=n_sets)
     l0 = theirs.codes._nnz() / len(acts)
-    random_sae = random_sae_side(acts.flatten(1), reader.n_features, l0, generator)
+    is_signed = bool((theirs.codes.values() < 0).any())
+    random_sae = random_sae_side(acts.flatten(1), reader.n_features, l0, generator, signed=is_signed)
     labels = _labels(data) if engine.per_position else {}
     tables = counterparts(ours.strengths, theirs.strengths, n_top=n_top)
     of_features, of_sae = _matchings(tables.correlation, theirs, ours, control, calibration, level, generator)
@@ -128,7 +130,7 @@ def compare_on(
         metrics=metrics,
         top=_strongest(ours.strengths),
         sae_top=_strongest(theirs.strengths),
-        sae_strengths=theirs.strengths,
+        sae_strengths=theirs.codes,
     )
 
 

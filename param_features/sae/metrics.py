@@ -9,10 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.adapters import SparseAutoencoder, read_sae
-from param_features.errors import InputError
+from param_features.errors import InputError, SettingError
 from param_features.params import Adapter, adapter_for
 from param_features.problem import ModelInputs, read_inputs
 from param_features.sae.site import activations_at, has_positions, run_replaced
+
+Replacement = Callable[[Tensor, slice], Tensor]
+"""(activations of some samples, which of all samples they are) -> what takes their place."""
 
 _POSITIONS_PER_BATCH = 4096
 _BINS = 12
@@ -81,19 +84,24 @@ def sae_metrics(
     *,
     inputs: Any = None,
     hook_name: str | None = None,
+    hook_name_out: str | None = None,
     tokenizer: Any = None,
     output: Callable[[Any], Tensor] | None = None,
 ) -> SaeMetrics:
     """Measure an SAE on a model: how sparse it is, what it rebuilds, and what the model's loss becomes with it.
 
-    Cost: five forward passes, four of them for the losses, which a model of tokens has.
+    A transcoder is held against what the model writes at its `hook_name_out`, and replaces that; its skip connection, where
+    it has one, counts as part of what it rebuilds.
+
+    Cost: five forward passes, four of them for the losses, which a model of tokens has; six for a transcoder.
 
     Args:
-        sae: An SAE of sae-lens, its folder, or a pair (release, id) on the hub.
+        sae: An SAE or a transcoder of sae-lens or dictionary_learning, its folder, or a pair (release, id) on the hub.
         model: Any model that `pf.decompose` takes; it is left exactly as it was.
         tokens: As for `pf.decompose`, best of texts that the SAE was not trained on.
         inputs: The same, for models that take no tokens; a sample is then an input.
         hook_name: Where the SAE reads; what its metadata say by default.
+        hook_name_out: Where a transcoder writes; what its metadata say by default.
         tokenizer: For strings, where the model carries none.
         output: As for `pf.decompose`.
 
@@ -104,22 +112,27 @@ def sae_metrics(
     Raises:
         AdapterError: `sae` is no SAE.
         UnknownHookError: The model has no such place; lists the nearest.
-        FeatureMismatchError: The SAE reads something of another size.
+        FeatureMismatchError: The SAE reads or writes something of another size.
         InputError: The SAE names no place.
+        SettingError: `hook_name_out` is another place, and `sae` is no transcoder.
 
     Source: Bricken et al. (2023), *Towards Monosemanticity*: density histogram, reconstructed loss.
     """
     reader = read_sae(sae)
     place = named_place(reader, hook_name)
+    place_out = place_written(reader, place, hook_name_out)
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
     data = read_inputs(adapter, tokens, inputs)
     acts = activations_at(adapter, data, place)
-    mean = acts.mean(0)
-    n_active, square_error = torch.zeros(reader.n_features, dtype=torch.float64), 0.0
+    target = acts if place_out == place else activations_at(adapter, data, place_out)
+    reader.check_read(acts.shape[1:])
+    reader.check_written(acts.shape[:1], target.shape)
+    mean = target.mean(0)
+    n_active = torch.zeros(reader.n_features, dtype=torch.float64)
     for chunk in reader.encode(acts):
         n_active += (chunk != 0).sum(0)
-    square_error = float((reader.reconstruct(acts) - acts).double().square().sum())
-    variance = float((acts - mean).double().square().sum())
+    square_error = float((reader.reconstruct(acts).reshape(target.shape) - target).double().square().sum())
+    variance = float((target - mean).double().square().sum())
     densities = n_active / len(acts)
     mse = square_error / variance if variance else float("nan")
     values = {
@@ -132,7 +145,7 @@ def sae_metrics(
         "explained_variance": 1 - mse,
     }
     if data.tokens is not None and adapter.predicts_tokens:
-        values |= _losses(adapter, data, place, reader, mean)
+        values |= _losses(adapter, data, place_out, lambda at: reader.reconstruct(acts[at]), mean)
     return SaeMetrics(values, densities)
 
 
@@ -148,13 +161,37 @@ def named_place(sae: SparseAutoencoder, hook_name: str | None) -> str:
     return place
 
 
-def _losses(adapter: Adapter, data: ModelInputs, place: str, sae: SparseAutoencoder, mean: Tensor) -> dict[str, float]:
+def place_written(sae: SparseAutoencoder, place: str, hook_name_out: str | None) -> str:
+    """Find where it writes: where an SAE reads; of a transcoder what the user says, or else its metadata.
+
+    Raises:
+        InputError: Neither the user nor the transcoder's metadata say.
+        SettingError: Another place is given for an SAE.
+    """
+    if not sae.is_transcoder:
+        if hook_name_out not in (None, place):
+            raise SettingError(
+                f"hook_name_out={hook_name_out!r}, and the {sae.description} rebuilds what it reads. Leave it out, "
+                "or give a transcoder."
+            )
+        return place
+    if not (place_out := hook_name_out or sae.hook_name_out):
+        raise InputError(
+            f"The metadata of the {sae.description} do not name where it writes. Say hook_name_out='blocks.2.hook_mlp_out', "
+            "say."
+        )
+    return place_out
+
+
+def _losses(
+    adapter: Adapter, data: ModelInputs, place: str, rebuilt: Callable[[slice], Tensor], mean: Tensor
+) -> dict[str, float]:
     """Measure cross-entropies with the activations at every real position replaced in several ways."""
-    replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
+    replacements: dict[str, Replacement | None] = {
         "loss": None,
-        "loss_reconstructed": sae.reconstruct,
-        "loss_zero": torch.zeros_like,
-        "loss_mean": lambda acts: mean.to(acts).expand_as(acts),
+        "loss_reconstructed": lambda acts, at: rebuilt(at).reshape(acts.shape).to(acts),
+        "loss_zero": lambda acts, at: torch.zeros_like(acts),
+        "loss_mean": lambda acts, at: mean.to(acts).expand_as(acts),
     }
     losses = {name: _loss(adapter, data, place, function) for name, function in replacements.items()}
     unchanged, rebuilt = losses["loss"], losses["loss_reconstructed"]
@@ -164,12 +201,14 @@ def _losses(adapter: Adapter, data: ModelInputs, place: str, sae: SparseAutoenco
     return losses
 
 
-def _loss(adapter: Adapter, data: ModelInputs, place: str, function: Callable[[Tensor], Tensor] | None) -> float:
-    total, n_tokens = 0.0, 0
+def _loss(adapter: Adapter, data: ModelInputs, place: str, function: Replacement | None) -> float:
+    total, n_tokens, n_samples = 0.0, 0, 0
     size = max(1, _POSITIONS_PER_BATCH // data.n_pos)
     for start in range(0, len(data), size):
         rows = data.rows(slice(start, start + size))
-        output, _ = run_replaced(adapter, rows, place, None if function is None else _at_samples(rows, function))
+        replace = None if function is None else _at_samples(rows, function, n_samples)
+        output, acts = run_replaced(adapter, rows, place, replace)
+        n_samples += _n_samples(acts, rows)
         ids = rows.tokens
         if ids is None or output.dim() != 3 or output.shape[:2] != ids.shape:
             return float("nan")
@@ -181,15 +220,22 @@ def _loss(adapter: Adapter, data: ModelInputs, place: str, function: Callable[[T
     return total / n_tokens if n_tokens else float("nan")
 
 
-def _at_samples(rows: ModelInputs, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Make a function of samples [sample, …] one of activations at all positions; padding keeps what it had."""
+def _n_samples(acts: Tensor, rows: ModelInputs) -> int:
+    if not has_positions(acts, rows):
+        return len(acts)
+    return acts.shape[:2].numel() if rows.mask is None else int(rows.mask.sum())
+
+
+def _at_samples(rows: ModelInputs, function: Replacement, start: int) -> Callable[[Tensor], Tensor]:
+    """Make a replacement of samples one of activations at all positions; padding keeps what it had."""
 
     def replace(acts: Tensor) -> Tensor:
+        at = slice(start, start + _n_samples(acts, rows))
         if not has_positions(acts, rows):
-            return function(acts)
+            return function(acts, at)
         is_real = torch.ones(acts.shape[:2], dtype=torch.bool, device=acts.device) if rows.mask is None else rows.mask
         changed = acts.clone()
-        changed[is_real] = function(acts[is_real]).to(changed)
+        changed[is_real] = function(acts[is_real], at).to(changed)
         return changed
 
     return replace

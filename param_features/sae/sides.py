@@ -96,24 +96,30 @@ def parameter_sides(
 
 
 def sae_side(sae: SparseAutoencoder, acts: Float[Tensor, "sample ..."]) -> Side:
-    """Read the SAE's features as sparse tensors, which hold what is not zero; a strength is the activation itself."""
+    """Read the SAE's features as sparse tensors, which hold what is not zero; a strength is the activation's size."""
     codes = torch.cat([chunk.to_sparse() for chunk in sae.encode(acts)]).coalesce()
-    return Side(codes, codes)
+    return Side(codes.abs(), codes)
 
 
-def random_sae_side(acts: Float[Tensor, "sample d_in"], n_features: int, l0: float, generator: torch.Generator) -> Side:
-    """Draw random directions, and keep their largest positive overlaps with the centred activations, l0 a sample."""
+def random_sae_side(
+    acts: Float[Tensor, "sample d_in"], n_features: int, l0: float, generator: torch.Generator, *, signed: bool = False
+) -> Side:
+    """Draw random directions, and keep their largest overlaps with the centred activations, l0 a sample.
+
+    Only positive ones count, or with `signed` both signs by their size, as in the SAE that they stand beside.
+    """
     rows = torch.nn.functional.normalize(torch.randn(n_features, acts.shape[1], generator=generator), dim=1)
     centred = (acts - acts.mean(0)).float()
     size = max(1, _THRESHOLD_NUMBERS // n_features)
     calibrating = centred[torch.randperm(len(centred), generator=generator)[:size]] @ rows.T
-    threshold = threshold_for(calibrating.clamp(min=0), min(max(l0, 1e-6), n_features))
+    sizes = torch.abs if signed else torch.relu
+    threshold = threshold_for(sizes(calibrating), min(max(l0, 1e-6), n_features))
     parts = []
     for chunk in centred.split(size):
         overlaps = chunk @ rows.T
-        parts.append((overlaps * (overlaps >= max(threshold, 1e-30))).to_sparse())
+        parts.append((overlaps * (sizes(overlaps) >= max(threshold, 1e-30))).to_sparse())
     codes = torch.cat(parts).coalesce()
-    return Side(codes, codes)
+    return Side(codes.abs(), codes)
 
 
 def shuffled(side: Side, generator: torch.Generator) -> Side:

@@ -5,16 +5,18 @@ import sys
 import pytest
 import torch
 
-from param_features.adapters import sae_lens as module
-from param_features.adapters.sae_lens import is_sae, read_sae
+from param_features.adapters import autoencoder as module
+from param_features.adapters import read_sae
+from param_features.adapters.sae_lens import is_sae
 from param_features.errors import AdapterError, FeatureMismatchError, MissingExtraError
-from tests.saes import D_IN, D_SAE, random_sae, sae_library
+from tests.saes import D_IN, D_SAE, TRANSCODERS, random_sae, sae_library
 
 ARCHITECTURES = {
     "standard": {},
     "jumprelu": {},
     "gated": {},
     "topk": {"k": 2},
+    "abstopk": {"k": 2},
     "matching_pursuit": {},
 }
 
@@ -38,6 +40,25 @@ def test_every_architecture_encodes_and_rebuilds_as_sae_lens_does(architecture, 
         torch.testing.assert_close(found.reconstruct(acts), torch.cat([sae.decode(sae.encode(row[None])) for row in acts]))
     assert (found.n_features, found.d_in, found.architecture) == (D_SAE, D_IN, architecture)
     assert (codes != 0).any()
+
+
+@pytest.mark.parametrize("architecture", TRANSCODERS)
+@pytest.mark.parametrize("d_out", [4, D_IN])
+def test_a_transcoder_writes_elsewhere_what_sae_lens_gives(architecture, d_out, acts, monkeypatch):
+    places = {"hook_name": "blocks.0.ln2.hook_normalized", "hook_name_out": "blocks.0.hook_mlp_out"}
+    sae = random_sae(architecture, d_out=d_out, metadata=places)
+    monkeypatch.setattr(module, "_CHUNK_NUMBERS", 3 * D_SAE)
+    found = read_sae(sae)
+    assert (found.is_transcoder, found.d_in, found.d_out) == (True, D_IN, d_out)
+    assert (found.hook_name, found.hook_name_out) == tuple(places.values())
+    assert found.description == f"{architecture} from blocks.0.ln2.hook_normalized to blocks.0.hook_mlp_out"
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(list(found.encode(acts))), sae.encode(acts))
+        torch.testing.assert_close(found.reconstruct(acts), sae(acts))
+        codes, rebuilt, skipped = found.read(acts)
+        torch.testing.assert_close(codes, sae.encode(acts))
+        torch.testing.assert_close(rebuilt if skipped is None else rebuilt + skipped, sae(acts))
+    assert (skipped is None) == ("skip" not in architecture)
 
 
 def test_heads_are_joined_and_what_the_sae_remembers_of_them_stays():
@@ -101,6 +122,12 @@ def test_an_sae_in_training_is_refused():
     library = sae_library()
     sae = library.BatchTopKTrainingSAE(library.BatchTopKTrainingSAEConfig(d_in=4, d_sae=6, k=2))
     with pytest.raises(AdapterError, match="depends on the batch.*save_inference_model"):
+        read_sae(sae)
+
+
+def test_a_temporal_sae_is_refused():
+    sae = random_sae("temporal", d_sae=64, n_heads=1, bottleneck_factor=8, kval_topk=2)
+    with pytest.raises(AdapterError, match="TemporalSAE.*depend on the positions before it"):
         read_sae(sae)
 
 

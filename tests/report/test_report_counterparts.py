@@ -57,6 +57,17 @@ def test_marks_are_the_other_sides_activations_on_the_same_tokens(compared, foun
             assert example["act"] > 0
 
 
+def test_features_that_are_only_ever_negative_have_their_examples(tiny_features, tiny_tokens):
+    sae = random_sae("abstopk", d_in=16, d_sae=12, k=3, metadata={"hook_name": HOOK})
+    with torch.no_grad():
+        sae.b_enc[4] = -20.0
+    inputs = read_inputs(tiny_features.engine.adapter, tiny_tokens[:20], None)
+    beside = compare_on(tiny_features, sae, inputs, n_top=10)
+    page = contents(tiny_features, inputs, tiny_features.errors_by_l0(n_samples=50), n_examples=3, comparison=beside)
+    shown = {row["pair"]["sae"]: row["examples"] for row in page["sae"]["features"]}
+    assert shown[4] and all(example["act"] < 0 for example in shown[4])
+
+
 def test_every_active_sae_feature_is_listed_least_correlated_first(compared, found):
     section = found["sae"]
     correlations = [row["pair"]["correlation"] for row in section["features"]]

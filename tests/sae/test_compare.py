@@ -210,6 +210,48 @@ class TestTokens:
         assert_same(before, snapshot(model))
 
 
+@pytest.fixture(scope="module")
+def signed():
+    sae = random_sae("abstopk", d_in=16, d_sae=12, k=3, metadata={"hook_name": HOOK})
+    with torch.no_grad():
+        sae.b_enc[4] = -20.0  # always active, and always negative
+    return sae
+
+
+@pytest.fixture(scope="module")
+def beside(tiny_features, signed, tiny_tokens):
+    return pf.compare(tiny_features, signed, tiny_tokens, n_top=10)
+
+
+class TestSigned:
+    """Features that are active in both directions count by the size of their activations, as parameter features do."""
+
+    def test_a_strength_is_the_size_of_an_activation(self, beside, signed, tiny_features, tiny_tokens):
+        acts = tiny_features.engine.adapter.model.run_with_cache(tiny_tokens)[1][HOOK].flatten(0, 1).float()
+        with torch.no_grad():
+            codes = signed.encode(acts)
+        assert (codes < 0).any(0).sum() > 6 and (codes[:, 4] <= 0).all()
+        torch.testing.assert_close(beside.sae_strengths.to_dense(), codes)
+        ours = shares(tiny_features.activations(tiny_tokens).flatten(0, 1)).double()
+        for pair in beside.pairs(2, 12):
+            theirs = codes[:, pair.sae_feature].abs().double()
+            expected = torch.corrcoef(torch.stack([ours[:, 2], theirs]))[0, 1]
+            assert pair.correlation == pytest.approx(float(expected), abs=1e-4)
+        assert bool(beside.of_sae.counted[4])
+        torch.testing.assert_close(beside.sae_top[0], codes.abs().argmax(0))
+
+    def test_its_random_directions_are_signed_too(self, beside):
+        assert beside.metrics["random_sae"]["l0"] == pytest.approx(beside.metrics["sae"]["l0"], rel=0.05)
+        acts = torch.randn(500, 6, generator=torch.Generator().manual_seed(1)) + 4
+        side = random_sae_side(acts, 40, 3.0, torch.Generator().manual_seed(0), signed=True)
+        codes = side.codes.to_dense()
+        assert 0.3 < float((codes[codes != 0] < 0).double().mean()) < 0.7
+        torch.testing.assert_close(side.strengths.to_dense(), codes.abs())
+
+    def test_a_view_keeps_the_sign(self, beside):
+        assert beside.sae_view(4, 1).rows[0].title.startswith("SAE feature 4: -")
+
+
 class TestErrors:
     def test_features_without_a_model(self, tiny_features, sae, tiny_tokens):
         with pytest.raises(NotBoundError, match="compare"):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.errors import FeatureMismatchError, InputError
-from tests.saes import random_sae, sae_library, sae_of
+from param_features.errors import FeatureMismatchError, InputError, SettingError, UnknownHookError
+from tests.saes import TRANSCODERS, random_sae, sae_library, sae_of
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -94,6 +94,65 @@ def test_padding_changes_nothing(sae, tiny_hooked):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-6), name
     alone = [pf.sae.sae_metrics(sae, tiny_hooked, torch.tensor([text]))["loss_reconstructed"] for text in texts]
     assert found[0]["loss_reconstructed"] == pytest.approx((4 * alone[0] + 2 * alone[1]) / 6)
+
+
+PLACES = {"hook_name": "blocks.0.hook_resid_mid", "hook_name_out": "blocks.0.mlp.hook_post"}
+
+
+@pytest.mark.parametrize("architecture", TRANSCODERS)
+def test_a_transcoder_is_held_against_what_the_model_writes(architecture, tiny_hooked):
+    d_out = tiny_hooked.cfg.d_mlp
+    sae = random_sae(architecture, d_in=16, d_sae=30, d_out=d_out, metadata=PLACES)
+    texts = [[1, 2, 3, 4, 5], [6, 7, 8]]
+    found = pf.sae.sae_metrics(sae, tiny_hooked, texts)
+    read, written, losses = [], [], 0.0
+    for text in texts:
+        tokens = torch.tensor([text])
+        cache = tiny_hooked.run_with_cache(tokens)[1]
+        read, written = [*read, cache[PLACES["hook_name"]][0]], [*written, cache[PLACES["hook_name_out"]][0]]
+        hook = (PLACES["hook_name_out"], lambda value, hook, acts=read[-1]: sae(acts.float()).to(value).expand_as(value))
+        logits = tiny_hooked.run_with_hooks(tokens, fwd_hooks=[hook]).detach()
+        losses -= float(sum(logits[0, pos].log_softmax(0)[text[pos + 1]] for pos in range(len(text) - 1)))
+    acts, target = torch.cat(read).detach().float(), torch.cat(written).detach()
+    with torch.no_grad():
+        error = float((sae(acts) - target).square().sum() / (target - target.mean(0)).square().sum())
+        assert found["l0"] == pytest.approx(float((sae.encode(acts) != 0).sum(1).double().mean()))
+    assert found["explained_variance"] == pytest.approx(1 - error, rel=1e-5)
+    assert found["loss_reconstructed"] == pytest.approx(losses / 6, rel=1e-5)
+    zero = {"input_ids": [[1, 2, 3, 4, 5], [9, 9, 6, 7, 8]], "attention_mask": [[1] * 5, [0, 0, 1, 1, 1]]}
+    assert pf.sae.sae_metrics(sae, tiny_hooked, zero)["loss_reconstructed"] == pytest.approx(losses / 6, rel=1e-5)
+
+
+def test_a_transcoder_of_a_linear_layer_explains_all_of_it(tiny_hooked, tiny_tokens):
+    """The skip connection alone: the model's W_O, from what heads give to what attention writes."""
+    settings = {"d_out": 16, "dtype": "float64", "metadata": {"hook_name": "blocks.0.attn.hook_z"}}
+    sae = random_sae("skip_transcoder", d_in=16, **settings)
+    with torch.no_grad():
+        sae.W_dec.zero_()
+        sae.W_skip.copy_(tiny_hooked.blocks[0].attn.W_O.flatten(0, 1).T)
+        sae.b_dec.copy_(tiny_hooked.blocks[0].attn.b_O)
+    found = pf.sae.sae_metrics(sae, tiny_hooked, tiny_tokens, hook_name_out="blocks.0.hook_attn_out")
+    assert found["explained_variance"] == pytest.approx(1)
+    assert found["loss_recovered"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({}, InputError, "do not name where it writes. Say hook_name_out="),
+        ({"hook_name_out": "blocks.0.hook_mlp"}, UnknownHookError, "Nearest: 'blocks.0.hook_mlp_"),
+        ({"hook_name_out": "blocks.0.mlp.hook_post"}, FeatureMismatchError, r"samples \(400,\) and writes 16 numbers"),
+    ],
+)
+def test_where_a_transcoder_writes_is_checked(changes, error, message, tiny_hooked, tiny_tokens):
+    sae = random_sae("transcoder", d_in=16, d_out=16, metadata={"hook_name": HOOK})
+    with pytest.raises(error, match=message):
+        pf.sae.sae_metrics(sae, tiny_hooked, tiny_tokens, **changes)
+
+
+def test_an_sae_writes_nowhere_else(sae, tiny_hooked, tiny_tokens):
+    with pytest.raises(SettingError, match="rebuilds what it reads"):
+        pf.sae.sae_metrics(sae, tiny_hooked, tiny_tokens, hook_name_out="blocks.0.hook_mlp_out")
 
 
 def test_images_have_no_losses(classifier, images):

@@ -12,18 +12,16 @@ from torch import Tensor, nn
 
 from param_features.gradients.capture import argument, capturing
 from param_features.gradients.engine import GradientEngine
+from param_features.gradients.graph import leads_past
 from param_features.params import held_still
 from param_features.problem import ModelInputs
-
-_EQUAL = 1e-2  # of two sums of the same terms, in half precision at the worst
 
 
 def find_cut(engine: GradientEngine, inputs: ModelInputs) -> nn.Module | None:
     """The module whose input is that place; None where there is none, a sample is an input, or it has one position.
 
-    That positions are kept apart is read from the graph: NaN put into one position's cotangent comes out at all positions
-    that it is connected with, whatever the weights. That nothing goes past the input is read from the gradients below it.
-    Cost: a forward pass of the inputs, and three backward passes for each place that is tried, from the lowest up.
+    Both are read from the graph. NaN put into one position's cotangent comes out at all positions that it is connected with,
+    whatever the weights; and no way from the root to a parameter may lead past the place. Cost: two passes of the inputs.
     """
     if not engine.per_position or inputs.n_pos < 2:
         return None
@@ -36,7 +34,7 @@ def find_cut(engine: GradientEngine, inputs: ModelInputs) -> nn.Module | None:
         places = {module: tensor for module, tensor in on_graph.items() if tensor.shape[:2] == root.shape[:2]}
         apart = _kept_apart(root, places)
         below_root = {module: tensor for module, tensor in apart.items() if tensor is not root}
-        return next((module for module, tensor in below_root.items() if _holds_all(root, tensor, sites)), None)
+        return next((module for module, tensor in below_root.items() if not leads_past(root, tensor, sites)), None)
 
 
 @contextmanager
@@ -71,18 +69,3 @@ def _kept_apart(root: Tensor, places: dict[nn.Module, Tensor]) -> dict[nn.Module
         for (module, tensor), where in zip(places.items(), reached, strict=True)
         if where is not None and bool(where[-1]) and not bool(where[:-1].any())
     }
-
-
-def _holds_all(root: Tensor, place: Tensor, sites: list[Tensor]) -> bool:
-    """Whether every way from the sites to the root leads through the place."""
-    cotangent = torch.randn(root.shape, generator=torch.Generator().manual_seed(0)).to(root)
-
-    def pulled(output: Tensor, inputs: list[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(output, inputs, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True)
-
-    (at_place,) = pulled(root, [place], cotangent)
-    whole, through = pulled(root, sites, cotangent), pulled(place, sites, at_place)
-    return all(
-        bool((by_root - by_place).norm() <= _EQUAL * by_root.norm())
-        for by_root, by_place in zip(whole, through, strict=True)
-    )

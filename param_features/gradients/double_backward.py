@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from param_features.errors import ModelStateError
+from param_features.gradients.graph import nodes_of
 from param_features.gradients.mapping import CANNOT_MAP
 
 _MOST_ROWS = 2**16
@@ -71,7 +72,8 @@ def _refusing_lost_graphs(outputs: Sequence[Tensor]) -> Iterator[None]:
 
         return check
 
-    handles = [node.register_hook(checked(node.name())) for node in _custom_nodes(outputs)]
+    custom = [node for node in nodes_of(outputs) if isinstance(node, torch.autograd.function.BackwardCFunction)]
+    handles = [node.register_hook(checked(node.name())) for node in custom]
     try:
         yield
     finally:
@@ -85,18 +87,6 @@ def _follows(result: Tensor, along: Sequence[Tensor]) -> bool:
         return False
     found = torch.autograd.grad(result, along, torch.ones_like(result), retain_graph=True, allow_unused=True)
     return any(gradient is not None for gradient in found)
-
-
-def _custom_nodes(outputs: Sequence[Tensor]) -> list[Any]:
-    """The nodes of the outputs' graph that are functions written in Python."""
-    ahead: list[Any] = [output.grad_fn for output in outputs]
-    seen: set[Any] = set()
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            ahead += [next_node for next_node, _ in node.next_functions]
-    return [node for node in seen if isinstance(node, torch.autograd.function.BackwardCFunction)]
 
 
 def _by_rows(

@@ -1,13 +1,16 @@
-"""The layer of logits as one product: what its softmax means for the state below it, without the logits themselves."""
+"""The layer of logits: whether it gives the output, and what its softmax means for the state below without the logits."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from param_features.params import Adapter
+from param_features.gradients.graph import AFFINE, PASSED_ON, operations_between
+from param_features.params import Adapter, held_still
+from param_features.problem import ModelInputs
 
 _EXACT = (torch.float32, torch.float64)
 
@@ -28,15 +31,21 @@ class LinearHead:
         weight, bias = weights
         return cls(weight.detach().contiguous(), None if bias is None else bias.detach())
 
-    @torch.no_grad()
-    def agrees(self, head: torch.nn.Module) -> bool:
-        """Whether the head's own forward is this product, in a precision where differences of its means are exact enough."""
+    def agrees(self, head: nn.Module) -> bool:
+        """Whether the head's own forward is this product, in a precision where differences of its means are exact enough.
+
+        That it is a product with some matrix is read from its graph, and with which one from two random states.
+        """
         if self.weight.is_meta or self.weight.dtype not in _EXACT or not bool(torch.isfinite(self.weight).all()):
             return False
         generator = torch.Generator().manual_seed(0)
-        states = torch.randn(2, 1, self.weight.shape[1], generator=generator).to(self.weight)
-        product, logits = torch.nn.functional.linear(states, self.weight, self.bias), head.forward(states)
-        return logits.shape == product.shape and bool((logits - product).norm() <= 1e-4 * product.norm())
+        states = torch.randn(2, 1, self.weight.shape[1], generator=generator).to(self.weight).requires_grad_()
+        with held_still(head):
+            logits = head.forward(states)
+        product = torch.nn.functional.linear(states, self.weight, self.bias)
+        if logits.shape != product.shape or not operations_between(logits, states) <= AFFINE:
+            return False
+        return bool((logits - product).norm() <= 1e-4 * product.norm())
 
     @torch.no_grad()
     def expected_row(self, states: Float[Tensor, "sample d_model"]) -> Float[Tensor, "sample d_model"]:
@@ -53,3 +62,28 @@ class LinearHead:
     def pulled(self, cotangents: Float[Tensor, "sample d_output"]) -> Float[Tensor, "sample d_model"]:
         """Cotangents at the logits taken back to the states."""
         return cotangents.to(self.weight) @ self.weight
+
+
+def gives_output(adapter: Adapter, inputs: ModelInputs) -> bool:
+    """Whether the model's output is what its head makes, as it is: in one call, with nothing computed from it afterwards.
+
+    Read from the graph above the head. Cost: a forward pass of the inputs.
+    """
+    head, made = adapter.head(), []
+
+    def note(module: nn.Module, args: tuple, output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            return output
+        made.append(output.detach().requires_grad_())
+        return made[-1].clone()
+
+    if head is None:
+        return False
+    with held_still(adapter.module):
+        handle = head.register_forward_hook(note, prepend=True)
+        try:
+            output = adapter.run(*inputs.args, **inputs.kwargs)
+        finally:
+            handle.remove()
+        is_whole = len(made) == 1 and output.shape == made[0].shape and output.requires_grad
+        return is_whole and operations_between(output, made[0]) <= PASSED_ON

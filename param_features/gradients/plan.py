@@ -11,9 +11,8 @@ from torch import Tensor
 from param_features.errors import AdapterError, NoGradientError
 from param_features.gradients.cut import find_cut
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
-from param_features.gradients.head import LinearHead
+from param_features.gradients.head import LinearHead, gives_output
 from param_features.gradients.mapping import CANNOT_MAP
-from param_features.gradients.outputs import outputs_at
 from param_features.gradients.rules.registry import rule_for
 from param_features.gradients.types import Gradients
 from param_features.params import Adapter, ParamSubset, held_still
@@ -54,7 +53,7 @@ def plan_engine(problem: Problem) -> GradientEngine:
     check = _Check(engine, problem.data.rows(slice(0, 2)), output)
     head, through_head = adapter.head(), replace(engine.routes, through_head=True)
     takes_head = not engine.routes.dense
-    if head is not None and takes_head and not check.failures(through_head) and check.head_gives_outputs(through_head):
+    if head is not None and takes_head and gives_output(adapter, check.inputs) and not check.failures(through_head):
         product = LinearHead.of(adapter)
         is_linear = product is not None and product.agrees(head)
         return replace(engine, routes=_with_cut(check, replace(through_head, is_linear=is_linear)))
@@ -130,20 +129,6 @@ class _Check:
             failures = {name: why for alone in single.values() for name, why in self.failures(alone).items()}
             return failures or dict.fromkeys(factored, f"its rule failed beside the others': {error}")
         return {name: _DISAGREES if self._has_gradient(name) else _NO_GRADIENT for name in wrong}
-
-    def head_gives_outputs(self, routes: Routes) -> bool:
-        """Whether the head makes the model's own outputs: what is added after it would not show in gradients."""
-        through_head: list[Tensor] = []
-
-        def note(output: Tensor, *_: Tensor) -> Tensor:
-            through_head.append(output)
-            return torch.zeros_like(output)
-
-        engine = replace(self.engine, routes=routes)
-        engine.each_slot(self.inputs, self._positions, note, lambda *_: None)
-        outputs = outputs_at(engine, self.inputs, self._positions[:, 0])
-        tolerance = _TOLERANCE.get(self.output.dtype, 1e-3)
-        return bool((torch.cat(through_head) - outputs).norm() <= tolerance * outputs.norm() + 1e-12)
 
     def vmap_works(self, routes: Routes) -> bool:
         """Whether the dense route runs under vmap and agrees with plain autograd."""

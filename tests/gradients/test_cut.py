@@ -64,15 +64,16 @@ def test_a_way_between_positions_counts_even_if_its_weight_is_zero(weight):
 
 
 class Skipping(Mixing):
-    """What goes to `low` is no way for all of the gradient: as much goes past it."""
+    """What goes to `low` is no way for all of the gradient: some goes past it."""
 
     def forward(self, tokens):
         x = torch.tanh(self.mix(self.embed(tokens))).cumsum(1)
-        return self.lm_head(self.high(x + self.low(2 * x)))
+        return self.lm_head(self.high(self.weight * x + self.low(2 * x)))
 
 
-def test_a_place_that_gradients_go_past_is_no_cut():
-    assert cut_of(randomised(Skipping(0).double()), "mix.weight")[1] == "high"
+@pytest.mark.parametrize("weight", [1.0, 1e-3, 0.0])
+def test_a_place_that_gradients_go_past_is_no_cut(weight):
+    assert cut_of(randomised(Skipping(weight).double()), "mix.weight")[1] == "high"
 
 
 class MixingLast(Mixing):

@@ -139,6 +139,10 @@ class Circuit(CircuitGraph):
     def to_neuronpedia(self, path: str | PathLike, *, slug: str, scan: str, prompt: int = 0) -> Path:
         """Write an attribution graph as Neuronpedia reads it, for `https://www.neuronpedia.org/graph/validator` and upload.
 
+        circuit-tracer reads it too: `circuit_tracer.frontend.graph_models.Model`; its own viewer lists the graphs that stand
+        in `graph-metadata.json` beside them, to which `circuit_tracer.frontend.utils.add_graph_metadata` adds one. An empty
+        token stands before a prompt of one, of which both viewers would delete every node.
+
         Weights act at every position, so nodes have none of their own: each stands at the prompt's last one. Effects and
         weights are means over the circuit's prompts, and the metric is the one output, of weight 1. The site shows names,
         labels and edges; it has no pages for these features, and calls error nodes after the token.

@@ -37,8 +37,8 @@ def neuronpedia_graph(circuit: CircuitGraph, *, slug: str, scan: str, prompt: in
         SettingError: `slug` or `scan` hold what the site refuses, or there is no such prompt.
         ExportError: The circuit's parts do not fit together, or it has no node but the output.
 
-    Source: hijohnnylin/neuronpedia, apps/webapp/app/api/graph/graph-schema.json, version 1.0.0; what the site's
-        code asks for beyond the schema is said where it is met.
+    Source: hijohnnylin/neuronpedia, apps/webapp/app/api/graph/graph-schema.json, version 1.0.0; circuit-tracer 0.5,
+        frontend/graph_models.py. What the readers' code asks for beyond these is said where it is met.
     """
     check(circuit)
     for name, value in (("slug", slug), ("scan", scan)):
@@ -50,7 +50,7 @@ def neuronpedia_graph(circuit: CircuitGraph, *, slug: str, scan: str, prompt: in
         )
     if not any(node.kind != "output" for node in circuit.nodes):
         raise ExportError("This circuit has no node but the output, and the site refuses such graphs. Keep more nodes.")
-    layers, tokens = _layers(circuit.nodes), circuit.prompts[prompt]
+    layers, tokens = _layers(circuit.nodes), _tokens(circuit.prompts[prompt])
     influences = _influences(circuit)
     nodes = {
         node.name: _node(node, number, layers[node.name], len(tokens) - 1)
@@ -61,7 +61,7 @@ def neuronpedia_graph(circuit: CircuitGraph, *, slug: str, scan: str, prompt: in
     pinned = [ids[node.name] for node in [*ranked(circuit)[:_MOST_PINNED], *_outputs(circuit)]]
     links = [{"source": ids[edge.source], "target": ids[edge.target], "weight": edge.weight} for edge in circuit.edges]
     return {
-        "metadata": _metadata(circuit, tokens, slug, scan),
+        "metadata": _metadata(circuit, tokens, slug, scan) | {"transcoder_list": _by_layer(circuit, layers)},
         "qParams": {"pinnedIds": pinned, "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
         "nodes": list(nodes.values()),
         "links": links,
@@ -80,6 +80,19 @@ def _metadata(circuit: CircuitGraph, tokens: Sequence[str], slug: str, scan: str
         "info": {"description": about, "generator": {"name": "param_features", "version": library_version()}},
         "generation_settings": dict(circuit.record),
     }
+
+
+def _tokens(prompt: Sequence[str]) -> Sequence[str]:
+    """Put an empty token before a prompt of one: readers delete nodes that occur on more than 2/3 of the tokens."""
+    return ["", *prompt] if len(prompt) == 1 else prompt
+
+
+def _by_layer(circuit: CircuitGraph, layers: Mapping[str, int]) -> list[str]:
+    """Name the groups of every layer up to the output's: circuit-tracer looks one up where scan begins with `custom-`."""
+    groups: list[dict[str, None]] = [{} for _ in range(max(layers.values()) + 1)]
+    for node in circuit.nodes:
+        groups[layers[node.name]][node.group] = None
+    return [", ".join(of_layer) for of_layer in groups]
 
 
 def _node(node: Node, number: int, layer: int, position: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 
 import pytest
 
@@ -237,10 +238,43 @@ GRAPH = _object(
 """What Neuronpedia's schema, version 1.0.0, asks of an attribution graph."""
 
 
-def assert_the_site_takes(graph: dict) -> None:
-    """The schema, and what the site's code does with a graph before it draws it."""
-    pytest.importorskip("jsonschema").validate(graph, GRAPH)
+OPTIONAL = {"type": ["number", "null"]}
+WHOLE = {"type": "integer"}
+TRACER = _object(
+    metadata=_object(
+        slug=TEXT, scan=TEXT, transcoder_list=LIST | {"items": TEXT}, prompt_tokens=LIST | {"items": TEXT}, prompt=TEXT,
+        node_threshold=OPTIONAL, schema_version={"type": ["integer", "null"]},
+    )
+    | {"required": ["slug", "scan", "transcoder_list", "prompt_tokens", "prompt"]},
+    qParams=_object(
+        pinnedIds=LIST | {"items": TEXT}, supernodes=LIST | {"items": LIST | {"items": TEXT}}, linkType=TEXT, clickedId=TEXT,
+        sg_pos=TEXT,
+    )
+    | {"required": ["pinnedIds", "supernodes", "linkType", "clickedId", "sg_pos"]},
+    nodes=LIST
+    | {
+        "items": _object(
+            node_id=TEXT, feature=WHOLE, layer=TEXT, ctx_idx=WHOLE, feature_type=TEXT, token_prob=NUMBER,
+            is_target_logit={"type": "boolean"}, run_idx=WHOLE, reverse_ctx_idx=WHOLE, jsNodeId=TEXT, clerp=TEXT,
+            influence=OPTIONAL, activation=OPTIONAL,
+        )
+        | {"required": ["node_id", "feature", "layer", "ctx_idx", "feature_type"]}
+    },
+    links=LIST | {"items": {"type": "object"}},
+) | {"required": ["metadata", "qParams", "nodes", "links"]}  # fmt: skip
+"""What circuit-tracer 0.5 reads: `frontend/graph_models.py`, field by field."""
+
+
+def assert_the_readers_take(graph: dict) -> None:
+    """Both readers' schemas, and what their code does with a graph before it draws it."""
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(graph, GRAPH)
+    jsonschema.validate(graph, TRACER)
     meta, nodes = graph["metadata"], graph["nodes"]
+    shown_on = Counter((node["layer"], node["feature"], node["ctx_idx"]) for node in nodes)
+    assert max(shown_on.values()) <= len(meta["prompt_tokens"]) * 2 / 3, "both viewers delete what is on most tokens"
+    assert all(isinstance(meta["transcoder_list"][int(node["layer"])], str) for node in nodes), "where scan is custom-…"
+    assert meta["prompt"] == "".join(meta["prompt_tokens"])
     assert not re.search(r"[^a-zA-Z0-9_.-]", meta["scan"] + meta["slug"])
     ids = [node["node_id"] for node in nodes]
     assert len(set(ids)) == len(ids)
@@ -265,7 +299,7 @@ def exported(circuit: Circuit, tmp_path, **changes) -> dict:
 @pytest.mark.parametrize("circuit", [SMALL, large_circuit(), large_circuit(200)], ids=["12", "60", "200"])
 def test_neuronpedia_takes_the_graph(circuit, tmp_path):
     graph = exported(circuit, tmp_path)
-    assert_the_site_takes(graph)
+    assert_the_readers_take(graph)
     names = {entry["node_id"]: entry["name"] for entry in graph["nodes"]}
     assert list(names.values()) == [node.name for node in circuit.nodes]
     assert [(names[link["source"]], names[link["target"]], link["weight"]) for link in graph["links"]] == [
@@ -305,7 +339,7 @@ def test_neuronpedia_takes_a_circuit_of_one_layer_and_one_without_layers(tmp_pat
     end = Node("metric", "metric", "output", 1, ())
     for node in (one, dataclasses.replace(one, group="weight", name="weight/3")):
         graph = exported(Circuit((node, end), (Edge(node.name, end.name, 1.0),), (("a",),), 'the "m" (p='), tmp_path)
-        assert_the_site_takes(graph)
+        assert_the_readers_take(graph)
         assert [entry["clerp"] for entry in graph["nodes"]] == [
             f'{node.name}: says "hi"',
             "Output \"the 'm' (p =\" (p=1.000)",
@@ -313,10 +347,27 @@ def test_neuronpedia_takes_a_circuit_of_one_layer_and_one_without_layers(tmp_pat
         assert [entry["layer"] for entry in graph["nodes"]] == ["1", "2"]
 
 
-def test_the_oracle_refuses_what_the_site_refuses(tmp_path):
+@pytest.mark.parametrize("scan", ["gpt2-small", "custom-1"])
+@pytest.mark.parametrize("n_tokens", [1, 2, 11])
+def test_neuronpedia_keeps_every_node_of_a_short_prompt(n_tokens, scan, tmp_path):
+    circuit = dataclasses.replace(SMALL, prompts=(PROMPT[:n_tokens],) * 4)
+    graph = exported(circuit, tmp_path, scan=scan)
+    assert_the_readers_take(graph)
+    meta = graph["metadata"]
+    assert [token for token in meta["prompt_tokens"] if token] == list(PROMPT[:n_tokens])
+    assert {meta["prompt_tokens"][entry["ctx_idx"]] for entry in graph["nodes"]} == {PROMPT[n_tokens - 1]}
+    by_layer = {entry["name"]: meta["transcoder_list"][int(entry["layer"])] for entry in graph["nodes"]}
+    assert all(node.group in by_layer[node.name] for node in circuit.nodes)
+
+
+def test_the_oracle_refuses_what_the_readers_refuse(tmp_path):
     good = exported(SMALL, tmp_path)
     for change in (
         lambda g: g["metadata"].pop("prompt"),
+        lambda g: g["metadata"].pop("transcoder_list"),
+        lambda g: g["metadata"].update(transcoder_list=[]),
+        lambda g: g["metadata"].update(prompt_tokens=["a"], prompt="a"),
+        lambda g: g["nodes"][0].update(layer=0),
         lambda g: g["metadata"].update(slug="a b"),
         lambda g: g["nodes"][0].pop("clerp"),
         lambda g: g["nodes"][0].update(feature="3"),
@@ -329,7 +380,7 @@ def test_the_oracle_refuses_what_the_site_refuses(tmp_path):
         bad = copy.deepcopy(good)
         change(bad)
         with pytest.raises(Exception):  # noqa: B017 - an assertion, a look-up, or jsonschema's own kind
-            assert_the_site_takes(bad)
+            assert_the_readers_take(bad)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.errors import InferenceModeError
+from param_features.params.conversions import quiet_conversions
 from param_features.params.views import all_parameters
 
 
@@ -91,7 +92,7 @@ def held_still(module: nn.Module) -> Iterator[None]:
     buffers = [_Buffer.of(child, name) for child, _ in modes for name in child._buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     devices = {parameter.device.index or 0 for parameter, _ in flags if parameter.is_cuda}
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), quiet_conversions(module):
         try:
             for child, _ in modes:
                 child.training = False

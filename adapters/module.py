@@ -7,6 +7,7 @@ from torch import nn
 from param_features.params import Adapter, Attention, ParamView, Site, Tap, default_fold, has_rows_in, rows_of_part
 
 from .attention import attention_of
+from .experts import expert_taps, expert_views
 from .fused import splits
 
 _LOGIT_LAYERS = ("lm_head", "unembed", "logits", "classifier")
@@ -21,11 +22,12 @@ class ModuleAdapter(Adapter):
 
     def taps(self, view: ParamView) -> tuple[Tap, ...]:
         """The input and output of every module that holds the parameter."""
-        return layer_taps(view)
+        return expert_taps(view) or layer_taps(view)
 
     def parts(self) -> dict[str, ParamView]:
-        """Queries, keys and values of fused matrices, gates of RNNs: `"<name>[q]"`."""
-        views, parts = self.views(), {}
+        """Queries, keys and values of fused matrices, gates of RNNs: `"<name>[q]"`; experts of a stack: `"<name>[3]"`."""
+        views = self.views()
+        parts = {part.name: part for view in views.values() for part in expert_views(view)}
         for name, split in splits(self.module):
             if name not in views:
                 continue

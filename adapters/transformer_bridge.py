@@ -14,6 +14,7 @@ from torch import nn
 from param_features.params import Attention, Layout, ParamView, Site, Tap, adapter_for, has_rows_in
 
 from .attention import attention_of
+from .experts import expert_taps, expert_views
 from .lens import LensAdapter
 from .module import layer_fold, layer_taps
 
@@ -64,7 +65,11 @@ class TransformerBridgeAdapter(LensAdapter):
                 source = _hook(parent, f"{child}.hook_in" if child == "out" else "hook_in")
                 rule = "matrix" if attribute == "weight" else "bias"
                 return (Tap(rule, owner, attribute, source, _hook(parent, f"{child}.hook_out")),)
-        return layer_taps(view)
+        return expert_taps(view) or layer_taps(view)
+
+    def parts(self) -> dict[str, ParamView]:
+        """Experts of a stack: `"<name>[3]"`."""
+        return {part.name: part for view in self.views().values() for part in expert_views(view)}
 
     def views(self) -> dict[str, ParamView]:
         """Every parameter but the dead originals of fused matrices, which booting splits in three."""

@@ -81,7 +81,7 @@ def problem_of(adapter: Adapter, subset: ParamSubset, data: ModelInputs) -> Prob
 def case_of(model: nn.Module, params="*", *, tokens=None, inputs=None, seed: int = 0) -> Case:
     """Plan the engine as `pf.decompose` does."""
     adapter = adapter_for(model)
-    subset = select(adapter.views(), params, adapter.aliases())
+    subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
     data = read_inputs(adapter, tokens, inputs)
     problem = problem_of(adapter, subset, data)
     output, generator = problem.output, torch.Generator().manual_seed(seed)

@@ -79,6 +79,13 @@ def _watch_input(capture: Capture, site: Site) -> RemovableHandle:
             lambda module, args, output: capture.inputs[site].append(output.detach() if isinstance(output, Tensor) else None)
         )
 
+    def watch_all(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        capture.inputs[site].append(tuple(tensor.detach() for tensor in tensors))
+
+    if site.which == "call":
+        return site.module.register_forward_pre_hook(watch_all, with_kwargs=True)
+
     def watch(module: nn.Module, args: tuple, kwargs: dict) -> None:
         tensor = argument(args, kwargs, site.which)
         capture.inputs[site].append(tensor.detach() if tensor is not None else None)

@@ -6,6 +6,7 @@ Samples of different sequences do not mix, so one backward pass of the summed di
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -260,11 +261,17 @@ def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Sit
         for index, source in enumerate(capture.inputs[tap.input]):
             if source is None:
                 raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
-            source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
             delta = by_row(at_least_float32(deltas[tap.output, index]), n_rows)
-            gradient = rule(tap.layer, source.to(delta.device), delta)
-            parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(source.device)))
+            gradient = rule(tap.layer, _prepared(source, n_rows, delta.device), delta)
+            parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(delta.device)))
     return join_positions(parts)
+
+
+def _prepared(source: Any, n_rows: int, device: torch.device) -> Any:
+    """A rule's input, or all of a call's, with the batch first and at least in float32."""
+    if isinstance(source, tuple):
+        return tuple(_prepared(tensor, n_rows, device) for tensor in source)
+    return by_row(at_least_float32(source), n_rows).to(device)
 
 
 def by_row(tensor: Tensor, n_rows: int) -> Tensor:

@@ -51,8 +51,13 @@ def check_rules(engine: GradientEngine, *, needs: str, instead: str) -> None:
         instead: What to do without.
 
     Raises:
-        AdapterError: A parameter has no layer rule here.
+        AdapterError: A parameter has no layer rule here, or its layer goes on to compute from what it gives.
     """
+    for name, taps in engine.routes.taps.items():
+        if any(tap.input.which == "call" for tap in taps):
+            raise AdapterError(
+                f"{needs} what {name!r} itself gives, and its layer shows only what all experts give together. {instead}"
+            )
     dense = [name for name in engine.subset.names if name not in engine.routes.taps]
     if dense:
         why = engine.routes.why_dense.get(dense[0], "no layer rule")

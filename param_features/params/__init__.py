@@ -16,13 +16,14 @@ from param_features.params.selection import ParamSpec, select
 from param_features.params.state import copied_buffers, held_still, plain_kernels
 from param_features.params.storage import has_rows_in, rows_of_part
 from param_features.params.subset import ParamSubset
-from param_features.params.views import ParamInfo, ParamView, Site, Tap, all_parameters
+from param_features.params.views import Member, ParamInfo, ParamView, Site, Tap, all_parameters
 
 __all__ = [
     "Adapter",
     "Attention",
     "Layout",
     "Modes",
+    "Member",
     "ParamInfo",
     "ParamRecord",
     "ParamSpec",

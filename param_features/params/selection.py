@@ -22,7 +22,8 @@ def select(
     Args:
         views: Every parameter of the model, by the library's names.
         spec: A name, a glob such as `blocks.*.attn.W_[KQ]`, a compiled regex (matched in full), or a list of these. A part
-            of a fused matrix is named by a suffix: `c_attn.weight[k]`; `[q|k]` takes two parts, `[*]` each of them.
+            of a fused matrix is named by a suffix: `c_attn.weight[k]`; `[q|k]` takes two parts, `[*]` each of them. A stack
+            of experts stands for each of its experts, which are matrices of their own: `experts.down_proj[3]`.
         aliases: Names that users say, mapped to the library's: `blocks.2.attn.W_K` to `blocks.2.attn._W_K`.
         parts: Parts of fused matrices by name; matched by a glob or regex only where that names them.
 
@@ -43,9 +44,20 @@ def select(
             "pf.list_params(model) prints all names."
         )
     chosen = {name for pattern in patterns for name in _matches(pattern, names, part_names)}
+    chosen = _with_members(chosen, views, parts)
     subset = ParamSubset(tuple(view for name, view in {**views, **parts}.items() if name in chosen))
     _refuse_overlap(subset)
     return subset
+
+
+def _with_members(chosen: set[str], views: Mapping[str, ParamView], parts: Mapping[str, ParamView]) -> set[str]:
+    """The choice with the members of every stack in place of the stack: parts that have an axis less than the whole."""
+    members: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        whole = name.rpartition("[")[0]
+        if whole in chosen and len(part.fold.partition("->")[0].split()) < views[whole].stored.dim():
+            members.setdefault(whole, []).append(name)
+    return (chosen - members.keys()).union(*members.values())
 
 
 def _names_of_parts(parts: Mapping[str, ParamView], aliases: Mapping[str, str]) -> dict[str, str]:

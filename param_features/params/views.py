@@ -97,12 +97,27 @@ class ParamInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Member:
+    """One matrix of a layer that holds many in one tensor: an expert's in a mixture.
+
+    Attributes:
+        layer: The layer.
+        attribute: Its tensor.
+        number: Which along the tensor's first axis.
+    """
+
+    layer: nn.Module
+    attribute: str
+    number: int
+
+
+@dataclass(frozen=True)
 class Site:
     """A tensor inside the forward pass: a module's output, or one of its inputs.
 
     Attributes:
         module: The module whose call passes the tensor.
-        which: `"output"`, or the position (int) or keyword (str) of an input.
+        which: `"output"`, the position (int) or keyword (str) of an input, or `"call"` for all inputs that are tensors.
     """
 
     module: nn.Module
@@ -115,7 +130,7 @@ class Tap:
 
     Attributes:
         rule: Key of the layer rule: the class of the layer (looked up along its MRO) or a rule's name.
-        layer: The module that the rule may ask for settings such as a stride.
+        layer: The module that the rule may ask for settings such as a stride, or the member of one.
         attribute: The parameter's name within the layer.
         input: The tensor that the parameter is applied to.
         output: The tensor that the parameter produces; its gradient is δ.
@@ -123,7 +138,7 @@ class Tap:
     """
 
     rule: type | str
-    layer: nn.Module
+    layer: nn.Module | Member
     attribute: str
     input: Site
     output: Site

@@ -4,7 +4,7 @@ One short file per kind of layer. `rule_for` finds a rule by name or along a cla
 dense route, which gives the same answer.
 """
 
-from param_features.gradients.rules import convolution, embedding, linear, norm, shared  # noqa: F401  (they register)
+from param_features.gradients.rules import convolution, embedding, experts, linear, norm, shared  # noqa: F401  (they register)
 from param_features.gradients.rules.registry import LayerRule, register_rule, required_rule, rule_for
 
 __all__ = ["LayerRule", "register_rule", "required_rule", "rule_for"]

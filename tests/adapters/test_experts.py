@@ -14,7 +14,8 @@ from param_features.errors import AdapterError, ExportError, NoGradientError, Un
 from param_features.gradients import Factored
 from param_features.params import adapter_for, select, selection
 from tests.adapters.zoo import seeded
-from tests.oracle import assert_equal_gradients, case_of
+from tests.models import Between, built, normal
+from tests.oracle import assert_equal_gradients, assert_every_route_agrees, case_of
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
@@ -235,3 +236,20 @@ def test_features_of_a_folded_stack_are_still_read(tmp_path, monkeypatch):
     loaded = pf.load(tmp_path / "old", model=model)
     assert loaded.params["experts.down_proj"].fold == "o i1 i2 -> o (i1 i2)"
     assert torch.equal(loaded.activations(TOKENS), features.activations(TOKENS))
+
+
+class OwnStack(nn.Module):
+    """Experts that run in a way of their own: all of them, weighted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts, self.up = 3, nn.Parameter(torch.randn(3, 4, 5))
+
+    def forward(self, x):
+        return torch.einsum("bpi,eio,e->bpo", x, self.up, torch.arange(1.0, 4.0, dtype=x.dtype))
+
+
+def test_a_stack_that_runs_in_a_way_of_its_own_takes_the_dense_route():
+    case = case_of(built(Between(OwnStack())), "layer.up", inputs=normal(3, 5, 4))
+    assert case.engine.routes.dense == ("layer.up[0]", "layer.up[1]", "layer.up[2]")
+    assert_every_route_agrees(case)

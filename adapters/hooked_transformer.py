@@ -65,7 +65,8 @@ class HookedTransformerAdapter(LensAdapter):
         kind, _, letter = attribute.lstrip("_").partition("_")
         if hasattr(owner, "hook_z") and letter in _ATTENTION_SITES:
             keyword, hook = _ATTENTION_SITES[letter]
-            return _matrix_tap(owner, attribute, Site(owner, keyword), _inside(owner, hook))
+            rule = "bias" if kind == "b" else "heads"
+            return Tap(rule, owner, attribute, Site(owner, keyword), _inside(owner, hook))
         if hasattr(owner, "hook_z") and letter == "O":
             return _matrix_tap(owner, attribute, _inside(owner, "hook_z"), Site(owner))
         if hasattr(owner, "hook_pre"):

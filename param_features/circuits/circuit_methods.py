@@ -16,12 +16,14 @@ from param_features.circuits.shift import Shift, measure_shift, running_without
 from param_features.circuits.tables import circuit_summary, node_table
 from param_features.circuits.view import CircuitView, circuit_view
 from param_features.errors import NotBoundError
+from param_features.machine import methods_in_own_modes
 from param_features.views import show
 
 if TYPE_CHECKING:
     import networkx as nx
 
 
+@methods_in_own_modes
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit(CircuitGraph):
     """A graph of features that explains a metric on prompts.

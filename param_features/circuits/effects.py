@@ -14,6 +14,7 @@ from param_features.circuits.metric import read_metric
 from param_features.circuits.passes import CircuitSubject, in_order
 from param_features.circuits.reading import read_groups
 from param_features.errors import SettingError, nearest
+from param_features.machine import own_modes
 from param_features.problem import read_inputs
 
 METHODS = ("attribution", "integrated", "exact")
@@ -77,6 +78,7 @@ class IndirectEffects:
         return "\n".join([head, *(f"  {effect:+10.4f}  {name}" for name, effect in self.top())])
 
 
+@own_modes()
 def indirect_effects(
     features: Any,
     prompts: Any = None,

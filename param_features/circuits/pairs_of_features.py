@@ -14,6 +14,7 @@ from param_features.circuits.reading import read_named, weight_group
 from param_features.circuits.tangents import slope_changes
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
+from param_features.machine import own_modes
 from param_features.problem import ModelInputs, read_inputs
 
 
@@ -63,6 +64,7 @@ class Interactions:
         return "\n".join([head, *(f"  {value:+10.4g}  {feature} × {other}" for feature, other, value in self.top())])
 
 
+@own_modes()
 def interactions(
     features: Any, prompts: Any = None, metric: Any = "divergence", *, inputs: Any = None, chosen: Any = None
 ) -> Interactions:

@@ -13,6 +13,7 @@ from param_features.circuits.layer import shared_layer
 from param_features.circuits.singular import Components, singular_components, turned_at_random
 from param_features.errors import SettingError, UnknownParameterError
 from param_features.fitted import Fitted
+from param_features.machine import own_modes
 from param_features.params import Attention
 
 _DISTANCES = (0, 1, 2, 4, 8, 16, 32)
@@ -147,6 +148,7 @@ class QueryKey:
         return "\n".join(lines)
 
 
+@own_modes()
 def query_key(
     features_q: Fitted,
     features_k: Fitted | None = None,

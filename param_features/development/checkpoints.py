@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from param_features.changes import read_state
 from param_features.errors import InputError, SettingError, StoreError, UnknownParameterError, nearest
-from param_features.params import Adapter, adapter_for
+from param_features.params import Adapter, adapter_for, overwrite
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -171,8 +171,7 @@ def _shares(a: Tensor, b: Tensor) -> bool:
 
 def _fill(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     for tensor, values in pairs:
-        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            tensor.copy_(values)
+        overwrite(tensor, values)
 
 
 def _tensors(adapter: Adapter) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from param_features.circuits import next_token_losses
 from param_features.development.patterns import attention_patterns
 from param_features.errors import AdapterError, InputError, NonFiniteError, SettingError
+from param_features.machine import own_modes
 from param_features.params import Adapter, adapter_for, held_still
 from param_features.problem import ModelInputs, read_inputs
 
@@ -48,6 +49,7 @@ class PrefixMatching:
         return f"PrefixMatching over {self.n_places} places: {heads}; attending evenly: {self.even:.3f}"
 
 
+@own_modes()
 def prefix_matching(model: Any, tokens: Any = None, *, n_rows: int = 32, seed: int = 0) -> PrefixMatching:
     """The prefix-matching score of every head: high in induction heads.
 
@@ -123,6 +125,7 @@ def repeated_tokens(adapter: Adapter, n_rows: int, seed: int) -> Int[Tensor, "ro
     return rows if first is None else torch.cat([torch.full((n_rows, 1), first), rows], 1)
 
 
+@own_modes()
 def token_losses(model: Any, tokens: Any) -> Float[Tensor, "row pos"]:
     """Cross-entropy of every token but the first, given those before it, in nats; NaN where padding is involved.
 
@@ -147,6 +150,7 @@ def token_losses(model: Any, tokens: Any) -> Float[Tensor, "row pos"]:
     return torch.cat(parts)
 
 
+@own_modes()
 def in_context_score(
     model: Any, tokens: Any, *, late: int | Sequence[int] | None = None, early: int | Sequence[int] | None = None
 ) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from param_features.circuits import CircuitSubject, read_metric, weight_group
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
+from param_features.machine import own_modes
 
 _BATCH = 64
 
@@ -56,6 +57,7 @@ class Pushes:
         return f"Pushes of {len(self.values)} rows on {self.values.shape[1]} features; largest means {largest}"
 
 
+@own_modes()
 def pushes(features: Fitted, tokens: Any = None, *, inputs: Any = None, loss: Any = "loss") -> Pushes:
     """Which features some examples train, and which examples push a feature most.
 

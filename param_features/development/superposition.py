@@ -9,8 +9,10 @@ from torch import Tensor
 from param_features.errors import InputError, NonFiniteError
 from param_features.fit.formats import Directions
 from param_features.fitted import Fitted
+from param_features.machine import own_modes
 
 
+@own_modes()
 @torch.no_grad()
 def dimensionality(vectors: Any) -> Float[Tensor, " vector"]:
     """‖v_i‖² / Σ_j (v̂_i·v_j)²: the share of a dimension that each vector has for itself, from above 0 to 1.

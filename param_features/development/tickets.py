@@ -6,11 +6,13 @@ from torch import Tensor
 
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
+from param_features.machine import own_modes
 
 _RULES = ("features", "saliency", "magnitude", "random")
 EntryScores = dict[str, Float[Tensor, "d_out d_in"]]
 
 
+@own_modes()
 @torch.no_grad()
 def ticket_masks(
     features: Fitted, keep: float = 0.2, *, by: str = "features", seed: int = 0

@@ -4,8 +4,10 @@ from typing import Any
 
 from param_features.changes import Coordinates, coordinates
 from param_features.fitted import Fitted
+from param_features.machine import methods_in_own_modes
 
 
+@methods_in_own_modes
 class DevelopingFeatures(Fitted):
     """Features in whose coordinates training can be told."""
 

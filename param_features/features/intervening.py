@@ -22,8 +22,10 @@ from param_features.intervene import (
     steering,
     write_for_good,
 )
+from param_features.machine import methods_in_own_modes
 
 
+@methods_in_own_modes
 class IntervenedFeatures(MeasuredFeatures):
     """Features along which weights can be changed."""
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from param_features.fit import Route, activations
 from param_features.fitted import Fitted
+from param_features.machine import methods_in_own_modes
 from param_features.measure import (
     Example,
     L0Curve,
@@ -22,6 +23,7 @@ from param_features.measure import (
 from param_features.problem import read_inputs
 
 
+@methods_in_own_modes
 class MeasuredFeatures(Fitted):
     """Features that can be measured on inputs."""
 

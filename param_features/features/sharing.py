@@ -4,9 +4,11 @@ from os import PathLike
 from pathlib import Path
 
 from param_features.features.measuring import MeasuredFeatures
+from param_features.machine import methods_in_own_modes
 from param_features.sharing import MESSAGE, USUAL, CardSettings, PushTarget, push, write_card
 
 
+@methods_in_own_modes
 class SharedFeatures(MeasuredFeatures):
     """Features that can be given to others."""
 

@@ -21,11 +21,13 @@ from param_features.intervene import (
     with_penalty,
     write_lora,
 )
+from param_features.machine import methods_in_own_modes
 from param_features.run import bind
 
 _N_READINGS = 10
 
 
+@methods_in_own_modes
 class TrainableFeatures(MeasuredFeatures):
     """Features whose coefficients can be exported and trained."""
 

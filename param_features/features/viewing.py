@@ -11,12 +11,14 @@ from param_features.audit import Audit
 from param_features.circuits import Circuit
 from param_features.errors import InputError
 from param_features.features.measuring import MeasuredFeatures
+from param_features.machine import methods_in_own_modes
 from param_features.measure import activation_parts
 from param_features.problem import real_first
 from param_features.report import report_on
 from param_features.views import NeuronView, Page, choice_view, feature_view, neuron_view, show, tokens_view
 
 
+@methods_in_own_modes
 class ShownFeatures(MeasuredFeatures):
     """Features that can be displayed."""
 

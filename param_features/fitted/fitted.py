@@ -16,13 +16,14 @@ from param_features.fitted.metrics import Metrics
 from param_features.fitted.parts import Parts
 from param_features.fitted.saved import SavedFeatures, write_saved
 from param_features.gradients import GradientEngine
-from param_features.machine import launched
+from param_features.machine import launched, methods_in_own_modes
 from param_features.params import ParamRecord, unfold_matrix
 from param_features.problem import Divergence, ModelInputs, Question, read_inputs
 
 Features = TypeVar("Features", bound="Fitted")
 
 
+@methods_in_own_modes
 @dataclass(frozen=True)
 class Fitted:
     """A fit's features, as every analysis takes them: a dictionary, the question that it answers, and records of the run.

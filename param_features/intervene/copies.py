@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import AdapterError, ModelStateError
-from param_features.params import ParamRecord, ParamSubset, adapter_for, matching_views
+from param_features.params import ParamRecord, ParamSubset, adapter_for, matching_views, overwrite
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,8 @@ def write_for_good(subset: ParamSubset, deltas: Mapping[str, Float[Tensor, "*sha
     for view in subset.views:
         before = view.tensor.detach().clone()
         exact = torch.promote_types(before.dtype, torch.float32)
-        with torch.inference_mode(view.stored.is_inference()), torch.no_grad():
-            changed = before.to(exact) + deltas[view.name].to(before.device, exact)
-            view.stored.copy_(view.layout.write(changed.to(before.dtype), view.stored))
+        changed = before.to(exact) + deltas[view.name].to(before.device, exact)
+        overwrite(view.stored, view.layout.write(changed.to(before.dtype), view.stored))
         moved = view.tensor.detach().to(exact) - before.to(exact)
         sizes[view.name] = (float(moved.norm()), float(before.to(exact).norm()))
     return sizes

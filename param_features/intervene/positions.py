@@ -14,6 +14,7 @@ from param_features.errors import AdapterError, InputError
 from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine, argument, at_least_float32, by_row
 from param_features.gradients.rules import required_rule
+from param_features.machine import full_precision, has_saved_tensor_hooks, uncompiled
 from param_features.params import Tap
 
 Where = Bool[Tensor, "batch"] | Bool[Tensor, "batch pos"]
@@ -34,7 +35,7 @@ def added_at(engine: GradientEngine, direction: LowRank, where: Where) -> Iterat
     Raises:
         InputError: Inside the block, the model is run on a batch of another shape.
     """
-    with ExitStack() as hooks:
+    with uncompiled(), ExitStack() as hooks:
         for name, taps in engine.routes.taps.items():
             for tap in taps:
                 for handle in _hooked(tap, direction.factors[name], where):
@@ -115,7 +116,7 @@ def _watched(tap: Tap, receive: Callable[[Tensor], None]) -> Iterator[RemovableH
 def _change(tap: Tap, source: Tensor, output: Tensor, factors: tuple[Tensor, Tensor], n_rows: int) -> Tensor:
     """The change of the output: ∂⟨rule(source, δ), v⟩/∂δ, which is linear in δ."""
     rule = required_rule(tap.rule, tap.attribute)
-    with torch.inference_mode(False):
+    with full_precision(), torch.inference_mode(False):
         source = source.clone() if source.is_inference() else source
         source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
         left, right = (factor.to(source.device) for factor in factors)
@@ -127,9 +128,24 @@ def _change(tap: Tap, source: Tensor, output: Tensor, factors: tuple[Tensor, Ten
             gradient = gradient if tap.rows is None else gradient.rows(tap.rows.to(delta.device))
             return gradient.inner(left, right).sum()
 
-        probe = torch.zeros(output.shape, dtype=left.dtype, device=output.device)
-        value, pull, *_ = torch.func.vjp(overlap, probe)
+        return _transposed(overlap, torch.zeros(output.shape, dtype=left.dtype, device=output.device))
+
+
+def _transposed(function: Callable[[Tensor], Tensor], probe: Tensor) -> Tensor:
+    """The gradient of a function that is linear in `probe`, with a graph to whatever else it is computed from.
+
+    By torch.func, which can itself be mapped and differentiated forward; it takes no saved-tensor hooks, and under these no
+    other transform of torch.func is about.
+    """
+    if not has_saved_tensor_hooks():
+        value, pull, *_ = torch.func.vjp(function, probe)
         return pull(torch.ones_like(value))[0]
+    has_graph = torch.is_grad_enabled()
+    # What is kept here is read at once, so the hooks must not have it: checkpointing would run the layer again.
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept), torch.enable_grad():
+        probe.requires_grad_()
+        gradient = torch.autograd.grad(function(probe), probe, create_graph=True)[0]
+    return gradient if has_graph else gradient.detach()
 
 
 def _spread(where: Where, output: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Steering: the model runs with W + Σ δ_k v_k while a block lasts."""
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from numbers import Real
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from param_features.errors import InputError, SettingError
 from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine
 from param_features.intervene.combine import combined
+from param_features.intervene.late_backward import refusing_late_backward
 from param_features.intervene.positions import Where, added_at, check_rules
 from param_features.params import ParamSubset
 
@@ -62,14 +63,20 @@ def steering(engine: GradientEngine, v_out: LowRank, coefficients: Coefficients,
     """W + Σ δ_k v_k for the whole batch, or where a mask says so."""
     if where is None:
         deltas = deltas_of(v_out, coefficients, engine.subset)
-        return Steering(coefficients, lambda: engine.subset.edited(deltas))
+        return Steering(coefficients, lambda: _block(engine, engine.subset.edited(deltas)))
     check_rules(
         engine,
         needs="where= needs",
         instead="Leave where= out: the weight is then changed for the whole batch.",
     )
     direction = combined_direction(v_out, coefficients)
-    return Steering(coefficients, lambda: added_at(engine, direction, where))
+    return Steering(coefficients, lambda: _block(engine, added_at(engine, direction, where)))
+
+
+@contextmanager
+def _block(engine: GradientEngine, change: AbstractContextManager) -> Iterator[None]:
+    with refusing_late_backward(engine), change:
+        yield
 
 
 def deltas_of(v_out: LowRank, coefficients: Coefficients, subset: ParamSubset) -> dict[str, Float[Tensor, "*shape"]]:

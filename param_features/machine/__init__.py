@@ -3,6 +3,23 @@
 from param_features.machine.checked_calls import typed
 from param_features.machine.memory import free_bytes, held_bytes
 from param_features.machine.messages import notify, spoken
+from param_features.machine.modes import full_precision, has_saved_tensor_hooks, methods_in_own_modes, own_modes, uncompiled
 from param_features.machine.processes import ALONE, Processes, Share, alone, launched
 
-__all__ = ["ALONE", "Processes", "Share", "alone", "free_bytes", "held_bytes", "launched", "notify", "spoken", "typed"]
+__all__ = [
+    "ALONE",
+    "Processes",
+    "Share",
+    "alone",
+    "free_bytes",
+    "full_precision",
+    "has_saved_tensor_hooks",
+    "held_bytes",
+    "launched",
+    "methods_in_own_modes",
+    "notify",
+    "own_modes",
+    "spoken",
+    "typed",
+    "uncompiled",
+]

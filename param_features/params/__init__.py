@@ -2,6 +2,7 @@
 
 from param_features.params.adapter import Adapter, is_padded_on_the_right
 from param_features.params.attention import Attention, Rotary
+from param_features.params.edits import overwrite
 from param_features.params.fingerprints import fingerprint
 from param_features.params.folds import Modes, default_fold, unfold_matrix
 from param_features.params.layout import Layout
@@ -46,6 +47,7 @@ __all__ = [
     "is_padded_on_the_right",
     "list_params",
     "matching_views",
+    "overwrite",
     "plain_kernels",
     "register_adapter",
     "rows_of_part",

@@ -12,6 +12,13 @@ from torch import Tensor
 from param_features.params.layout import Layout
 
 
+def overwrite(stored: Tensor, values: Tensor) -> None:
+    """Give a stored tensor other values in place, and let autocast forget the casts that it keeps of its old ones."""
+    with torch.inference_mode(stored.is_inference()), torch.no_grad():
+        stored.copy_(values)
+    torch.clear_autocast_cache()
+
+
 class Addition(NamedTuple):
     """What is added to a named tensor, and where that lies.
 
@@ -39,14 +46,13 @@ class _Edited:
 
     def write(self) -> None:
         """Its own values, bit for bit, plus every part that still lasts, summed in float32 or better."""
-        with torch.inference_mode(self.stored.is_inference()), torch.no_grad():
-            changed = self.values
-            if self.parts:
-                changed = changed.to(torch.promote_types(changed.dtype, torch.float32))
-            for part in (part for parts in self.parts.values() for part in parts):
-                named = part.layout.read(changed)
-                changed = part.layout.write(named + part.delta.to(named), changed)
-            self.stored.copy_(changed)
+        changed = self.values
+        if self.parts:
+            changed = changed.to(torch.promote_types(changed.dtype, torch.float32))
+        for part in (part for parts in self.parts.values() for part in parts):
+            named = part.layout.read(changed)
+            changed = part.layout.write(named + part.delta.to(named), changed)
+        overwrite(self.stored, changed)
 
 
 _EDITED: dict[int, _Edited] = {}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.errors import InferenceModeError
+from param_features.machine import own_modes
 from param_features.params.conversions import quiet_conversions
 from param_features.params.views import all_parameters
 
@@ -75,7 +76,8 @@ def held_still(module: nn.Module) -> Iterator[None]:
 
     Frozen weights keep the graph small: nothing below the lowest tapped parameter is recorded. The fast path of torch's
     attention layers is switched off meanwhile, since it skips the hooks of its own submodules. Buffers that the model
-    changes as it runs (counters, caches) get their values back. Cost: a copy of the buffers.
+    changes as it runs (counters, caches) get their values back. Autocast and `torch.compile` are off, see `own_modes`.
+    Cost: a copy of the buffers.
 
     Raises:
         InferenceModeError: Under `torch.inference_mode()` nothing could be differentiated.
@@ -92,7 +94,7 @@ def held_still(module: nn.Module) -> Iterator[None]:
     buffers = [_Buffer.of(child, name) for child, _ in modes for name in child._buffers]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     devices = {parameter.device.index or 0 for parameter, _ in flags if parameter.is_cuda}
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), quiet_conversions(module):
+    with own_modes(), torch.random.fork_rng(devices=devices), torch.enable_grad(), quiet_conversions(module):
         try:
             for child, _ in modes:
                 child.training = False

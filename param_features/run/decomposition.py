@@ -26,7 +26,7 @@ from param_features.gradients import (
     question_of,
 )
 from param_features.gradients.disk import FactorStore, near
-from param_features.machine import ALONE, Processes, free_bytes, launched, notify
+from param_features.machine import ALONE, Processes, free_bytes, launched, notify, own_modes
 from param_features.measure import held_out_metrics
 from param_features.params import ParamRecord, ParamSpec
 from param_features.problem import (
@@ -56,6 +56,7 @@ from param_features.run.request import (
 from param_features.run.resuming import CheckpointFolder, CheckpointSettings, Job, resumable
 
 
+@own_modes()
 def decompose(
     model: Any,
     params: ParamSpec | None = None,

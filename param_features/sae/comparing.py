@@ -10,6 +10,7 @@ from torch import Tensor
 from param_features.adapters import read_sae
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
+from param_features.machine import own_modes
 from param_features.measure import correlation_table, counterparts, feature_chunks, purity
 from param_features.problem import ModelInputs
 from param_features.sae.comparison import Comparison
@@ -23,6 +24,7 @@ _N_SHOWN = 30
 _N_CALIBRATING, _LEAST_SETS = 500, 5
 
 
+@own_modes()
 def compare(
     features: Fitted,
     sae: Any,
@@ -78,6 +80,7 @@ def compare(
     )
 
 
+@own_modes()
 def compare_on(
     features: Fitted,
     sae: Any,

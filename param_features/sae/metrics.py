@@ -10,6 +10,7 @@ from torch import Tensor
 
 from param_features.adapters import SparseAutoencoder, read_sae
 from param_features.errors import InputError, SettingError
+from param_features.machine import own_modes
 from param_features.params import Adapter, adapter_for
 from param_features.problem import ModelInputs, read_inputs
 from param_features.sae.site import activations_at, has_positions, run_replaced
@@ -77,6 +78,7 @@ class SaeMetrics(Mapping[str, float]):
         return str(int(value)) if name.startswith("n_") or name == "dead" else f"{value:.4f}"
 
 
+@own_modes()
 def sae_metrics(
     sae: Any,
     model: Any,

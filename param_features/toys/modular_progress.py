@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from param_features.development import change_points, gini
 from param_features.errors import SettingError
+from param_features.machine import own_modes
 from param_features.toys.modular_model import TRAINED, modular_logits, sums
 from param_features.toys.modular_runs import ModularTraining
 from param_features.toys.modular_toy import all_pairs
@@ -56,6 +57,7 @@ class FourierProgress:
         return tuple(self.steps[place] for place in change_points(getattr(self, of)))
 
 
+@own_modes()
 @torch.no_grad()
 def fourier_progress(training: ModularTraining, *, frequencies: Sequence[int] | None = None) -> FourierProgress:
     """Restricted and excluded loss, Gini coefficients and weight norm at every checkpoint.

@@ -1,5 +1,6 @@
 """Rules by name, for adapters whose taps lie around one operation: matrix, bias, gain."""
 
+import torch
 from torch import Tensor, nn
 
 from param_features.gradients.rules.registry import register_rule
@@ -10,6 +11,19 @@ from param_features.gradients.types import Dense, Factored
 def matrix(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Factored:
     """Σ_s δ_s ⊗ a_s with tensors [batch pos ...]: heads and other trailing axes fold into d_out and d_in."""
     return Factored(delta.flatten(2), inputs.flatten(2))
+
+
+@register_rule("heads")
+def heads(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Factored:
+    """As `matrix`, to outputs [batch pos head d_head], from one input [batch pos d_in] or one of each head.
+
+    TransformerLens splits inputs like that, [batch pos head d_in], when told to. Each head then counts as a position, with
+    zeros for the others.
+    """
+    if inputs.dim() == 3:
+        return matrix(layer, inputs, delta)
+    of_head = torch.eye(delta.shape[2], dtype=delta.dtype, device=delta.device)
+    return Factored((delta.unsqueeze(3) * of_head.unsqueeze(2)).flatten(3).flatten(1, 2), inputs.flatten(1, 2))
 
 
 @register_rule("bias")

@@ -18,7 +18,7 @@ from param_features.gradients import (
     plan_samples,
     question_of,
 )
-from param_features.machine import free_bytes, held_bytes
+from param_features.machine import free_bytes, held_bytes, own_modes
 from param_features.params import ParamSpec
 from param_features.problem import Problem, Stage, read_model, read_problem, stage_generator
 from param_features.run.estimation.fit_cost import FitProbe
@@ -32,6 +32,7 @@ _FEW = 64
 """Samples that stand for all while the fit is timed."""
 
 
+@own_modes()
 def estimate(
     model: Any,
     params: ParamSpec,

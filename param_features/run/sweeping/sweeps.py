@@ -16,7 +16,7 @@ from torch import Tensor
 from param_features.fitted import Fitted
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import FactorStore
-from param_features.machine import launched
+from param_features.machine import launched, own_modes
 from param_features.measure import match
 from param_features.params import ParamSpec
 from param_features.problem import Problem, check_curved, read_model, say_notices
@@ -38,6 +38,7 @@ from param_features.run.sweeping.table import Sweep
 _STORE = "store"
 
 
+@own_modes()
 def sweep(
     model: Any,
     params: ParamSpec | None = None,

@@ -1,13 +1,17 @@
 """Capturing the inputs and outputs of tapped layers during a forward pass, with hooks that leave on exit."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.hooks import RemovableHandle
 
+from param_features.errors import ModelStateError
 from param_features.params import Site, Tap
 
 
@@ -98,11 +102,46 @@ def _root_output(capture: Capture, site: Site) -> RemovableHandle:
         if not isinstance(output, Tensor):
             capture.outputs[site].append(None)
             return None
+        _refuse_reentrant_checkpointing(module)
         leaf = output if output.requires_grad else output.detach().requires_grad_()
         capture.outputs[site].append(leaf)
         return leaf.clone()
 
     return site.module.register_forward_hook(root)
+
+
+def _refuse_reentrant_checkpointing(module: nn.Module) -> None:
+    """Refuse a layer's call whose gradient torch would leave out: one without a graph, inside an autograd.Function.
+
+    Raises:
+        ModelStateError: Says how else to checkpoint.
+    """
+    frame = None if torch.is_grad_enabled() else sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("ctx"), FunctionCtx):
+            raise ModelStateError(
+                f"The {type(module).__name__} of a chosen parameter is called under reentrant gradient checkpointing, which "
+                "gives no gradients while the model's weights are frozen. Checkpoint with use_reentrant=False, or not at "
+                "all."
+            )
+        frame = frame.f_back
+
+
+@contextmanager
+def with_gradients(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Run a block in which no call of these layers may be one whose gradients torch leaves out.
+
+    Raises:
+        ModelStateError: Such a layer is called under reentrant gradient checkpointing.
+    """
+    handles = [
+        layer.register_forward_pre_hook(lambda module, _: _refuse_reentrant_checkpointing(module)) for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _keep(capture: Capture, module: nn.Module) -> RemovableHandle:

@@ -1,12 +1,14 @@
 """The output's Jacobian J in the parameters: J v by forward mode where that runs, Jᵀ r by a graph for a whole batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from param_features.gradients.capture import with_gradients
 from param_features.gradients.double_backward import changes_along
 from param_features.gradients.engine import GradientEngine, at_least_float32
 from param_features.gradients.mapping import CANNOT_MAP, mapped_or_looped
@@ -124,14 +126,16 @@ class OutputGraph:
     def of(cls, engine: GradientEngine, inputs: ModelInputs) -> "OutputGraph":
         """Run the model once. Memory: every activation above the lowest chosen parameter, as long as this object lives."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in engine.subset.tensors.items()}
-        with held_still(engine.adapter.module), plain_kernels(), engine.subset.replaced(leaves):
+        layers = {owner for view in engine.subset.views for owner, _ in view.places}
+        still = held_still(engine.adapter.module)
+        with still, plain_kernels(), engine.subset.replaced(leaves), with_gradients(layers):
             return cls(engine, engine.adapter.run(*inputs.args, **inputs.kwargs), leaves)
 
     def pushed(self, matrices: Matrices, reduce: Reduce) -> Float[Tensor, "feature ..."]:
         """J v_k reduced, by backward passes alone; see `changes_along`."""
         tangents = _tangents(self.engine, matrices)
         steps = [[tangents[name][k] for name in self.leaves] for k in range(len(next(iter(tangents.values()))))]
-        with torch.enable_grad(), plain_kernels():
+        with self._as_it_ran(), torch.enable_grad(), plain_kernels():
             return torch.stack(
                 [reduce(change) for (change,) in changes_along([self.output], [*self.leaves.values()], steps)]
             )
@@ -155,12 +159,19 @@ class OutputGraph:
         return {view.name: view.to_matrix(at_least_float32(tensor)) for view, tensor in zip(views, tensors, strict=True)}
 
     def _backward(self, cotangent: Tensor, *, is_batched: bool) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            self.output,
-            list(self.leaves.values()),
-            cotangent,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-            is_grads_batched=is_batched,
-        )
+        with self._as_it_ran():
+            return torch.autograd.grad(
+                self.output,
+                list(self.leaves.values()),
+                cotangent,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+                is_grads_batched=is_batched,
+            )
+
+    @contextmanager
+    def _as_it_ran(self) -> Iterator[None]:
+        """Run a backward pass with the model as it was in the forward pass, since checkpointed layers run again."""
+        with held_still(self.engine.adapter.module), self.engine.subset.replaced(self.leaves):
+            yield

@@ -32,7 +32,8 @@ def find_cut(engine: GradientEngine, inputs: ModelInputs) -> nn.Module | None:
         sites = [tensor for outputs in capture.outputs.values() for tensor in outputs]
         on_graph = {module: tensor for module, tensor in first_inputs.items() if tensor.requires_grad}
         places = {module: tensor for module, tensor in on_graph.items() if tensor.shape[:2] == root.shape[:2]}
-        apart = _kept_apart(root, places)
+        with capturing(engine.taps):  # layers that are checkpointed run again, and must do what they did
+            apart = _kept_apart(root, places)
         below_root = {module: tensor for module, tensor in apart.items() if tensor is not root}
         return next((module for module, tensor in below_root.items() if not leads_past(root, tensor, sites)), None)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.errors import AdapterError, NonFiniteError, OutputError
-from param_features.gradients.capture import Capture, StopForward, capturing
+from param_features.gradients.capture import Capture, StopForward, capturing, with_gradients
 from param_features.gradients.cotangents import Cotangents
 from param_features.gradients.head import LinearHead
 from param_features.gradients.mapping import mapped_or_looped, quiet_loops
@@ -107,7 +107,8 @@ class GradientEngine:
             d_root = root.shape[-1] if self.per_position else root[0].numel()
             for slots in self.slot_groups(len(positions), positions.shape[1], d_root):
                 at_root = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
-                cotangents = _at_cut(root, cut, at_root, positions[:, slots].to(root.device))
+                with capturing(self.taps):  # layers that are checkpointed run again, and must do what they did
+                    cotangents = _at_cut(root, cut, at_root, positions[:, slots].to(root.device))
                 for slot, at_cut in zip(slots.tolist(), cotangents.unbind(1), strict=True):
                     cotangent = self._spread(cut, at_cut, positions[:, slot])
                     is_last = slot == positions.shape[1] - 1
@@ -204,9 +205,10 @@ class GradientEngine:
         roots = [capture.outputs[site][index] for site, index in calls]
         if not roots:
             raise AdapterError("the layer that holds it is never called as a module")
-        gradients = torch.autograd.grad(
-            root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
-        )
+        with capturing(self.taps):  # as above
+            gradients = torch.autograd.grad(
+                root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+            )
         deltas = dict(zip(calls, gradients, strict=True))
         return {name: _apply_rules(taps, capture, deltas, len(root)) for name, taps in self.routes.taps.items()}
 
@@ -330,9 +332,10 @@ def _one_by_one(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cota
 def per_sample_gradient(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
     """∂⟨output, cotangent⟩/∂W for a batch of one, by `torch.autograd.grad`; zero where a parameter is unused."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in subset.tensors.items()}
-    with subset.replaced(leaves):
+    layers = {owner for view in subset.views for owner, _ in view.places}
+    with subset.replaced(leaves), with_gradients(layers):  # in the backward pass too, in which checkpointed layers run again
         output = adapter.run(*inputs.args, **inputs.kwargs)
-    return gradients_of(output, leaves, cotangent)
+        return gradients_of(output, leaves, cotangent)
 
 
 def gradients_of(output: Tensor, leaves: dict[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:

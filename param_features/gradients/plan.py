@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from param_features.errors import AdapterError, NoGradientError
+from param_features.errors import AdapterError, ModelStateError, NoGradientError
+from param_features.gradients.capture import with_gradients
 from param_features.gradients.cut import find_cut
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.head import LinearHead, gives_output
@@ -93,6 +94,8 @@ def check_influence(engine: GradientEngine, inputs: ModelInputs) -> None:
         unreached = [view for view, gradient in zip(unreached, gradients, strict=True) if gradient is None]
         if not unreached:
             return
+    with held_still(engine.adapter.module), with_gradients([unreached[0].owner]):
+        engine.adapter.run(*inputs.rows(slice(0, 1)).args, **inputs.rows(slice(0, 1)).kwargs)
     raise NoGradientError(
         f"{unreached[0].name!r} has no gradient: the output of {len(spread)} inputs is not computed from it. Leave it out "
         "of params=, or check that the inputs reach it and that the model reads this Parameter itself."
@@ -122,6 +125,8 @@ class _Check:
         try:
             gradients = self._gradients(engine)
             wrong = [name for name in factored if not self._agrees(gradients, name)]
+        except ModelStateError:
+            raise
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
             if len(factored) == 1:
                 return {factored[0]: f"its rule failed: {error}" if self._has_gradient(factored[0]) else _NO_GRADIENT}

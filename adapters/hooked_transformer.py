@@ -72,7 +72,7 @@ class HookedTransformerAdapter(LensAdapter):
         if hasattr(owner, "hook_pre"):
             return self._mlp_tap(owner, attribute)
         if hasattr(owner, "hook_normalized"):
-            return Tap("gain" if kind == "w" else "bias", owner, attribute, _inside(owner, "hook_normalized"), Site(owner))
+            return Tap("gain" if kind == "w" else "shift", owner, attribute, _inside(owner, "hook_normalized"), Site(owner))
         if attribute in ("W_U", "b_U"):
             return _matrix_tap(owner, attribute, Site(owner, 0), Site(owner))
         if attribute == "W_E":

@@ -78,6 +78,7 @@ KINDS = {
         "blocks.1.attn._W_V",
         lambda model, tokens: model(tokens),
     ),
+    "ln1": Kind(lambda: hooked(dtype=torch.float32), "blocks.0.ln1.b", lambda model, tokens: model(tokens)),
     "W_O": Kind(lambda: hooked(dtype=torch.float32), "blocks.0.attn.W_O", lambda model, tokens: model(tokens)),
     "W_in": Kind(lambda: hooked(dtype=torch.float32), "blocks.0.mlp.W_in", lambda model, tokens: model(tokens)),
 }
@@ -243,6 +244,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Case], Any]]] = {
     "enable_input_require_grads": ("gpt2", input_gradients),
     "split q, k and v inputs": ("hooked", partial(hook_points, name="split_qkv_input")),
     "split inputs of grouped queries": ("grouped", partial(hook_points, name="split_qkv_input")),
+    "split inputs after a norm": ("ln1", partial(hook_points, name="split_qkv_input")),
     "attn_in": ("hooked", partial(hook_points, name="attn_in")),
     "attn_result": ("W_O", partial(hook_points, name="attn_result")),
     "hook_mlp_in": ("W_in", partial(hook_points, name="hook_mlp_in")),

@@ -39,6 +39,12 @@ def gain_matrix(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Dense:
     return Dense(gain(layer, inputs, delta).flatten(1).unsqueeze(-1))
 
 
+@register_rule("shift")
+def shift(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Dense:
+    """Σ_s δ_s, for the bias of a norm over the last axis: heads count as positions."""
+    return gain_matrix(layer, torch.ones_like(delta), delta)
+
+
 def gain(layer: nn.Module, normalized: Tensor, delta: Tensor) -> Tensor:
     """Σ over the positions (all axes between the batch and the parameter's own) of δ · x̂."""
     n_own = len(getattr(layer, "normalized_shape", (0,)))

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError
+from jaxtyping import TypeCheckError, jaxtyped
 
 import param_features as pf
-from tests import N_CHECKED, check_anew
+from tests import N_CHECKED, N_INNER, check_anew, checked
 
 WHOLE, UNEVEN = torch.tensor([1, 3]), torch.tensor([1.0, 3.0])
 
@@ -19,3 +19,20 @@ def test_the_first_calls_of_each_test_are_checked():
     check_anew()
     with pytest.raises(TypeCheckError):
         pf.development.gini(WHOLE)
+
+
+def test_of_a_function_inside_another_the_first_of_each_test_are_checked():
+    def made():
+        @jaxtyped(typechecker=checked)
+        def inner(number: int) -> int:
+            return number
+
+        return inner
+
+    for _ in range(N_INNER // 2):
+        with pytest.raises(TypeCheckError):
+            made()("one")
+    assert made()("one") == "one"
+    check_anew()
+    with pytest.raises(TypeCheckError):
+        made()("one")

@@ -1,4 +1,4 @@
-"""SAEs of sae-lens: trained in one call, measured, and compared with parameter features."""
+"""SAEs and transcoders: trained by sae-lens in one call, measured, and compared with parameter features."""
 
 from param_features.sae.comparing import compare, compare_on
 from param_features.sae.comparison import Comparison

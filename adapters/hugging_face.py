@@ -41,7 +41,10 @@ class HuggingFaceAdapter(ModuleAdapter):
     @property
     def d_vocab(self) -> int | None:
         """How many token ids the model knows: the rows of its input embedding."""
-        embedding = self.model.get_input_embeddings()
+        try:
+            embedding = self.model.get_input_embeddings()
+        except NotImplementedError:  # models of images and of sound have none
+            return None
         return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 
     @property
@@ -70,6 +73,11 @@ class HuggingFaceAdapter(ModuleAdapter):
         if not is_padded_on_the_right(mask) and self._takes("position_ids"):
             arguments["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
         return arguments
+
+    def output_mask(self, attention_mask: Tensor, n_pos: int) -> Bool[Tensor, "batch pos"] | None:
+        """Which frames of a model of sound are real, by its own arithmetic; None for other models."""
+        of_frames = getattr(self.model, "_get_feature_vector_attention_mask", None)
+        return None if of_frames is None else of_frames(n_pos, attention_mask).bool()
 
     def _takes(self, keyword: str) -> bool:
         return keyword in inspect.signature(type(self.model).forward).parameters

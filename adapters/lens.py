@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from param_features.params import Adapter, is_padded_on_the_right
+from param_features.params import Adapter, is_padded_on_the_right, marked_once
 
 
 class LensAdapter(Adapter):
@@ -51,4 +51,8 @@ class LensAdapter(Adapter):
 
     def to_ids(self, text: str) -> list[int]:
         """Ids by the model's tokenizer, with the beginning-of-sequence token if the model prepends it by default."""
-        return super().to_ids(text) if self.model.tokenizer is None else self.model.to_tokens(text)[0].tolist()
+        return super().to_ids(text) if self.model.tokenizer is None else self._ids_by_model(text)
+
+    def _ids_by_model(self, text: str) -> list[int]:
+        """Ids as TransformerLens makes them, however long, without a second mark where the text has its own."""
+        return marked_once(self.model.tokenizer, text, self.model.to_tokens(text, truncate=False)[0].tolist())

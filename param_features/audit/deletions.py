@@ -44,7 +44,7 @@ def _rows(subject: AuditSubject, n_rows: int) -> list[tuple[int, Bool[Tensor, " 
     """Rows of the inputs, and which features some sample of each keeps."""
     if not subject.engine.per_position:
         return list(enumerate(subject.is_kept[:n_rows]))
-    mask = subject.inputs.mask
+    mask = subject.inputs.sample_mask
     n_real = [subject.inputs.n_pos] * len(subject.inputs) if mask is None else mask.sum(1).tolist()
     return [(row, is_kept.any(0)) for row, is_kept in enumerate(subject.is_kept.split(n_real)[:n_rows])]
 

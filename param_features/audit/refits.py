@@ -10,7 +10,7 @@ from param_features.errors import Notice, SettingError
 from param_features.fitted import Fitted
 from param_features.intervene import copied
 from param_features.params import adapter_for, all_parameters
-from param_features.problem import KL, CustomDivergence
+from param_features.problem import KL, CustomDivergence, recorded_positions
 from param_features.run import decompose, settings_of_record
 
 
@@ -28,6 +28,7 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
     if isinstance(reference, Tensor) and isinstance(features.divergence, KL):
         reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
     harvest, fit = settings_of_record(config)
+    positions = recorded_positions(config.get("positions", "all"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # a refit is a control: what is to be told of the fit was told of it
         return decompose(
@@ -39,6 +40,7 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
             l0=config["l0"],
             divergence=features.divergence.name,
             reference=reference,
+            positions=positions,
             method=config["method"],
             seed=seed,
             harvest=harvest,
@@ -58,11 +60,13 @@ def check_refit(features: Fitted, advice: str) -> None:
         SettingError: They were fitted with `output=`, a divergence of the user's own, pairs or a background.
     """
     is_kept = features.reference in ("sample", "mean", "uniform", "label", "given")
-    is_plain = features.config.get("output") is None and "background" not in features.config
+    positions = features.config.get("positions", "all")
+    is_known = not isinstance(positions, dict) or "slice" in positions
+    is_plain = features.config.get("output") is None and "background" not in features.config and is_known
     if not is_kept or not is_plain or isinstance(features.divergence, CustomDivergence):
         raise SettingError(
-            "These features were fitted with output=, with a divergence of your own, pairs or a background: not kept. "
-            f"{advice}"
+            "These features were fitted with output=, with a divergence or positions of your own, pairs or a background: "
+            f"not kept. {advice}"
         )
 
 

@@ -96,7 +96,7 @@ def samples_of(
     """One row per real sample, in the order of `read_effects`."""
     if not engine.per_position:
         return values
-    return values.flatten(0, 1) if inputs.mask is None else values[inputs.mask.cpu()]
+    return values.flatten(0, 1) if inputs.sample_mask is None else values[inputs.sample_mask.cpu()]
 
 
 def spread_by(density: Float[Tensor, " feature"], n: int) -> list[int]:

@@ -100,7 +100,7 @@ def adversary(subject: AuditSubject, settings: AuditSettings) -> AuditRow:
 
 def _n_samples(rows: ModelInputs) -> int:
     """How many real positions the rows have."""
-    return len(rows) * rows.n_pos if rows.mask is None else int(rows.mask.sum())
+    return len(rows) * rows.n_pos if rows.sample_mask is None else int(rows.sample_mask.sum())
 
 
 def _worst(

@@ -8,6 +8,7 @@ import typer
 from param_features.cli.datasets import SampleBy
 from param_features.cli.models import Dtype, Library
 from param_features.cli.running import silence
+from param_features.problem import read_positions
 
 MODEL, DATA, FIT, OUTPUT = "Model", "Data", "Fit", "Output"
 
@@ -15,6 +16,20 @@ MODEL, DATA, FIT, OUTPUT = "Model", "Data", "Fit", "Output"
 def option(name: str, group: str, help: str, *short_names: str, **settings: Any) -> Any:
     """Declare an option of a group."""
     return typer.Option(name, *short_names, rich_help_panel=group, help=help, **settings)
+
+
+def positions_of(text: str) -> str | int | slice:
+    """Read `--positions`.
+
+    Raises:
+        SettingError: It is no name, number or range.
+    """
+    parts = text.split(":")
+    try:
+        numbers = [int(part) if part else None for part in parts]
+    except ValueError:
+        return read_positions(text)
+    return read_positions(slice(*numbers) if len(parts) in (2, 3) else text if numbers[0] is None else numbers[0])
 
 
 def flag(name: str, group: str, help: str, *short_names: str, **settings: Any) -> Any:
@@ -31,6 +46,7 @@ LibraryName = Annotated[Library, option("--library", MODEL, _LIBRARY)]
 Device = Annotated[str, option("--device", MODEL, "Where the model is, as torch names it.", metavar="NAME")]
 DtypeName = Annotated[Dtype, option("--dtype", MODEL, _DTYPE, metavar="NAME")]
 
+_POSITIONS = "Which positions of a row are samples: all, last, a number, or a range such as 10:-1; counted without padding."
 _DATASET = "Texts: a .txt, .jsonl or .json file (a list of strings), a data set on the hub, or 'demo' with --model demo."
 _TEXT_FIELD = "Where a row's text is, in JSON objects and hub data sets."
 _SAMPLE_BY = "What one text of a text file is: a line, a paragraph (blank lines divide them), or the document."
@@ -47,6 +63,7 @@ Subset = Annotated[str | None, option("--subset", DATA, "Of a hub data set that 
 NCtx = Annotated[int | None, option("--n-ctx", DATA, _N_CTX, min=2, metavar="N", show_default=_N_CTX_DEFAULT)]
 NRows = Annotated[int, option("--n-rows", DATA, "At most this many rows, the first ones.", min=1, metavar="N")]
 Pack = Annotated[bool, flag("--pack", DATA, "Join texts, so that short ones fill rows too.")]
+Positions = Annotated[str, option("--positions", DATA, _POSITIONS, metavar="WHICH")]
 SaeFolder = Annotated[Path, option("--sae", DATA, _SAE, metavar="FOLDER")]
 OptionalSaeFolder = Annotated[Path | None, option("--sae", DATA, _SAE, metavar="FOLDER")]
 

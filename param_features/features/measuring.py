@@ -20,7 +20,6 @@ from param_features.measure import (
     examples_of,
     top_logits,
 )
-from param_features.problem import read_inputs
 
 
 @methods_in_own_modes
@@ -55,7 +54,7 @@ class MeasuredFeatures(Fitted):
         """
         engine = self.bound_engine("activations")
         question = self.question_with(reference, n_references)
-        return activations(engine, self.v_in, question, read_inputs(engine.adapter, tokens, inputs), route=route)
+        return activations(engine, self.v_in, question, self.read(tokens, inputs, "activations"), route=route)
 
     def codes(
         self, tokens: Any = None, *, inputs: Any = None, reference: Tensor | None = None, n_references: int | None = None
@@ -66,7 +65,7 @@ class MeasuredFeatures(Fitted):
         those of `activations`.
         """
         engine, question = self.bound_engine("codes"), self.question_with(reference, n_references)
-        rows = read_inputs(engine.adapter, tokens, inputs)
+        rows = self.read(tokens, inputs, "codes")
         return self.dictionary.codes(activations(engine, self.dictionary.code_directions, question, rows))
 
     def top_examples(
@@ -177,4 +176,4 @@ class MeasuredFeatures(Fitted):
             InputError: Inputs that the model cannot take.
         """
         engine = self.bound_engine("activation_parts")
-        return activation_parts(engine, self.v_in, self.question, read_inputs(engine.adapter, tokens, inputs))
+        return activation_parts(engine, self.v_in, self.question, self.read(tokens, inputs, "activation_parts"))

@@ -35,7 +35,8 @@ def curvatures(
     matrices = directions.materialize()
     batch = _Batch(engine, divergence, inputs, OutputGraph.of(engine, inputs), tuple(matrices))
     by_sample = _Curvature.apply(batch, *matrices.values()).mT
-    return by_sample if inputs.mask is None or not engine.per_position else by_sample[inputs.mask.flatten()]
+    is_sample = inputs.sample_mask if engine.per_position else None
+    return by_sample if is_sample is None else by_sample[is_sample.flatten()]
 
 
 @dataclass(frozen=True)

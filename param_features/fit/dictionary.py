@@ -28,10 +28,10 @@ class Readings:
     """Activations and codes of samples, as a dictionary reads them from each sample's gradient.
 
     Attributes:
-        activations: V_in ∇, signed, in divergence units per unit step; 0 at padding.
+        activations: V_in ∇, signed, in divergence units per unit step; 0 where there is no sample.
         overlaps: ⟨∇, v⟩ with the directions that the encoder reads: the codes are made from these.
         codes: The few coordinates that rebuild each gradient, zero for features that are not kept.
-        is_real: True for samples that are not padding.
+        is_real: True for samples, False at padding and other positions that are none.
     """
 
     activations: Float[Tensor, "*sample feature"]
@@ -101,8 +101,8 @@ class Dictionary:
             joined = activations(engine, self.v_in.joined(directions), question, inputs, route=route)
             acts, overlaps = joined.chunk(2, dim=-1)
         is_real = torch.ones(acts.shape[:-1], dtype=torch.bool)
-        if engine.per_position and inputs.mask is not None:
-            is_real = inputs.mask.cpu()
+        if engine.per_position and inputs.sample_mask is not None:
+            is_real = inputs.sample_mask.cpu()
         return Readings(acts, overlaps, self.codes(overlaps), is_real)
 
     @torch.no_grad()

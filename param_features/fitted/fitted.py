@@ -224,7 +224,7 @@ class Fitted:
     def texts(self, tokens: Any, call: str = "show") -> tuple[list[list[str]], ModelInputs]:
         """Each row's tokens as strings, without padding, and the rows as the model takes them."""
         adapter = self.bound_engine(call).adapter
-        inputs = read_inputs(adapter, tokens, None)
+        inputs = self.read(tokens, None, call)
         return [adapter.to_strings(row) for row in inputs.token_rows], inputs
 
     def inputs_or_examples(self, tokens: Any, inputs: Any) -> ModelInputs:
@@ -235,7 +235,17 @@ class Fitted:
         """
         if tokens is None and inputs is None:
             return self.own_examples
-        return read_inputs(self.bound_engine("read_inputs").adapter, tokens, inputs)
+        return self.read(tokens, inputs, "read_inputs")
+
+    def read(self, tokens: Any, inputs: Any, call: str) -> ModelInputs:
+        """Return inputs as the model takes them, with those positions as samples that the fit took.
+
+        Raises:
+            NotBoundError: The features were loaded without a model; names the call.
+            InputError: The model cannot take them.
+        """
+        engine = self.bound_engine(call)
+        return engine.located(read_inputs(engine.adapter, tokens, inputs))
 
     @property
     def own_examples(self) -> ModelInputs:

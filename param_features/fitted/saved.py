@@ -15,7 +15,7 @@ from param_features.fit import Dictionary, Encoder
 from param_features.fit.formats import LowRank
 from param_features.fitted.metrics import ALWAYS, is_counted
 from param_features.params import ParamRecord
-from param_features.problem import REFERENCES, ModelInputs, input_tensors, inputs_from
+from param_features.problem import REFERENCES, ModelInputs, input_tensors, inputs_from, is_position_record
 
 _HEAD = ("format", "format_version", "library_version")
 _FIELDS = ("params", "is_tied", "threshold", "divergence", "reference", "metrics", "config")
@@ -188,6 +188,8 @@ def _config(part: Part, n_features: int) -> Mapping[str, Any]:
                 check(name)
     if not part.is_null("output"):
         part.text("output")
+    if "positions" in part.body and not is_position_record(part.body["positions"]):
+        part.refuse("positions", "'last', a whole number, a slice, truth values or the name of a function")
     if "steps" in part.body.get("fit", {}):
         part.part("fit").count("steps")
     if "background" in part.body:

@@ -91,7 +91,8 @@ def _tangents(engine: GradientEngine, matrices: Matrices) -> dict[str, Float[Ten
 
 def n_together(engine: GradientEngine, inputs: ModelInputs) -> int:
     """How many directions' output changes fit in memory together: 128 MiB of them, at least one."""
-    n_positions = inputs.tokens.numel() if inputs.tokens is not None else inputs.tensors[0].numel()
+    ids = inputs.sample_mask if inputs.tokens is None else inputs.tokens
+    n_positions = inputs.tensors[0].numel() if ids is None else ids.numel()
     return max(1, _JVP_NUMBERS // max(1, n_positions * (engine.adapter.d_vocab or 1)))
 
 

@@ -21,7 +21,7 @@ from param_features.gradients.mapping import mapped_or_looped, quiet_loops
 from param_features.gradients.rules.registry import required_rule
 from param_features.gradients.types import Dense, Gradients, join_positions
 from param_features.params import Adapter, ParamSubset, Site, Tap, held_still
-from param_features.problem import ModelInputs
+from param_features.problem import ModelInputs, SamplePositions
 
 CotangentOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(outputs [sample d_output], row [sample], position [sample]) -> cotangents [sample d_output]."""
@@ -64,6 +64,7 @@ class GradientEngine:
 
     Attributes:
         per_position: Whether a sample is a (sequence, position); otherwise it is an input.
+        positions: Which positions of outputs are samples.
         remembered: What was found out about the model while it ran, such as that it has no forward mode.
     """
 
@@ -71,7 +72,12 @@ class GradientEngine:
     subset: ParamSubset
     routes: Routes
     per_position: bool
+    positions: SamplePositions = SamplePositions()
     remembered: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
+
+    def located(self, inputs: ModelInputs) -> ModelInputs:
+        """The inputs, and which positions of their outputs are samples; errors are those of `SamplePositions.located`."""
+        return self.positions.located(self.adapter, inputs) if self.per_position else inputs
 
     @property
     def device(self) -> torch.device:

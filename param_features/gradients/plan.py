@@ -50,7 +50,8 @@ def plan_engine(problem: Problem) -> GradientEngine:
     adapter, subset, output = problem.adapter, problem.subset, problem.output
     taps = {view.name: adapter.taps(view) for view in subset.views}
     ruled = {name: uses for name, uses in taps.items() if uses and all(rule_for(use.rule, use.attribute) for use in uses)}
-    engine = GradientEngine(adapter, subset, _routes(subset, ruled, {}), output.per_position)
+    routes, positions = _routes(subset, ruled, {}), problem.positions.elsewhere
+    engine = GradientEngine(adapter, subset, routes, output.per_position, positions)
     check = _Check(engine, problem.data.rows(slice(0, 2)), output)
     head, through_head = adapter.head(), replace(engine.routes, through_head=True)
     takes_head = not engine.routes.dense

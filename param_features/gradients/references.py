@@ -61,6 +61,7 @@ def collect_references(
     activations against them would average to zero.
     Cost: forward passes of at most 256 rows.
     """
+    data = data.with_samples()
     rows = torch.randperm(len(data), generator=generator)[: _MAX_ROWS if kind == "mean" else n]
     outputs = divergence.to_reference(_outputs(engine, data, rows, generator))
     if kind == "uniform":

@@ -107,7 +107,7 @@ def plan_samples(problem: Problem, settings: HarvestSettings, n_features: int, g
 
 def _n_positions(inputs: ModelInputs) -> int:
     """Positions that every row has; a padded batch counts its mean length."""
-    return inputs.n_pos if inputs.mask is None else max(1, int(inputs.mask.sum()) // len(inputs))
+    return inputs.n_pos if inputs.sample_mask is None else max(1, int(inputs.sample_mask.sum()) // len(inputs))
 
 
 def least_rows(n_slots: int) -> int:
@@ -117,7 +117,7 @@ def least_rows(n_slots: int) -> int:
 
 def draw_positions(inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> Int[Tensor, "batch slot"]:
     """Real positions of each row, at random without replacement; a row shorter than `n_slots` repeats its own."""
-    weights = torch.ones(len(inputs), inputs.n_pos) if inputs.mask is None else inputs.mask.cpu().float()
+    weights = torch.ones(len(inputs), inputs.n_pos) if inputs.sample_mask is None else inputs.sample_mask.cpu().float()
     order = torch.rand(weights.shape, generator=generator).add(weights * 2).argsort(1, descending=True)
     length = weights.sum(1).long().clamp(min=1)
     slot = torch.arange(n_slots).unsqueeze(0) % length.unsqueeze(1)

@@ -91,7 +91,8 @@ class Search:
                 f"target={self.target} lies outside (0, 1): it is the share of the mean divergence that is to be left."
             )
         acts = activations(self.engine, directions, self.question, self.inputs)
-        is_real = slice(None) if self.inputs.mask is None or not self.engine.per_position else self.inputs.mask.cpu()
+        is_sample = self.inputs.sample_mask if self.engine.per_position else None
+        is_real = slice(None) if is_sample is None else is_sample.cpu()
         mean = acts[is_real].reshape(-1, directions.n_features)[self.chosen].double().mean(0)
         line = -mean / mean.norm().clamp(min=1e-30)
         steps = [weight_norm(self.engine.subset) * _FIRST_STEP * 2**power for power in range(11)]

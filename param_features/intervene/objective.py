@@ -49,7 +49,7 @@ class OffTargetData:
         output = at_least_float32(output)
         if not self.per_position:
             return output.flatten(1)
-        return output.flatten(0, 1) if batch.mask is None else output[batch.mask]
+        return output.flatten(0, 1) if batch.sample_mask is None else output[batch.sample_mask]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def read_off_target(engine: GradientEngine, inputs: ModelInputs, divergence: Div
     with held_still(adapter.module), torch.no_grad():
         batches = [inputs.rows(index) for index in chunks(len(inputs), batch_size)]
         before = torch.cat([adapter.run(*batch.args, **batch.kwargs) for batch in batches])
-    return OffTargetData(inputs, KL() if engine.per_position else divergence, engine.per_position, before)
+    is_of_tokens = engine.per_position and adapter.d_vocab in (None, before.shape[-1])
+    return OffTargetData(inputs, KL() if is_of_tokens else divergence, engine.per_position, before)
 
 
 def with_penalty(task: Task, off_target: OffTargetData, kl_weight: float, generator: torch.Generator) -> Objective:

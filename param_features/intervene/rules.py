@@ -70,7 +70,8 @@ def top_samples(features: Fitted, chosen: list[int], inputs: ModelInputs) -> tup
     rows = inputs.rows(numbers)
     if not features.bound_engine("ablate").per_position:
         return rows, torch.arange(len(numbers))
-    is_real = torch.ones(len(rows), rows.n_pos, dtype=torch.bool) if rows.mask is None else rows.mask.cpu()
+    is_sample = rows.sample_mask
+    is_real = torch.ones(len(rows), rows.n_pos, dtype=torch.bool) if is_sample is None else is_sample.cpu()
     sample_at = is_real.flatten().cumsum(0).reshape(is_real.shape) - 1
     places = [(numbers.index(example.row), example.position) for example in top]
     cells = [(row, int(rows.places[row, position])) for row, position in places]

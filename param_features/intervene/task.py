@@ -93,7 +93,7 @@ def read_task(
         )
     if loss is not None:
         return Task(rows, targets=targets, loss=loss)
-    if not engine.per_position or rows.tokens is None:
+    if not (engine.per_position and engine.positions.have_tokens) or rows.tokens is None:
         raise InputError(
             "The model gives no logits for each token, so there is no next-token loss. Give loss= a function of (output, "
             "batch) to one number; targets= are handed to it too."

@@ -53,7 +53,7 @@ def outputs_of(engine: GradientEngine, inputs: ModelInputs) -> Float[Tensor, "sa
     output = output.float() if output.device.type == "mps" else output.double()
     if not engine.per_position:
         return output.flatten(1)
-    return output.flatten(0, 1) if inputs.mask is None else output[inputs.mask.to(output.device)]
+    return output.flatten(0, 1) if inputs.sample_mask is None else output[inputs.sample_mask.to(output.device)]
 
 
 def distance(divergence: Divergence) -> Callable[[Tensor, Tensor], Float[Tensor, " sample"]]:

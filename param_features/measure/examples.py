@@ -21,8 +21,8 @@ class Example:
         activation: Signed, in divergence units per unit step.
         row: Which sequence or input.
         position: Which position of it; 0 when a sample is an input.
-        tokens: The sequence as strings; empty when the model takes no tokens.
-        activations: The feature's activation at every position, aligned with `tokens`.
+        tokens: The sequence as strings; empty where no tokens stand at the samples' positions.
+        activations: The feature's activation at every position, aligned with `tokens`; one where a sample is an input.
         next_token: The token that follows, whose prediction the feature changes; None at the end.
     """
 
@@ -33,10 +33,15 @@ class Example:
     activations: tuple[float, ...]
     next_token: str | None
 
+    @property
+    def place(self) -> str:
+        """Which sample it is, in words."""
+        return f"input {self.row}" + (f", position {self.position}" if len(self.activations) > 1 else "")
+
     def __str__(self) -> str:
         """A window of text with the activating token in «guillemets» and the token that really followed after an arrow."""
         if not self.tokens:
-            return f"{self.activation:+.4f}  input {self.row}"
+            return f"{self.activation:+.4f}  {self.place}"
         before = "".join(self.tokens[max(0, self.position - 16) : self.position])
         window = f"{before}«{self.tokens[self.position]}»".replace("\n", "⏎")
         return f"{self.activation:+.4f}  {window} → {self.next_token!r}"
@@ -104,6 +109,5 @@ def _distinct(places: list[tuple[int, int]], tokens: list[list[int]], n: int) ->
 def _example(row: int, position: int, acts: Tensor, tokens: list[list[int]] | None, to_strings: Callable) -> Example:
     strings = tuple(to_strings(tokens[row])) if tokens is not None else ()
     following = strings[position + 1] if position + 1 < len(strings) else None
-    return Example(
-        float(acts[row, position]), row, position, strings, tuple(acts[row, : len(strings) or 1].tolist()), following
-    )
+    values = acts[row, : len(strings)] if strings else acts[row]
+    return Example(float(acts[row, position]), row, position, strings, tuple(values.tolist()), following)

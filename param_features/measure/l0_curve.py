@@ -71,6 +71,7 @@ def harvest_halves(
         SampleCountError: There are fewer than four rows.
         MemoryEstimateError: The gradients would not fit.
     """
+    inputs = inputs.with_samples()
     if len(inputs) < 4:
         raise SampleCountError(
             f"Got {len(inputs)} sequences (inputs). One half is for the principal directions and one for measuring, and two "

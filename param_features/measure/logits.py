@@ -46,7 +46,8 @@ def top_logits(
     change = mean_change(engine, direction, inputs, positions)
     order = change.argsort(descending=True)
     up, down = order[:n].tolist(), order.flip(0)[:n].tolist()
-    names = engine.adapter.to_strings if engine.per_position else lambda ids: [str(index) for index in ids]
+    is_of_tokens = engine.per_position and engine.adapter.d_vocab in (None, len(change))
+    names = engine.adapter.to_strings if is_of_tokens else lambda ids: [str(index) for index in ids]
     return TopLogits(
         tuple(zip(names(up), change[up].tolist(), strict=True)), tuple(zip(names(down), change[down].tolist(), strict=True))
     )

@@ -10,7 +10,6 @@ from param_features.errors import FeatureMismatchError
 from param_features.fitted import Fitted
 from param_features.machine import own_modes
 from param_features.measure.agreement import Match, correlations, match_directions
-from param_features.problem import read_inputs
 
 
 @own_modes()
@@ -55,8 +54,7 @@ def match(
     if tokens is None and inputs is None:
         return matched
     our_activations, their_activations = (
-        features.activations_on(read_inputs(features.bound_engine("activations").adapter, tokens, inputs)).flatten(0, -2)
-        for features in (ours, theirs)
+        features.activations_on(features.read(tokens, inputs, "activations")).flatten(0, -2) for features in (ours, theirs)
     )
     return replace(matched, correlation=correlations(our_activations, their_activations, matched.pairs))
 

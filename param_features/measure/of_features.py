@@ -18,7 +18,7 @@ def examples_of(features: Fitted, feature: int, n: int, inputs: ModelInputs, *, 
     features.check_feature(feature)
     engine, acts = features.bound_engine("top_examples"), features.activations_on(inputs)
     acts = real_first(acts, inputs) if engine.per_position else acts.unsqueeze(1)
-    rows = inputs.token_rows if engine.per_position else None
+    rows = (inputs.token_rows or None) if engine.per_position else None
     return top_examples(acts, feature, rows, engine.adapter.to_strings, n=n, by=by)
 
 

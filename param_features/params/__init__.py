@@ -17,6 +17,7 @@ from param_features.params.selection import ParamSpec, select
 from param_features.params.state import copied_buffers, held_still, plain_kernels
 from param_features.params.storage import has_rows_in, rows_of_part
 from param_features.params.subset import ParamSubset
+from param_features.params.text import marked_once
 from param_features.params.views import Member, ParamInfo, ParamView, Site, Tap, all_parameters
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "held_still",
     "is_padded_on_the_right",
     "list_params",
+    "marked_once",
     "matching_views",
     "overwrite",
     "plain_kernels",

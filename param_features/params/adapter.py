@@ -1,5 +1,6 @@
 """The adapter interface: what the core asks of a foreign model, and nothing more."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -199,6 +200,18 @@ class Adapter(ABC):
         """The head's weight [d_output, d_model] and bias; None where it is not known to be one product."""
         head = self.head()
         return (head.weight, head.bias) if type(head) is nn.Linear else None
+
+    @property
+    def call_names(self) -> tuple[str, ...]:
+        """Names of the arguments of the model's call, in their order; empty where they cannot be read."""
+        try:
+            return tuple(inspect.signature(self.module.forward).parameters)
+        except (TypeError, ValueError):
+            return ()
+
+    def output_mask(self, attention_mask: Tensor, n_pos: int) -> Bool[Tensor, "batch pos"] | None:
+        """Which of an output's positions are real, given the mask of the inputs; None where the model does not say so."""
+        return None
 
     def padding(self, mask: Bool[Tensor, "batch pos"]) -> dict[str, Any]:
         """Keyword arguments that tell the model which positions are padding.

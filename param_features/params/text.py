@@ -7,8 +7,30 @@ _WORD_START = "\u2581"  # sentencepiece's mark of a leading space, which decodin
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, with the tokenizer's own special tokens."""
-    return list(tokenizer(text)["input_ids"])
+    """Token ids of a text, with the tokenizer's own special tokens, none of them twice where the text has it already."""
+    return marked_once(tokenizer, text, list(tokenizer(text)["input_ids"]))
+
+
+def marked_once(tokenizer: Any, text: str, ids: list[int]) -> list[int]:
+    """Take off the special tokens that a tokenizer puts at the ends of a text which has them there itself."""
+    for name in ("bos", "cls"):
+        ids = ids[_n_added(tokenizer, name, text, ids) :]
+    backwards = ids[::-1]
+    for name in ("eos", "sep"):
+        backwards = backwards[_n_added(tokenizer, name, text, backwards, at_end=True) :]
+    return backwards[::-1]
+
+
+def _n_added(tokenizer: Any, name: str, text: str, ids: Sequence[int], *, at_end: bool = False) -> int:
+    """How many more of a special token the ids begin with than the text; 0 where the text has none there."""
+    token, number = getattr(tokenizer, f"{name}_token", None), getattr(tokenizer, f"{name}_token_id", None)
+    if not token or number is None:
+        return 0
+    n_own = 0
+    while text.endswith(token) if at_end else text.startswith(token):
+        text, n_own = text.removesuffix(token) if at_end else text.removeprefix(token), n_own + 1
+    n_ids = next((place for place, own in enumerate(ids) if own != number), len(ids))
+    return max(0, n_ids - n_own) if n_own else 0
 
 
 def strings_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -55,12 +55,13 @@ def steering(
     if len(steps) < 2 or n_outputs < 1:
         raise SettingError(f"{len(steps)} steps and n_outputs={n_outputs}. Give two steps or more and a line at least.")
     is_kl = isinstance(features.divergence, KL)
-    rows = read_inputs(engine.adapter, tokens, inputs)
+    rows = engine.located(read_inputs(engine.adapter, tokens, inputs))
     values = mean_outputs(features, feature, rows, steps, is_kl=is_kl)
     most = (values.max(0).values - values.min(0).values).topk(min(n_outputs, values.shape[1])).indices.tolist()
+    is_of_tokens = engine.per_position and engine.adapter.d_vocab in (None, values.shape[1])
     figure = go.Figure()
     for place, output in enumerate(most):
-        name = engine.adapter.to_strings([output])[0] if engine.per_position else f"output {output}"
+        name = engine.adapter.to_strings([output])[0] if is_of_tokens else f"output {output}"
         line = {"color": COLOURS[place % len(COLOURS)]}
         figure.add_trace(
             go.Scatter(x=steps, y=values[:, output].tolist(), name=repr(name)[1:-1], mode="lines+markers", line=line)

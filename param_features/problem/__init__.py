@@ -1,5 +1,6 @@
 """What gradients are taken of: inputs, divergences and references, read and checked."""
 
+from param_features.problem.arguments import ModelInputs, real_first
 from param_features.problem.background import Background, ReadBackground, read_background
 from param_features.problem.divergence import (
     KL,
@@ -13,9 +14,16 @@ from param_features.problem.divergence import (
     check_curved,
     read_divergence,
 )
-from param_features.problem.inputs import ModelInputs, check_tokens, read_inputs, real_first
+from param_features.problem.inputs import check_tokens, read_inputs
 from param_features.problem.output import OutputInfo, inspect_output
 from param_features.problem.pairs import PairInputs, Pairs, as_pairs, check_pairs, read_pairs
+from param_features.problem.positions import (
+    SamplePositions,
+    is_position_record,
+    position_record,
+    read_positions,
+    recorded_positions,
+)
 from param_features.problem.problem import (
     ChosenParams,
     Problem,
@@ -47,6 +55,7 @@ __all__ = [
     "REFERENCES",
     "ReadBackground",
     "Reference",
+    "SamplePositions",
     "SquaredError",
     "Stage",
     "as_pairs",
@@ -60,14 +69,18 @@ __all__ = [
     "input_tensors",
     "inputs_from",
     "inspect_output",
+    "is_position_record",
     "match_model",
+    "position_record",
     "read_background",
     "read_divergence",
     "read_inputs",
     "read_model",
     "read_pairs",
+    "read_positions",
     "read_problem",
     "real_first",
+    "recorded_positions",
     "say_notices",
     "stage_generator",
     "stream_rows",

@@ -81,7 +81,8 @@ def read_background(target: Problem, background: Any, n_features: int, method: s
         data = read_either(target.adapter, settings.data)
     except InputError as error:
         raise InputError(f"background=: {error}") from error
-    output = inspect_output(target.adapter, data)
+    positions = target.positions.elsewhere.given
+    output = inspect_output(target.adapter, data).sampled(target.divergence, positions)
     if (output.per_position, output.d_output) != (target.output.per_position, target.output.d_output):
         raise InputError(
             f"Outputs have shape {output.shape} for the background and {target.output.shape} for the target. Give data of "
@@ -89,4 +90,5 @@ def read_background(target: Problem, background: Any, n_features: int, method: s
         )
     reference = target.reference if target.pairs is None else "sample"
     known = target.known if target.pairs is None and target.kind == "given" else None
-    return ReadBackground(settings, replace(target, data=data, reference=reference, pairs=None, known=known))
+    problem = replace(target, data=data, output=output, reference=reference, pairs=None, known=known)
+    return ReadBackground(settings, problem.sampled_at(positions))

@@ -1,112 +1,18 @@
 """What the model is run on: tokens, or anything that a plain module takes, with the samples on the first axis."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from param_features.errors import InputError, NonFiniteError
 from param_features.params import Adapter, device_for_inputs
+from param_features.problem.arguments import DECODER_TOKENS, ModelInputs, count_runs, holds_integers
+from param_features.problem.padding import padding_of
 
-
-@dataclass(frozen=True)
-class ModelInputs:
-    """Arguments of the model's call; tensors have the batch first, other values are passed on as they are.
-
-    Attributes:
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-        mask: True where a position is real; False for padding. None when nothing is padded.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    mask: Bool[Tensor, "batch pos"] | None = None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Every tensor argument."""
-        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
-
-    @property
-    def is_all_tensors(self) -> bool:
-        """Whether every argument is a tensor."""
-        return len(self.tensors) == len(self.args) + len(self.kwargs)
-
-    @property
-    def tokens(self) -> Int[Tensor, "batch pos"] | None:
-        """`input_ids`, or else the first integer matrix among the arguments that is no mask; None without one."""
-        arguments = [
-            (str(key), value) for key, value in (*enumerate(self.args), *self.kwargs.items()) if key not in _NO_TOKENS
-        ]
-        matrices = [(name, t) for name, t in arguments if isinstance(t, Tensor) and t.dim() == 2 and _holds_integers(t)]
-        return next((t for name, t in matrices if name == "input_ids"), matrices[0][1] if matrices else None)
-
-    @property
-    def n_pos(self) -> int:
-        """Positions of each sequence, padding included; 1 without tokens."""
-        return 1 if self.tokens is None else self.tokens.shape[1]
-
-    @property
-    def token_rows(self) -> list[list[int]]:
-        """Every row's token ids without its padding; empty without tokens."""
-        if self.tokens is None:
-            return []
-        rows = self.tokens.tolist()
-        if self.mask is None:
-            return rows
-        return [
-            [token for token, is_real in zip(*pair, strict=True) if is_real]
-            for pair in zip(rows, self.mask.tolist(), strict=True)
-        ]
-
-    @property
-    def places(self) -> Int[Tensor, "batch pos"]:
-        """Where each row's positions lie, the real ones first: `places[row, i]` holds the i-th of `token_rows[row]`."""
-        if self.mask is None:
-            return torch.arange(self.n_pos).expand(len(self), self.n_pos)
-        return (~self.mask.cpu()).long().argsort(dim=1, stable=True)
-
-    @property
-    def last_positions(self) -> Int[Tensor, " batch"]:
-        """Where each row's last real position lies; zeros without tokens."""
-        if self.mask is None:
-            return torch.full((len(self),), self.n_pos - 1)
-        return self.mask.cpu().long().cumsum(1).argmax(1)
-
-    def __len__(self) -> int:
-        """How many rows the batch has."""
-        return len(self.tensors[0])
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "ModelInputs":
-        """Apply `function` to every tensor."""
-        change = lambda value: function(value) if isinstance(value, Tensor) else value  # noqa: E731
-        args, kwargs = tuple(map(change, self.args)), {key: change(value) for key, value in self.kwargs.items()}
-        return ModelInputs(args, kwargs, None if self.mask is None else function(self.mask))
-
-    def rows(self, index: Any) -> "ModelInputs":
-        """Choose rows of the batch."""
-        return self.map(lambda tensor: tensor[index.to(tensor.device) if isinstance(index, Tensor) else index])
-
-    def chosen(self, rows: Sequence[int], positions: Sequence[int]) -> tuple["ModelInputs", Int[Tensor, " row"]]:
-        """Some rows, and where in each of them the given position lies, counted without padding."""
-        inputs = self.rows(list(rows))
-        return inputs, inputs.places.gather(1, torch.tensor(positions).unsqueeze(1))[:, 0]
-
-
-def real_first(values: Float[Tensor, "batch pos feature"], inputs: ModelInputs) -> Float[Tensor, "batch pos feature"]:
-    """Values by position, each row's real positions first, as in `token_rows`; on the CPU."""
-    return values.cpu().gather(1, inputs.places.unsqueeze(2).expand(values.shape))
-
-
-_NO_TOKENS = ("attention_mask", "position_ids", "token_type_ids", "labels")
-
-
-def _holds_integers(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+_BESIDE_TOKENS = {"attention_mask", "decoder_attention_mask", "position_ids", "token_type_ids", "labels"}
 
 
 def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
@@ -115,9 +21,10 @@ def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
     Args:
         adapter: Knows the vocabulary and the tokenizer.
         tokens: Integers [batch, pos]; or strings, tokenised one by one and padded on the right; or a column of either; or
-            what a Hugging Face tokenizer returns, whose `attention_mask` says what is padding, on either side.
-        inputs: A tensor, or a tuple or dict of arguments; an `attention_mask` [batch, pos] among them marks padding. Exactly
-            one of `tokens` and `inputs` is given.
+            what a Hugging Face tokenizer returns, whose `attention_mask` says what is padding, on either side. Without a
+            mask the tokenizer's padding token tells it, see `padding_of`.
+        inputs: A tensor, or a tuple or dict of arguments; an `attention_mask` [batch, pos] among them marks padding, beside
+            a decoder's tokens its `decoder_attention_mask`. Exactly one of `tokens` and `inputs` is given.
 
     Raises:
         InputError: Both or neither are given; tokens are not integers, lie outside the vocabulary, are too long or
@@ -129,9 +36,22 @@ def read_inputs(adapter: Adapter, tokens: Any, inputs: Any) -> ModelInputs:
             f"Got {'neither tokens nor inputs' if tokens is None else 'both tokens and inputs'}. Give tokens= an integer "
             "tensor [batch, pos] or a list of strings, or inputs= what a plain module takes."
         )
+    name, given = ("tokens", tokens) if inputs is None else ("inputs", inputs)
+    refuse_meta(name, given)
     device = device_for_inputs(adapter.module)
     arguments = _from_tokens(adapter, tokens) if tokens is not None else _from_inputs(adapter, inputs)
     return arguments.map(lambda tensor: tensor.to(device))
+
+
+def refuse_meta(name: str, given: Any) -> None:
+    """Refuse tensors that have no values.
+
+    Raises:
+        InputError: One lies on the meta device.
+    """
+    values = given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple | list) else (given,)
+    if any(isinstance(value, Tensor) and value.is_meta for value in values):
+        raise InputError(f"{name}= is on the meta device: it has a shape but no values. Give a tensor that holds numbers.")
 
 
 def read_either(adapter: Adapter, data: Any) -> ModelInputs:
@@ -140,18 +60,19 @@ def read_either(adapter: Adapter, data: Any) -> ModelInputs:
     Tensors of other kinds, tuples and dicts of arguments are inputs. Errors are those of `read_inputs`.
     """
     if isinstance(data, Tensor):
-        is_tokens = data.dim() == 2 and _holds_integers(data)
+        is_tokens = data.dim() == 2 and holds_integers(data)
     else:
-        is_tokens = "input_ids" in data if isinstance(data, Mapping) else not isinstance(data, tuple)
+        is_encoding = isinstance(data, Mapping) and "input_ids" in data and not data.keys() & set(DECODER_TOKENS)
+        is_tokens = is_encoding if isinstance(data, Mapping) else not isinstance(data, tuple)
     return read_inputs(adapter, data, None) if is_tokens else read_inputs(adapter, None, data)
 
 
-def _from_tokens(adapter: Adapter, tokens: Any) -> ModelInputs:
+def _from_tokens(adapter: Adapter, tokens: Any, *, is_masked: bool = False) -> ModelInputs:
     if isinstance(tokens, Mapping) and "input_ids" in tokens:
         return _from_encoding(adapter, tokens)
     if not isinstance(tokens, Tensor):
         return _from_column(adapter, tokens)
-    if not _holds_integers(tokens):
+    if not holds_integers(tokens):
         raise InputError(
             f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}. Token ids are integers (torch.long); pass "
             "embeddings or images as inputs=."
@@ -162,17 +83,22 @@ def _from_tokens(adapter: Adapter, tokens: Any) -> ModelInputs:
             + ("; tokens.unsqueeze(0) makes a batch of one." if tokens.dim() == 1 and tokens.numel() else ".")
         )
     _check_ids(adapter, tokens)
-    return ModelInputs((tokens.long(),), {})
+    tokens = tokens.long()
+    return _masked(adapter, tokens, None if is_masked else padding_of(adapter, tokens))
+
+
+def _masked(adapter: Adapter, tokens: Tensor, mask: Tensor | None) -> ModelInputs:
+    return ModelInputs((tokens,), {} if mask is None else adapter.padding(mask), mask)
 
 
 def _from_encoding(adapter: Adapter, encoding: Mapping) -> ModelInputs:
     """What a tokenizer returns: ids of one length with a mask, as tensors or not, or lists of several lengths."""
     ids = _as_tensor(encoding["input_ids"])
-    inputs = _from_tokens(adapter, ids)
-    if "attention_mask" not in encoding or not isinstance(ids, Tensor):
+    is_masked = "attention_mask" in encoding and isinstance(ids, Tensor)
+    inputs = _from_tokens(adapter, ids, is_masked=is_masked)
+    if not is_masked:
         return inputs
-    mask = _read_mask(_as_tensor(encoding["attention_mask"]), inputs)
-    return ModelInputs(inputs.args, {} if mask is None else adapter.padding(mask), mask)
+    return _masked(adapter, inputs.args[0], _read_mask(_as_tensor(encoding["attention_mask"]), inputs))
 
 
 def _as_tensor(rows: Any) -> Any:
@@ -189,7 +115,7 @@ def _read_mask(attention_mask: Any, inputs: ModelInputs) -> Tensor | None:
     Raises:
         InputError: It has another shape than the tokens, leaves a row empty, or has gaps inside a row.
     """
-    tokens = inputs.tokens
+    tokens = inputs.ids
     if tokens is None or not isinstance(attention_mask, Tensor) or attention_mask.shape != tokens.shape:
         raise InputError(
             f"attention_mask has shape {tuple(getattr(attention_mask, 'shape', ()))} and the tokens "
@@ -206,11 +132,6 @@ def _read_mask(attention_mask: Any, inputs: ModelInputs) -> Tensor | None:
             "one run of real positions, with padding before or after it."
         )
     return mask
-
-
-def count_runs(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
-    """Count the runs of real positions in each row."""
-    return mask[:, :1].long().sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
 
 
 def _check_ids(adapter: Adapter, tokens: Tensor, *, are_texts: bool = False) -> None:
@@ -266,14 +187,13 @@ def _padded(adapter: Adapter, rows: list[list[int]], *, are_texts: bool = False)
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
     _check_ids(adapter, tokens, are_texts=are_texts)
-    return ModelInputs((tokens,), {}) if mask.all() else ModelInputs((tokens,), adapter.padding(mask), mask)
+    if mask.all():
+        return _masked(adapter, tokens, None if are_texts else padding_of(adapter, tokens, are_listed=True))
+    return _masked(adapter, tokens, mask)
 
 
 def _from_inputs(adapter: Adapter, inputs: Any) -> ModelInputs:
-    if isinstance(inputs, Mapping):
-        arguments = ModelInputs((), dict(inputs))
-    else:
-        arguments = ModelInputs(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
+    arguments = _named(adapter, inputs)
     sizes = {tuple(tensor.shape[:1]) for tensor in arguments.tensors}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise InputError(
@@ -284,9 +204,26 @@ def _from_inputs(adapter: Adapter, inputs: Any) -> ModelInputs:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"inputs of shape {tuple(tensor.shape)} hold NaN or infinity. Clean the data first.")
     check_tokens(adapter, arguments)
-    mask = arguments.kwargs.get("attention_mask")
-    is_mask = isinstance(mask, Tensor) and mask.dim() == 2 and arguments.tokens is not None
-    return replace(arguments, mask=_read_mask(mask, arguments)) if is_mask else arguments
+    if arguments.ids is None:
+        return arguments
+    has_decoder = arguments.decoder_tokens is not None
+    mask = arguments.kwargs.get("decoder_attention_mask" if has_decoder else "attention_mask")
+    if isinstance(mask, Tensor):
+        return replace(arguments, mask=_read_mask(mask, arguments)) if mask.dim() == 2 else arguments
+    mask = padding_of(adapter, arguments.ids.long())
+    if mask is None or has_decoder:
+        return replace(arguments, mask=mask)
+    return replace(arguments, kwargs=arguments.kwargs | adapter.padding(mask), mask=mask)
+
+
+def _named(adapter: Adapter, inputs: Any) -> ModelInputs:
+    """The arguments; by name where the model has an encoder and a decoder, whose tokens must be told apart."""
+    if isinstance(inputs, Mapping):
+        return ModelInputs((), dict(inputs))
+    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    names = adapter.call_names
+    is_decoding = any(name in DECODER_TOKENS for name in names[: len(args)])
+    return ModelInputs((), dict(zip(names, args, strict=False))) if is_decoding else ModelInputs(args, {})
 
 
 def check_tokens(adapter: Adapter, inputs: ModelInputs) -> None:
@@ -295,6 +232,8 @@ def check_tokens(adapter: Adapter, inputs: ModelInputs) -> None:
     Raises:
         InputError: An id lies outside the vocabulary, or a row is longer than the context.
     """
-    keywords = [key for key in inputs.kwargs if key not in _NO_TOKENS]
-    if inputs.tokens is not None and ("input_ids" in keywords or len(inputs.args) + len(keywords) == 1):
-        _check_ids(adapter, inputs.tokens)
+    matrices = inputs.token_matrices
+    known = [name for name in matrices if name in (*DECODER_TOKENS, "input_ids")]
+    n_arguments = len(inputs.args) + len(inputs.kwargs.keys() - _BESIDE_TOKENS)
+    for name in known or (list(matrices) if n_arguments == 1 else []):
+        _check_ids(adapter, matrices[name])

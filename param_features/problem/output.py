@@ -1,13 +1,15 @@
 """What the model's output looks like on given inputs, and whether it can be decomposed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from param_features.errors import InputError, ModelStateError
+from param_features.errors import InputError, ModelStateError, OutputError, SettingError
 from param_features.params import Adapter, held_still
-from param_features.problem.inputs import ModelInputs
+from param_features.problem.arguments import DECODER_TOKENS, ModelInputs
+from param_features.problem.divergence import KL, Divergence
 
 _MIXING = {torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -20,18 +22,43 @@ class OutputInfo:
         shape: Shape for a batch of one or two.
         dtype: Its dtype.
         is_logits: Whether it is known to be logits over a vocabulary or classes.
-        per_position: Whether a sample is a (sequence, position); otherwise it is an input.
+        per_position: Whether a sample is a position of an output [batch pos d_output]; otherwise it is an input.
+        has_tokens: Whether a token of the inputs stands at each of these positions.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     is_logits: bool
     per_position: bool
+    has_tokens: bool = True
 
     @property
     def d_output(self) -> int:
         """Numbers per sample that the divergence compares."""
         return self.shape[-1] if self.per_position else int(torch.Size(self.shape[1:]).numel())
+
+    def sampled(self, divergence: Divergence, positions: Any) -> "OutputInfo":
+        """The same output, of which a sample is a position where KL compares it, or positions are chosen.
+
+        Raises:
+            OutputError: It then has more axes than [batch pos d_output].
+            SettingError: It has fewer, and positions are chosen.
+        """
+        is_chosen = not isinstance(positions, str) or positions != "all"
+        if is_chosen and len(self.shape) < 3:
+            raise SettingError(
+                f"positions={positions!r}, but the output of shape {self.shape} has no positions: a sample is an input. "
+                "Leave positions= out."
+            )
+        if len(self.shape) < 3 or not (is_chosen or isinstance(divergence, KL)):
+            return self
+        if len(self.shape) > 3:
+            raise OutputError(
+                f"The output has shape {self.shape}. Accepted for {divergence.name!r}: [batch, d_output], with a sample for "
+                "each input, or [batch, pos, d_output], with one for each position. Say what it is: of classes at places, "
+                "[batch, class, height, width], output=lambda out: out.logits.flatten(2).mT makes every place a sample."
+            )
+        return replace(self, per_position=True)
 
 
 def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
@@ -55,12 +82,14 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
         )
     if alone is not None:
         _refuse_mixing(output[:1], alone)
-    tokens = inputs.tokens
-    per_position = tokens is not None and output.dim() == 3 and output.shape[1] == tokens.shape[1]
-    is_of_vocabulary = per_position and adapter.d_vocab in (None, output.shape[-1])
+    has_positions, ids = output.dim() == 3, inputs.ids
+    is_encoders = inputs.decoder_tokens is None and any(name in DECODER_TOKENS for name in adapter.call_names)
+    has_tokens = has_positions and ids is not None and output.shape[1] == ids.shape[1] and not is_encoders
+    is_of_vocabulary = has_positions and (adapter.d_vocab == output.shape[-1] or (adapter.d_vocab is None and has_tokens))
     is_named = adapter.given_output is None and adapter.predicts_tokens
     is_logits = is_of_vocabulary or is_named or output is getattr(returned, "logits", None)
-    return OutputInfo(tuple(output.shape), output.dtype, is_logits, per_position)
+    per_position = has_positions and (has_tokens or is_logits)
+    return OutputInfo(tuple(output.shape), output.dtype, is_logits, per_position, has_tokens)
 
 
 def _run_alone(adapter: Adapter, row: ModelInputs) -> Tensor:

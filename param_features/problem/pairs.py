@@ -9,9 +9,11 @@ from torch import Tensor
 
 from param_features.errors import InputError, SettingError
 from param_features.params import Adapter
+from param_features.problem.arguments import ModelInputs
 from param_features.problem.divergence import Divergence, Sum
-from param_features.problem.inputs import ModelInputs, read_either
+from param_features.problem.inputs import read_either
 from param_features.problem.output import OutputInfo, inspect_output
+from param_features.problem.positions import SamplePositions
 
 _ACCEPTED = (
     "Give a list of (clean, corrupted) pairs of texts or of token ids, or pf.Pairs(clean=…, corrupted=…) with as many rows "
@@ -48,6 +50,10 @@ class PairInputs:
 
     clean: ModelInputs
     corrupted: ModelInputs
+
+    def located(self, adapter: Adapter, positions: SamplePositions) -> "PairInputs":
+        """The pairs, and which positions of their outputs are samples."""
+        return PairInputs(positions.located(adapter, self.clean), positions.located(adapter, self.corrupted))
 
 
 def as_pairs(reference: Any) -> Pairs | None:
@@ -138,7 +144,7 @@ def check_pairs(adapter: Adapter, pairs: PairInputs, output: OutputInfo, diverge
         raise SettingError(
             "reference=pairs with method='hessian', which compares every output with itself. Use method='l3d' for pairs."
         )
-    corrupted = inspect_output(adapter, pairs.corrupted)
+    corrupted = inspect_output(adapter, pairs.corrupted).sampled(divergence, "all")
     if (corrupted.per_position, corrupted.d_output) != (output.per_position, output.d_output):
         raise InputError(
             f"Outputs have shape {output.shape} for clean prompts and {corrupted.shape} for corrupted ones. Partners' "

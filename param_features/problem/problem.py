@@ -1,12 +1,12 @@
 """A model and its data, read and checked once: what gradients are taken of, whoever asks for them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from param_features.errors import InputError
+from param_features.errors import InputError, SettingError
 from param_features.machine import notify
 from param_features.params import (
     Adapter,
@@ -20,10 +20,12 @@ from param_features.params import (
     select,
     training_notice,
 )
+from param_features.problem.arguments import ModelInputs
 from param_features.problem.divergence import Divergence, check_reference, read_divergence
-from param_features.problem.inputs import ModelInputs, read_inputs
+from param_features.problem.inputs import read_inputs
 from param_features.problem.output import OutputInfo, inspect_output
 from param_features.problem.pairs import PairInputs, as_pairs, check_pairs, read_pairs
+from param_features.problem.positions import SamplePositions, read_positions
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Problem:
         reference: A name, or the user's own outputs; `"pairs"` with pairs.
         pairs: Where every sample has a partner; `data` are then the clean prompts.
         known: References that gradients were already taken with, for `"mean"` and `"given"`.
+        positions: Which positions of outputs are samples.
     """
 
     adapter: Adapter
@@ -125,6 +128,7 @@ class Problem:
     reference: str | Tensor
     pairs: PairInputs | None = None
     known: Tensor | None = None
+    positions: SamplePositions = SamplePositions()
 
     @property
     def given_references(self) -> Tensor | None:
@@ -144,21 +148,54 @@ class Problem:
         """The name of the reference."""
         return self.reference if isinstance(self.reference, str) else "given"
 
+    def sampled_at(self, positions: Any) -> "Problem":
+        """The problem whose samples lie at some positions of outputs, of those rows that have any.
+
+        Raises:
+            SettingError: Pairs are compared at their last.
+            InputError: No position is a sample, or which ones are is not known.
+        """
+        if self.pairs is not None and (not isinstance(positions, str) or positions != "all"):
+            raise SettingError(
+                f"positions={positions!r}, but pairs of prompts are compared at their last positions. Leave positions= out."
+            )
+        read = SamplePositions(positions, self.output.has_tokens)
+        if not self.output.per_position:
+            return replace(self, positions=read)
+        located = read.located(self.adapter, self.data)
+        data = located.with_samples()
+        if not len(data):
+            raise InputError(
+                f"positions={positions!r} leaves no samples: none of the {len(located)} rows has such a position."
+            )
+        pairs = None if self.pairs is None else self.pairs.located(self.adapter, read)
+        return replace(self, data=data, positions=read, pairs=pairs)
+
 
 def read_problem(
-    chosen: ChosenParams, tokens: Any, inputs: Any, *, divergence: Any, reference: Any, method: str = "l3d"
+    chosen: ChosenParams,
+    tokens: Any,
+    inputs: Any,
+    *,
+    divergence: Any,
+    reference: Any,
+    positions: Any = "all",
+    method: str = "l3d",
 ) -> Problem:
-    """Read and check what the user gave about data, divergence and reference; errors are those of `pf.decompose`."""
+    """Read and check what the user gave about data, divergence, reference and positions; errors are `pf.decompose`'s."""
+    read_positions(positions)
     adapter, prompt_pairs = chosen.adapter, as_pairs(reference)
     pairs = None if prompt_pairs is None else read_pairs(adapter, prompt_pairs, tokens, inputs)
     data = read_inputs(adapter, tokens, inputs) if pairs is None else pairs.clean
     output = inspect_output(adapter, data)
     measure = read_divergence(divergence, is_logits=output.is_logits)
+    output = output.sampled(measure, positions)
     if pairs is None:
         check_reference(reference, measure)
     else:
         check_pairs(adapter, pairs, output, measure, method)
-    return Problem(adapter, chosen.subset, data, output, measure, reference if pairs is None else "pairs", pairs)
+    problem = Problem(adapter, chosen.subset, data, output, measure, reference if pairs is None else "pairs", pairs)
+    return problem.sampled_at(positions)
 
 
 def say_notices(problem: Problem, requested: Any, say: Callable[[str], None]) -> None:

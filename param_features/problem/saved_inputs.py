@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from param_features.files import Origin, shown
-from param_features.problem.inputs import ModelInputs, count_runs
+from param_features.problem.arguments import ModelInputs, count_runs
 
 
 def input_tensors(inputs: ModelInputs, title: str) -> dict[str, Tensor]:

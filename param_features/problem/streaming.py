@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from param_features.errors import InputError, SettingError
+from param_features.params import marked_once
 
 _AT_ONCE = 256
 _USUAL_N_CTX = 64
@@ -87,7 +88,8 @@ def encoded(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
     """Ids of each text, a few hundred texts at a time."""
     remaining = iter(texts)
     while batch := list(islice(remaining, _AT_ONCE)):
-        yield from tokenizer(batch, verbose=False)["input_ids"]
+        id_lists = tokenizer(batch, verbose=False)["input_ids"]
+        yield from (marked_once(tokenizer, text, ids) for text, ids in zip(batch, id_lists, strict=True))
 
 
 def delimited(ids: list[int], tokenizer: Any) -> list[int]:

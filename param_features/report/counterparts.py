@@ -94,7 +94,9 @@ class CounterpartsWriter:
         """Each shown SAE feature's activations, by row."""
         lengths = [len(row) for row in self.texts.strings]
         dense = self.comparison.sae_strengths.index_select(1, torch.tensor(shown)).to_dense()
-        rows = [part.T.tolist() for part in dense.split(lengths)]
+        places, at_tokens = self.comparison.inputs.sample_places, torch.zeros(len(lengths), max(lengths), len(shown))
+        at_tokens[tuple(places.T)] = dense.to(at_tokens)
+        rows = [row[:n].T.tolist() for row, n in zip(at_tokens, lengths, strict=True)]
         return {feature: [row[place] for row in rows] for place, feature in enumerate(shown)}
 
 

@@ -180,7 +180,7 @@ class _Writer:
     def _label(self, best: Sequence[Example]) -> str:
         if self.outputs is None:
             return label_of(best, self.texts.usual)
-        return output_label([int(self.outputs[example.row].argmax()) for example in best])
+        return output_label([int(self.outputs[example.row, example.position].argmax()) for example in best])
 
     def _weight(self, k: int) -> dict[str, Float[Tensor, " head"]]:
         return weight_by_head(self.features.direction(k), self.folds)
@@ -229,8 +229,11 @@ def histogram(values: Float[Tensor, " sample"]) -> dict[str, Any]:
     return {"from": digits(low), "to": digits(high), "counts": counts}
 
 
-def _outputs(features: Fitted, inputs: ModelInputs) -> Float[Tensor, "batch output"]:
-    adapter = features.bound_engine("report").adapter
+def _outputs(features: Fitted, inputs: ModelInputs) -> Float[Tensor, "batch pos output"]:
+    """The outputs at all positions; pos is 1 where a sample is an input."""
+    engine = features.bound_engine("report")
+    adapter = engine.adapter
     with held_still(adapter.module), torch.no_grad():
         parts = [adapter.run(*part.args, **part.kwargs) for part in map(inputs.rows, torch.arange(len(inputs)).split(256))]
-    return torch.cat(parts).flatten(1).float().cpu()
+    outputs = torch.cat(parts).float().cpu()
+    return outputs if engine.per_position else outputs.flatten(1).unsqueeze(1)

@@ -69,12 +69,12 @@ def text_example(example: Example, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def input_example(
-    example: Example, inputs: ModelInputs, outputs: Float[Tensor, "batch output"], kind: str
+    example: Example, inputs: ModelInputs, outputs: Float[Tensor, "batch pos output"], kind: str
 ) -> dict[str, Any]:
     """The entry of one input: its values, and the model's output for it."""
     entry: dict[str, Any] = {"row": example.row, "act": digits(example.activation)}
-    if outputs.shape[1] <= _MOST_NUMBERS:
-        entry["output"] = [digits(value) for value in outputs[example.row].tolist()]
+    if outputs.shape[2] <= _MOST_NUMBERS:
+        entry["output"] = [digits(value) for value in outputs[example.row, example.position].tolist()]
     first = inputs.tensors[0][example.row]
     if kind == "images":
         entry["image"] = image_bytes(first)

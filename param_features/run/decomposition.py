@@ -30,11 +30,13 @@ from param_features.machine import ALONE, Processes, free_bytes, launched, notif
 from param_features.measure import held_out_metrics
 from param_features.params import ParamRecord, ParamSpec
 from param_features.problem import (
+    ModelInputs,
     Problem,
     Question,
     ReadBackground,
     Stage,
     check_curved,
+    position_record,
     read_background,
     read_model,
     read_problem,
@@ -70,6 +72,7 @@ def decompose(
     reference: Any = None,
     background: Any = None,
     output: Callable[[Any], Tensor] | None = None,
+    positions: Any = "all",
     tokenizer: Any = None,
     method: str = "l3d",
     steps: int | None = None,
@@ -114,7 +117,11 @@ def decompose(
             settings. The first half of the features then rebuilds the target's gradients under a penalty on what they do on
             the background, the second half keeps the background's reconstruction; `features.on_target` tells them apart.
         output: Takes what the model returns and gives the tensor to be explained, batch first; by default the returned
-            tensor, or its `.logits`.
+            tensor, or its `.logits`. With three axes, [batch pos d_output], a sample is a position, whatever the divergence.
+        positions: Which positions are samples: `"all"` that are real, `"last"`, an integer or a slice, which count a row's
+            real positions (`-2`, `slice(10, -1)`), truth values [batch, pos], or a function of the tokens [batch, pos] to
+            truth values. The features remember it: activations are zero, and no examples taken, at other positions. Truth
+            values speak of these data alone. Rows without such a position are left out.
         tokenizer: For strings, where the model carries none: a Hugging Face tokenizer.
         method: `"l3d"` fits directions to gradients; `"hessian"` climbs to directions along which some samples' divergence
             from their own output is steeply curved, and which do not interfere; for `"kl"` and `"se"`.
@@ -144,7 +151,8 @@ def decompose(
         SampleCountError: Fewer training samples than features.
         NonFiniteError: NaN or infinity in weights, inputs, outputs or gradients.
         NoGradientError: A chosen parameter does not influence the output.
-        OutputError: The model returns neither a tensor nor an object with `.logits`, and there is no `output`.
+        OutputError: The model returns neither a tensor nor an object with `.logits`, and there is no `output`; or what is to
+            be explained has more than three axes.
         ModelStateError: The model is on the meta device, spread over devices, or mixes the rows of a batch.
         MemoryEstimateError: The gradients, the fit or the controls would not fit in memory; `pf.estimate` tells beforehand.
         StoreError: The store is unfinished or damaged, or was harvested from something else than what is given; or a
@@ -166,11 +174,20 @@ def decompose(
     check_request(request, settings, chosen.subset)
     if opened is None:
         reference = "sample" if reference is None else reference
-        problem = read_problem(chosen, tokens, inputs, divergence=divergence, reference=reference, method=method)
+        problem = read_problem(
+            chosen, tokens, inputs, divergence=divergence, reference=reference, positions=positions, method=method
+        )
     else:
         opened.check_count(n_features)
         problem = opened.problem(
-            chosen, tokens, inputs, divergence=divergence, reference=reference, settings=harvest, method=method
+            chosen,
+            tokens,
+            inputs,
+            divergence=divergence,
+            reference=reference,
+            positions=positions,
+            settings=harvest,
+            method=method,
         )
     left_alone = None if background is None else read_background(problem, background, n_features, method)
     if method == "hessian":
@@ -261,13 +278,14 @@ class Decomposition:
         metrics = Metrics({**self._metrics(fit, train, held_out), **extra})
         for control in metrics.matched_by:
             notify(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
+        examples = self.problem.data.rows(plan.held_out[: self.harvest.n_examples])
         return Fitted(
             dictionary=fit.dictionary,
             question=question,
             params=self._records(),
             metrics=metrics,
-            config=self._config(fit) | record,
-            examples=self.problem.data.rows(plan.held_out[: self.harvest.n_examples]),
+            config=self._config(fit, examples) | record,
+            examples=examples,
             engine=engine,
         )
 
@@ -377,9 +395,10 @@ class Decomposition:
         fingerprint = self.problem.subset.fingerprint()
         return {view.name: ParamRecord.of(view, fingerprint[view.name]) for view in self.problem.subset.views}
 
-    def _config(self, fit: Fit) -> dict[str, Any]:
+    def _config(self, fit: Fit, examples: ModelInputs) -> dict[str, Any]:
         """Settings of the run, for the record."""
         output = self.problem.adapter.given_output
+        positions = position_record(self.problem.positions.given, examples)
         return {
             **self.request.record(self.fit),
             "progress": self.request.progress,
@@ -388,6 +407,7 @@ class Decomposition:
             "history": fit.history,
             "model": self.problem.adapter.description,
             "output": None if output is None else _name_of(output),
+            **({} if positions == "all" else {"positions": positions}),
             **({} if self.store is None else {"store": self.store.summary}),
         }
 

@@ -27,6 +27,7 @@ def harvest(
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: Any = "sample",
     output: Callable[[Any], Tensor] | None = None,
+    positions: Any = "all",
     tokenizer: Any = None,
     n_samples: int | None = None,
     settings: HarvestSettings | None = None,
@@ -48,7 +49,8 @@ def harvest(
     go to the disk as they come. Disk: of a factored sample, 4 bytes times positions times (d_out + d_in).
 
     Args:
-        model: As for `pf.decompose`; so are `tokens`, `inputs`, `divergence`, `reference`, `output` and `tokenizer`.
+        model: As for `pf.decompose`; so are `tokens`, `inputs`, `divergence`, `reference`, `output`, `positions` and
+            `tokenizer`.
         params: Which parameters.
         tokens: Or texts.
         directory: Where the store is to lie; made where it is missing.
@@ -56,6 +58,7 @@ def harvest(
         divergence: What gradients are of.
         reference: What outputs are compared with.
         output: Takes what the model returns.
+        positions: Which positions are samples.
         tokenizer: For strings.
         n_samples: Samples in all; overrides `settings.n_samples`, of which the default here is `max_samples`, whatever the
             memory.
@@ -81,7 +84,7 @@ def harvest(
     settings = settings or HarvestSettings()
     settings = settings if n_samples is None else replace(settings, n_samples=n_samples)
     chosen = read_model(model, params, tokenizer=tokenizer, output=output)
-    problem = read_problem(chosen, tokens, inputs, divergence=divergence, reference=reference)
+    problem = read_problem(chosen, tokens, inputs, divergence=divergence, reference=reference, positions=positions)
     progress = progress and launched().is_main
     say = spoken(progress)
     say_notices(problem, divergence, say)

@@ -177,11 +177,15 @@ def _strongest(strengths: Float[Tensor, "sample feature"]) -> Int[Tensor, "rank 
 
 
 def _labels(inputs: ModelInputs) -> dict[str, Int[Tensor, " sample"]]:
-    """Label every real position with its token, and with the token after it; -1 where there is none."""
-    rows = inputs.token_rows
-    tokens = torch.tensor([token for row in rows for token in row])
-    following = torch.tensor([token for row in rows for token in (*row[1:], -1)])
-    return {"token": tokens, "next": following}
+    """Label every sample with its token, and with the token after it; -1 where there is none."""
+    if inputs.tokens is None:
+        return {}
+    rows = [[*row, -1] for row in inputs.token_rows]
+    places = inputs.sample_places.tolist()
+    return {
+        name: torch.tensor([rows[row][position + ahead] for row, position in places])
+        for name, ahead in (("token", 0), ("next", 1))
+    }
 
 
 def _chance(

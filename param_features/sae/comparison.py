@@ -223,8 +223,7 @@ class Comparison:
         """Find every sample's row, and its position among the row's real ones."""
         if not self.features.bound_engine("compare").per_position:
             return torch.stack([torch.arange(len(self.inputs)), torch.zeros(len(self.inputs), dtype=torch.long)], 1)
-        rows = self.inputs.token_rows
-        return torch.tensor([(row, position) for row, tokens in enumerate(rows) for position in range(len(tokens))])
+        return self.inputs.sample_places
 
     def _view(self, pair: Pair, rows: list[SampleRow], *, feature_first: bool) -> View:
         return pair_view(self.features, self.sae, self.hook_name, self.inputs, pair, rows, feature_first=feature_first)

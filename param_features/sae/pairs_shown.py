@@ -8,7 +8,7 @@ from torch import Tensor
 
 from param_features.adapters import SparseAutoencoder
 from param_features.fitted import Fitted
-from param_features.problem import ModelInputs
+from param_features.problem import ModelInputs, real_first
 from param_features.sae.matching import Pair
 from param_features.sae.site import activations_at
 from param_features.views import TokenRow, View
@@ -47,8 +47,9 @@ def pair_view(
         texts, marked = strings[place], position if strings[place] else 0
         for name, number, acts, style in lines:
             bound = max(float(values.abs().max()) for values in acts) or 1.0
-            title = f"{name} {number}: {float(acts[place][marked]):{style}}"
-            rows.append(_row(title, texts or (f"input {row}",), acts[place] / bound, marked))
+            values = acts[place] if texts else acts[place][position : position + 1]
+            title = f"{name} {number}: {float(values[marked]):{style}}"
+            rows.append(_row(title, texts or (f"input {row}",), values / bound, marked))
     titles = [f"{name} {number}" for name, number, *_ in lines]
     return View(f"{titles[0]} and {titles[1]}: correlation {pair.correlation:.2f}; each on its own scale", tuple(rows))
 
@@ -56,21 +57,24 @@ def pair_view(
 def _activations(
     features: Fitted, sae: SparseAutoencoder, hook_name: str, rows: ModelInputs, pair: Pair
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Both features' activations on each row's real positions; one number where a sample is an input."""
+    """Both features' activations on each row's positions, the real ones first; one number where a sample is an input."""
     engine = features.bound_engine("view")
     acts = activations_at(engine.adapter, rows, hook_name, per_position=engine.per_position)
     codes = torch.cat([chunk[:, pair.sae_feature] for chunk in sae.encode(acts)])
     strengths = features.activations_on(rows)[..., pair.feature]
     if not engine.per_position:
         return [value.reshape(1) for value in strengths], [value.reshape(1) for value in codes]
-    is_real = torch.ones(strengths.shape, dtype=torch.bool) if rows.mask is None else rows.mask.cpu()
-    lengths = is_real.sum(1).tolist()
-    return list(strengths[is_real].split(lengths)), list(codes.split(lengths))
+    lengths = [len(row) for row in rows.token_rows] or [rows.n_pos] * len(rows)
+    at_samples = torch.zeros(strengths.shape, dtype=codes.dtype)
+    at_samples[tuple(rows.sample_places.T)] = codes.cpu()
+    placed = real_first(strengths.unsqueeze(2), rows)[..., 0], at_samples
+    ours, theirs = ([row[:n] for row, n in zip(values, lengths, strict=True)] for values in placed)
+    return ours, theirs
 
 
 def _strings(features: Fitted, rows: ModelInputs) -> list[tuple[str, ...]]:
     engine = features.bound_engine("view")
-    if not engine.per_position:
+    if not engine.per_position or rows.tokens is None:
         return [()] * len(rows)
     return [tuple(engine.adapter.to_strings(row)) for row in rows.token_rows]
 

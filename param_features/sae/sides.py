@@ -82,8 +82,8 @@ def parameter_sides(
     readings |= {"acts": features.v_in.inner, "overlaps": dictionary.code_directions.inner}
     padded = read_gradients(engine, features.question, inputs, readings)
     is_real = torch.ones(padded["acts"].shape[:2], dtype=torch.bool)
-    if engine.per_position and inputs.mask is not None:
-        is_real = inputs.mask.cpu()
+    if engine.per_position and inputs.sample_mask is not None:
+        is_real = inputs.sample_mask.cpu()
     by_reading = {name: values[is_real] for name, values in padded.items()}
     codes = dictionary.codes(by_reading["overlaps"])
     l0 = max(float((codes != 0).sum(1).double().mean()), 1e-6)

@@ -47,8 +47,9 @@ def activations_at(
 
 
 def has_positions(acts: Tensor, inputs: ModelInputs) -> bool:
-    """Whether activations have an axis for the tokens' positions, and another after it."""
-    return inputs.tokens is not None and acts.dim() > 2 and acts.shape[:2] == inputs.tokens.shape
+    """Whether activations have an axis for the samples' or the tokens' positions, and another after it."""
+    has_any = inputs.samples is not None or inputs.tokens is not None
+    return has_any and acts.dim() > 2 and acts.shape[:2] == (len(inputs), inputs.n_pos)
 
 
 @torch.no_grad()
@@ -120,7 +121,7 @@ def _samples(adapter: Adapter, rows: ModelInputs, hook_name: str, per_position: 
             if rows.tokens is not None
             else f"Activations at {hook_name!r} belong to inputs, not to positions of tokens."
         )
-    return (acts.flatten(0, 1) if rows.mask is None else acts[rows.mask]).cpu()
+    return (acts.flatten(0, 1) if rows.sample_mask is None else acts[rows.sample_mask]).cpu()
 
 
 def first_tensor(output: Any, hook_name: str) -> Tensor:

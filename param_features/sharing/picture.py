@@ -53,7 +53,8 @@ def draw(features: Fitted, path: Path, *, n_features: int = 10, n_examples: int 
 
 def shown_examples(features: Fitted, n_features: int, n_examples: int) -> dict[int, list[Example]]:
     """Top examples of the first features; none without a model, saved examples or tokens."""
-    if features.engine is None or features.examples is None or not features.engine.per_position:
+    engine, examples = features.engine, features.examples
+    if engine is None or examples is None or not engine.per_position or examples.tokens is None:
         return {}
     return {
         feature: examples_of(features, feature, n_examples, features.own_examples)

@@ -96,7 +96,7 @@ def feature_view(feature: int, examples: Sequence[Example], *, unit: str) -> Vie
 def _example_row(example: Example) -> TokenRow:
     title = f"{example.activation:+.4f}"
     if not example.tokens:
-        return TokenRow(title, (f"input {example.row}",), (example.activation,), 0)
+        return TokenRow(title, (example.place,), (example.activation,), 0)
     start, stop = max(0, example.position - 24), example.position + 9
     window = slice(start, stop)
     following = "" if example.next_token is None else f" → {example.next_token!r}"

@@ -33,7 +33,7 @@ _LABELS = {
 }
 """How entries whose names say too little are called in messages."""
 
-_SINCE = {"compress_rank": None, "dtype": "float32"}
+_SINCE = {"compress_rank": None, "dtype": "float32", "positions": "all"}
 """What stores were made with before these were settings."""
 
 _IN_MEMORY = ("max_memory_gib", "memory_dtype", "n_references", "n_examples")
@@ -61,6 +61,9 @@ def recipe_of(
         "compress_rank": compression.rank,
         "dtype": compression.dtype,
     }
+    positions = problem.positions.given
+    if not isinstance(positions, str) or positions != "all":
+        recipe["positions"] = _positions(positions)
     sampling = {name: value for name, value in asdict(settings).items() if name not in _IN_MEMORY}
     return json.loads(json.dumps(recipe | sampling))
 
@@ -122,6 +125,14 @@ def sum_of_data(inputs: ModelInputs) -> str:
     named = {f"args/{place}": value for place, value in enumerate(inputs.args)} | inputs.kwargs | {"mask": inputs.mask}
     values = {name: _tensor(value) if isinstance(value, Tensor) else repr(value) for name, value in named.items()}
     return _sha(json.dumps(values, sort_keys=True).encode())
+
+
+def _positions(given: Any) -> Any:
+    if isinstance(given, Tensor):
+        return f"mask {_tensor(given)}"
+    if isinstance(given, slice):
+        return {"slice": [given.start, given.stop, given.step]}
+    return {"function": getattr(given, "__name__", type(given).__name__), "code": _code(given)} if callable(given) else given
 
 
 def _tensor(tensor: Tensor) -> str:

@@ -31,6 +31,7 @@ from param_features.problem import (
     read_divergence,
     read_inputs,
     read_pairs,
+    read_positions,
 )
 
 _KNOWN = ("plan/train", "plan/held_out", "reference")
@@ -151,6 +152,7 @@ class FactorStore:
         *,
         divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
         reference: Any = None,
+        positions: Any = "all",
         settings: HarvestSettings | None = None,
         method: str = "l3d",
     ) -> Problem:
@@ -171,12 +173,15 @@ class FactorStore:
         wanted_divergence = read_divergence(
             recipe["divergence"] if divergence == "auto" else divergence, is_logits=output.is_logits
         )
+        given = self._positions(read_positions(positions))
+        output = output.sampled(wanted_divergence, given)
         if pairs is not None:
             check_pairs(adapter, pairs, output, wanted_divergence, method)
         kind = recipe["reference"].split(" ")[0]
         named_reference = kind if reference is None or pairs is not None else reference
         known = None if self.reference is None else self.reference.to(subset.device)
         problem = Problem(adapter, subset, data, output, wanted_divergence, named_reference, pairs, known)
+        problem = problem.sampled_at(given)
         wanted = recipe_of(
             problem,
             settings or self.settings,
@@ -188,6 +193,15 @@ class FactorStore:
         then = "Leave out what differs to use what the store holds, or harvest into another directory=."
         refuse_differences(recipe, wanted, where=str(self.directory), then=then)
         return replace(problem, reference=kind)
+
+    def _positions(self, given: Any) -> Any:
+        """Those that the store was harvested at where none are given; a mask or a function is not kept."""
+        recorded = self.manifest.recipe.get("positions", "all")
+        if not isinstance(given, str) or given != "all":
+            return given
+        is_code = isinstance(recorded, dict) and "function" in recorded
+        self._need_code("positions", recorded if is_code or str(recorded).startswith("mask ") else None, None)
+        return slice(*recorded["slice"]) if isinstance(recorded, dict) else recorded
 
     def check_count(self, n_features: int) -> None:
         """Refuse a fit of more features than there are training samples.
@@ -223,7 +237,7 @@ class FactorStore:
     def _need_code(self, name: str, recorded: Any, code: Any) -> None:
         if recorded is not None and code is None:
             raise SettingError(
-                f"{self.directory} was harvested with your own {name}=, which is code and is not kept. Give it again: "
+                f"{self.directory} was harvested with your own {name}=, which is not kept. Give it again: "
                 f"pf.decompose(…, store=…, {name}=…)."
             )
 

@@ -44,6 +44,7 @@ def estimate(
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: Any = "sample",
     output: Callable[[Any], Tensor] | None = None,
+    positions: Any = "all",
     tokenizer: Any = None,
     steps: int | None = None,
     seed: int = 0,
@@ -70,6 +71,7 @@ def estimate(
         divergence: What gradients are of.
         reference: What outputs are compared with.
         output: Takes what the model returns.
+        positions: Which positions are samples.
         tokenizer: For strings.
         steps: Optimiser steps.
         seed: Of the decomposition.
@@ -91,7 +93,7 @@ def estimate(
     chosen = read_model(model, params, tokenizer=tokenizer, output=output)
     base = held_bytes(chosen.subset.device)
     check_request(Request("l3d", n_features, l0, seed, progress=False), fit, chosen.subset)
-    problem = read_problem(chosen, tokens, inputs, divergence=divergence, reference=reference)
+    problem = read_problem(chosen, tokens, inputs, divergence=divergence, reference=reference, positions=positions)
     harvest = harvest or HarvestSettings()
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
     probe = _harvest_probe(problem, harvest, n_features, seed)

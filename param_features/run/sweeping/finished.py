@@ -19,6 +19,7 @@ def read_finished(
     model: Any,
     divergence: Callable[[Tensor, Tensor], Tensor] | None,
     output: Callable[[Any], Tensor] | None,
+    positions: Callable[[Tensor], Tensor] | None,
     tokenizer: Any,
 ) -> Fitted | None:
     """The fit in a folder; None where there is none, or its files are unfinished or damaged.
@@ -27,8 +28,9 @@ def read_finished(
         folder: Of one setting.
         wanted: What its record must say.
         model: The model that it is bound to.
-        divergence: As for `pf.load`; so are `output` and `tokenizer`.
+        divergence: As for `pf.load`; so are `output`, `positions` and `tokenizer`.
         output: Code that is not saved.
+        positions: The same.
         tokenizer: For strings.
 
     Raises:
@@ -37,7 +39,7 @@ def read_finished(
     if not (folder / "config.json").exists():
         return None
     try:
-        features = load(folder, model=model, divergence=divergence, output=output, tokenizer=tokenizer)
+        features = load(folder, model=model, divergence=divergence, output=output, positions=positions, tokenizer=tokenizer)
     except StoreError:
         return None
     plain = json.loads(json.dumps(dict(wanted)))

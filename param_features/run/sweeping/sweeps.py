@@ -54,6 +54,7 @@ def sweep(
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: Any = None,
     output: Callable[[Any], Tensor] | None = None,
+    positions: Any = "all",
     tokenizer: Any = None,
     method: str = "l3d",
     steps: int | None = None,
@@ -72,8 +73,8 @@ def sweep(
     temporary folder where neither `store` nor `directory` is given.
 
     Args:
-        model: As for `pf.decompose`; so are `params`, `tokens`, `inputs`, `divergence`, `reference`, `output`, `tokenizer`,
-            `method`, `steps`, `n_samples`, `harvest` and `fit`.
+        model: As for `pf.decompose`; so are `params`, `tokens`, `inputs`, `divergence`, `reference`, `output`,
+            `positions`, `tokenizer`, `method`, `steps`, `n_samples`, `harvest` and `fit`.
         params: Which parameters; the store's by default.
         tokens: Or texts; the store's by default.
         inputs: Instead of tokens.
@@ -88,6 +89,7 @@ def sweep(
         divergence: What gradients are of.
         reference: What outputs are compared with.
         output: Takes what the model returns.
+        positions: Which positions are samples.
         tokenizer: For strings.
         method: `"l3d"` or `"hessian"`; of the latter under-training is not judged.
         steps: Optimiser steps of every fit.
@@ -127,6 +129,7 @@ def sweep(
                 divergence=divergence,
                 reference="sample" if reference is None else reference,
                 output=output,
+                positions=positions,
                 tokenizer=tokenizer,
                 n_samples=n_samples,
                 settings=harvest,
@@ -139,13 +142,21 @@ def sweep(
             taken = taken if n_samples is None else replace(taken, n_samples=n_samples)
         gradients.check_count(max(setting.n_features for setting in settings_grid))
         problem = gradients.problem(
-            chosen, tokens, inputs, divergence=divergence, reference=reference, settings=taken, method=method
+            chosen,
+            tokens,
+            inputs,
+            divergence=divergence,
+            reference=reference,
+            positions=positions,
+            settings=taken,
+            method=method,
         )
         if method == "hessian":
             check_curved(problem.divergence)
         say_notices(problem, None, jobs[0].request.say)
         code = divergence if callable(divergence) else None
-        read = partial(read_finished, model=model, divergence=code, output=output, tokenizer=tokenizer)
+        places = positions if callable(positions) else None
+        read = partial(read_finished, model=model, divergence=code, output=output, positions=places, tokenizer=tokenizer)
         kept_in = None if directory is None else Path(directory)
         limits = settings or SweepSettings()
         return _Sweeping(problem, taken, gradients, leaves_batch_open(fit), kept_in, read, limits).over(jobs)

@@ -53,6 +53,11 @@ class HuggingFaceAdapter(ModuleAdapter):
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @property
+    def configured_padding(self) -> int | None:
+        """The configuration's `pad_token_id`."""
+        return getattr(self.model.config.get_text_config(), "pad_token_id", None)
+
+    @property
     def n_layers(self) -> int | None:
         """Number of blocks."""
         return getattr(self.model.config.get_text_config(), "num_hidden_layers", None)

@@ -29,7 +29,9 @@ def positions_of(text: str) -> str | int | slice:
         numbers = [int(part) if part else None for part in parts]
     except ValueError:
         return read_positions(text)
-    return read_positions(slice(*numbers) if len(parts) in (2, 3) else text if numbers[0] is None else numbers[0])
+    if len(numbers) == 1 and numbers[0] is not None:
+        return numbers[0]
+    return read_positions(slice(*numbers) if len(numbers) in (2, 3) else text)
 
 
 def flag(name: str, group: str, help: str, *short_names: str, **settings: Any) -> Any:

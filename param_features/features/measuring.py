@@ -31,7 +31,7 @@ class MeasuredFeatures(Fitted):
         tokens: Any = None,
         *,
         inputs: Any = None,
-        reference: Tensor | None = None,
+        reference: Tensor | str | None = None,
         n_references: int | None = None,
         route: Route = "auto",
     ) -> Float[Tensor, "*sample feature"]:
@@ -40,24 +40,31 @@ class MeasuredFeatures(Fitted):
         Args:
             tokens: Integers [batch, pos], or a list of strings.
             inputs: Instead of tokens, anything that the module takes.
-            reference: Outputs to compare with, [d_output] or [n_references, d_output]; the fit's own by default.
+            reference: Outputs to compare with, [d_output] or [n_references, d_output], or the name of a reference as for
+                `pf.decompose`, drawn from the features' examples where the fit had another; the fit's own by default.
             n_references: How many of the stored references to average over; all by default.
             route: `"vjp"`, `"jvp"`, or the cheaper of the two.
 
         Returns:
-            [batch pos feature] for token models, [batch feature] otherwise; signed, in divergence units (nats for KL) per
-            unit step along the feature; 0 at padding. On the CPU.
+            [batch pos feature] where outputs have positions, [batch feature] otherwise; signed, in divergence units (nats
+            for KL) per unit step along the feature; 0 at padding and at positions that are no samples. On the CPU.
 
         Raises:
             NotBoundError: The features were loaded without a model.
             InputError: Inputs that the model cannot take, or references of the wrong shape.
+            SettingError: No reference has that name, or it means nothing for the divergence.
         """
         engine = self.bound_engine("activations")
         question = self.question_with(reference, n_references)
         return activations(engine, self.v_in, question, self.read(tokens, inputs, "activations"), route=route)
 
     def codes(
-        self, tokens: Any = None, *, inputs: Any = None, reference: Tensor | None = None, n_references: int | None = None
+        self,
+        tokens: Any = None,
+        *,
+        inputs: Any = None,
+        reference: Tensor | str | None = None,
+        n_references: int | None = None,
     ) -> Float[Tensor, "*sample feature"]:
         """The few coordinates that rebuild each sample's gradient: as in the fit, zero for every feature that is not kept.
 

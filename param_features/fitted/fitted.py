@@ -15,12 +15,15 @@ from param_features.fit.formats import LowRank
 from param_features.fitted.metrics import Metrics
 from param_features.fitted.parts import Parts
 from param_features.fitted.saved import SavedFeatures, write_saved
-from param_features.gradients import GradientEngine
+from param_features.gradients import GradientEngine, collect_references
 from param_features.machine import launched, methods_in_own_modes
 from param_features.params import ParamRecord, unfold_matrix
-from param_features.problem import Divergence, ModelInputs, Question, read_inputs
+from param_features.problem import Divergence, ModelInputs, Question, check_reference, read_inputs
 
 Features = TypeVar("Features", bound="Fitted")
+
+_N_REFERENCES = 16
+"""Outputs that are drawn where a reference of another name than the fit's is asked for."""
 
 
 @methods_in_own_modes
@@ -199,13 +202,19 @@ class Fitted:
             )
         return self.engine
 
-    def question_with(self, reference: Tensor | None = None, n_references: int | None = None) -> Question:
+    def question_with(self, reference: Tensor | str | None = None, n_references: int | None = None) -> Question:
         """The features' question, with other references, or with the first of its own.
 
         Raises:
-            InputError: The references have another width than outputs, or there are not so many.
+            InputError: The references have another width than outputs, or there are not so many; or a reference by another
+                name than the fit's is drawn from examples, and there are none.
+            SettingError: No reference has this name, or it means nothing for the divergence.
+            NotBoundError: Outputs are needed, and the features were loaded without a model.
         """
         n_stored, d_output = self.references.shape
+        if isinstance(reference, str):
+            named = self._question_named(reference, n_references or max(n_stored, _N_REFERENCES))
+            return replace(self, question=named).question_with(None, n_references if len(named.references) > 1 else None)
         if reference is not None:
             rows = reference.reshape(-1, reference.shape[-1])
             if rows.shape[1] != d_output:
@@ -220,6 +229,19 @@ class Fitted:
                 "harvest=pf.HarvestSettings(n_references=…)."
             )
         return replace(self.question, references=self.references[:n_references])
+
+    def _question_named(self, reference: str, n: int) -> Question:
+        """The question with references as a fit of that name would have; outputs are drawn from the examples."""
+        are_alike = {reference, self.reference} <= {"sample", "label"}
+        if reference == self.reference or are_alike:
+            return self.question
+        check_reference(reference, self.divergence)
+        if reference == "uniform":
+            references = torch.full_like(self.references[:1], 1 / self.references.shape[1])
+        else:
+            engine, generator = self.bound_engine("activations"), torch.Generator().manual_seed(0)
+            references = collect_references(engine, self.divergence, self.own_examples, reference, n, generator)
+        return Question(self.divergence, reference, references.to(self.references))
 
     def texts(self, tokens: Any, call: str = "show") -> tuple[list[list[str]], ModelInputs]:
         """Each row's tokens as strings, without padding, and the rows as the model takes them."""

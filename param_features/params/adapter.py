@@ -91,6 +91,11 @@ class Adapter(ABC):
         return None
 
     @property
+    def configured_padding(self) -> int | None:
+        """The token id that the model's configuration calls padding, None when not known."""
+        return None
+
+    @property
     def n_layers(self) -> int | None:
         """Number of blocks, None when not known."""
         return None

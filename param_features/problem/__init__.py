@@ -12,6 +12,7 @@ from param_features.problem.divergence import (
     Reference,
     SquaredError,
     check_curved,
+    check_reference,
     read_divergence,
 )
 from param_features.problem.inputs import check_tokens, read_inputs
@@ -62,6 +63,7 @@ __all__ = [
     "check_curved",
     "check_model",
     "check_pairs",
+    "check_reference",
     "check_tokens",
     "cut_rows",
     "delimited",

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from param_features.errors import OutputError, SampleCountError, SettingError, nearest
+from param_features.errors import InputError, OutputError, SampleCountError, SettingError, nearest
 
 Outputs = Float[Tensor, "sample d_output"]
 
@@ -227,8 +227,11 @@ def check_reference(spec: Any, divergence: Divergence) -> None:
 
     Raises:
         SettingError: The name is unknown, or it is a distribution and the divergence compares something else.
+        InputError: It is a tensor without values.
     """
     if isinstance(spec, Tensor):
+        if spec.is_meta:
+            raise InputError("reference= is on the meta device: it has a shape but no values. Give outputs.")
         return
     if spec not in REFERENCES:
         raise SettingError(

@@ -1,6 +1,7 @@
 """Padding that a matrix of token ids shows by itself, where no mask came with it."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from param_features.errors import InputError
 from param_features.params import Adapter
+from param_features.problem.arguments import ModelInputs
 
 Ids = Int[Tensor, "batch pos"]
 Mask = Bool[Tensor, "batch pos"]
@@ -70,9 +72,34 @@ def padding_side(tokenizer: object) -> str:
     return getattr(tokenizer, "padding_side", "right")
 
 
-def share_of_ends(ids: Ids, pad: int) -> float:
-    """Which share of the ids is a run of a token at a row's end."""
-    return float(_ends(ids, pad).trailing.double().mean())
+def padding_notice(adapter: Adapter, tokens: Any, inputs: Any, data: ModelInputs) -> str | None:
+    """What to tell the user about padding that came without a mask; None where there is nothing to say.
+
+    Args:
+        adapter: Reads the model.
+        tokens: As the user gave them; None where `inputs` were given.
+        inputs: The same.
+        data: What was read of them.
+    """
+    given = tokens if inputs is None else inputs
+    has_mask = isinstance(given, Mapping) and any(str(name).endswith("attention_mask") for name in given)
+    are_lengths_told = isinstance(tokens, list) and (isinstance(tokens[0], str) or len(set(map(len, tokens))) > 1)
+    if data.ids is None or has_mask or are_lengths_told:
+        return None
+    if data.mask is not None:
+        share = float((~data.mask).double().mean())
+        return (
+            f"{share:.1%} of the positions are padding, as the tokenizer's padding token tells, and no samples. An "
+            "attention_mask beside the tokens, as tokenizer(texts, padding=True) returns it, says so too."
+        )
+    pad = adapter.configured_padding
+    if pad is None or adapter.tokenizer is not None or not _is_run(_ends(data.ids, pad).trailing):
+        return None
+    share = float(_ends(data.ids, pad).trailing.double().mean())
+    return (
+        f"{share:.1%} of the positions are runs of the model's padding token {pad} at the ends of rows, and are taken as "
+        "text. If they are padding, give what the tokenizer returns, with its attention_mask, or tokenizer=."
+    )
 
 
 def _ends(ids: Ids, pad: int) -> Ends:

@@ -24,6 +24,7 @@ from param_features.problem.arguments import ModelInputs
 from param_features.problem.divergence import Divergence, check_reference, read_divergence
 from param_features.problem.inputs import read_inputs
 from param_features.problem.output import OutputInfo, inspect_output
+from param_features.problem.padding import padding_notice
 from param_features.problem.pairs import PairInputs, as_pairs, check_pairs, read_pairs
 from param_features.problem.positions import SamplePositions, read_positions
 
@@ -187,6 +188,9 @@ def read_problem(
     adapter, prompt_pairs = chosen.adapter, as_pairs(reference)
     pairs = None if prompt_pairs is None else read_pairs(adapter, prompt_pairs, tokens, inputs)
     data = read_inputs(adapter, tokens, inputs) if pairs is None else pairs.clean
+    notice = padding_notice(adapter, tokens, inputs, data) if pairs is None else None
+    if notice is not None:
+        notify(notice)
     output = inspect_output(adapter, data)
     measure = read_divergence(divergence, is_logits=output.is_logits)
     output = output.sampled(measure, positions)
@@ -195,7 +199,10 @@ def read_problem(
     else:
         check_pairs(adapter, pairs, output, measure, method)
     problem = Problem(adapter, chosen.subset, data, output, measure, reference if pairs is None else "pairs", pairs)
-    return problem.sampled_at(positions)
+    problem = problem.sampled_at(positions)
+    if len(problem.data) < len(data):
+        notify(f"{len(data) - len(problem.data)} of {len(data)} rows are left out: none of their positions is a sample.")
+    return problem
 
 
 def say_notices(problem: Problem, requested: Any, say: Callable[[str], None]) -> None:

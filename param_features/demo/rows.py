@@ -77,7 +77,7 @@ def stories(n: int, seed: int = 0) -> list[str]:
     """Stories as text; story i is the first one of row i of `tokens(n, seed=seed)`.
 
     About a quarter of them are longer than the 64 tokens that the demo model reads; rows cut them, and so does
-    TransformerLens' `to_tokens`.
+    TransformerLens' `to_tokens`, in silence. As texts they are refused.
 
     Args:
         n: Number of stories; the package has 4,096 of seed 0 and 512 of each other seed.

@@ -216,6 +216,7 @@ class Fitted:
             named = self._question_named(reference, n_references or max(n_stored, _N_REFERENCES))
             return replace(self, question=named).question_with(None, n_references if len(named.references) > 1 else None)
         if reference is not None:
+            check_reference(reference, self.divergence)
             rows = reference.reshape(-1, reference.shape[-1])
             if rows.shape[1] != d_output:
                 raise InputError(

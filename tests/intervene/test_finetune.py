@@ -24,7 +24,8 @@ PARAMS = ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.mlp.down_pro
 
 
 def tokens(n_rows=12, seed=7):
-    return torch.randint(D_VOCAB, (n_rows, 8), generator=torch.Generator().manual_seed(seed))
+    """Rows without the tokenizer's marks and padding."""
+    return torch.randint(4, D_VOCAB, (n_rows, 8), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

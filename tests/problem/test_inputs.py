@@ -311,3 +311,23 @@ def test_an_encoding_padded_as_lists_or_numpy_keeps_its_mask(kind):
     convert = torch.Tensor.tolist if kind == "lists" else torch.Tensor.numpy
     found = read({name: convert(tensor) for name, tensor in encoding(*ROWS, pad=7).items()})
     assert found.token_rows == ROWS
+
+
+META = torch.zeros(2, 4, dtype=torch.long, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "name"),
+    [
+        (META, None, "tokens"),
+        ({"input_ids": META, "attention_mask": META}, None, "tokens"),
+        ([META[0], META[1]], None, "tokens"),
+        (None, META, "inputs"),
+        (None, (GOOD, META), "inputs"),
+        (None, {"x": META.float()}, "inputs"),
+    ],
+    ids=["tensor", "encoding", "rows", "input", "arguments", "keywords"],
+)
+def test_tensors_without_values_are_refused_by_name(tokens, inputs, name):
+    with pytest.raises(InputError, match=f"{name}= is on the meta device: it has a shape but no values"):
+        read(tokens, inputs)

@@ -227,7 +227,7 @@ def test_texts_and_dataset_columns_are_tokenised():
     pytest.importorskip("transformer_lens")
     datasets = pytest.importorskip("datasets")
     model = pf.demo.load_model()
-    texts = pf.demo.stories(30)
+    texts = [story.partition(". ")[0] for story in pf.demo.stories(30)]
     features = pf.decompose(model, "blocks.0.attn.W_K", texts, n_samples=150, **QUICK)
     ids = [model.to_tokens(text)[0].tolist() for text in texts]
     columns = datasets.Dataset.from_dict({"text": texts, "ids": ids})

@@ -28,6 +28,7 @@ class Capture:
         inputs: Detached, but for the one at which the forward pass was stopped.
         outputs: Roots of gradients.
         kept_input: The input of the last call of the module whose input is to be kept, on the graph; None without one.
+        owners: Of sites whose rows the model gathers, which samples they belong to.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class Capture:
         self.inputs: dict[Site, list[Any]] = defaultdict(list)
         self.outputs: dict[Site, list[Any]] = defaultdict(list)
         self.kept_input: Tensor | None = None
+        self.owners: dict[Site, Any] = {}
 
 
 @contextmanager

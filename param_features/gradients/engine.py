@@ -4,7 +4,7 @@ A slot is one sample of every sequence of the batch (a position each), or the wh
 Samples of different sequences do not mix, so one backward pass of the summed divergences yields a gradient for each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ from param_features.gradients.capture import Capture, StopForward, capturing, wi
 from param_features.gradients.cotangents import Cotangents
 from param_features.gradients.head import LinearHead
 from param_features.gradients.mapping import mapped_or_looped, quiet_loops
+from param_features.gradients.owners import owners_of
 from param_features.gradients.rules.registry import required_rule
-from param_features.gradients.types import Dense, Gradients, join_positions
+from param_features.gradients.types import Dense, Gradient, Gradients, join_positions
 from param_features.params import Adapter, ParamSubset, Site, Tap, held_still
 from param_features.problem import ModelInputs, SamplePositions
 
@@ -65,6 +66,7 @@ class GradientEngine:
     Attributes:
         per_position: Whether a sample is a (sequence, position); otherwise it is an input.
         positions: Which positions of outputs are samples.
+        gathering: Tapped outputs whose rows the model gathers, from every sample as many as there happen to be.
         remembered: What was found out about the model while it ran, such as that it has no forward mode.
     """
 
@@ -73,6 +75,7 @@ class GradientEngine:
     routes: Routes
     per_position: bool
     positions: SamplePositions = SamplePositions()
+    gathering: frozenset[Site] = frozenset()
     remembered: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def located(self, inputs: ModelInputs) -> ModelInputs:
@@ -111,6 +114,7 @@ class GradientEngine:
                 root = self.root(inputs, capture)
             cut = root if capture.kept_input is None else capture.kept_input
             d_root = root.shape[-1] if self.per_position else root[0].numel()
+            self._find_owners(capture, cut, inputs.n_pos)
             for slots in self.slot_groups(len(positions), positions.shape[1], d_root):
                 at_root = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
                 with capturing(self.taps):  # layers that are checkpointed run again, and must do what they did
@@ -209,14 +213,20 @@ class GradientEngine:
         sites = list(dict.fromkeys(tap.output for taps in self.routes.taps.values() for tap in taps))
         calls = [(site, index) for site in sites for index in range(len(capture.outputs[site]))]
         roots = [capture.outputs[site][index] for site, index in calls]
-        if not roots:
+        if not roots and not self.gathering.issuperset(sites):
             raise AdapterError("the layer that holds it is never called as a module")
+        settings = {"retain_graph": keep_graph, "allow_unused": True, "materialize_grads": True}
         with capturing(self.taps):  # as above
-            gradients = torch.autograd.grad(
-                root, roots, cotangent, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
-            )
+            gradients = torch.autograd.grad(root, roots, cotangent, **settings) if roots else ()
         deltas = dict(zip(calls, gradients, strict=True))
-        return {name: _apply_rules(taps, capture, deltas, len(root)) for name, taps in self.routes.taps.items()}
+        n_rows, shapes = len(root), {view.name: view.matrix_shape for view in self.subset.views}
+        return {name: _apply_rules(taps, capture, deltas, n_rows, shapes[name]) for name, taps in self.routes.taps.items()}
+
+    def _find_owners(self, capture: Capture, root: Tensor, n_pos: int) -> None:
+        """Note which samples the rows of gathered calls belong to."""
+        with capturing(self.taps):  # as above
+            for site in self.gathering.intersection(tap.output for tap in self.taps):
+                capture.owners[site] = owners_of(capture.outputs[site], root, n_pos)
 
     def _dense(self, inputs: ModelInputs, cotangent: Tensor) -> Gradients:
         if not self.routes.dense:
@@ -261,18 +271,38 @@ def _at_cut(
     return at_cut
 
 
-def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: dict[tuple[Site, int], Tensor], n_rows: int):
+Deltas = dict[tuple[Site, int], Tensor]
+
+
+def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: Deltas, n_rows: int, shape: tuple[int, int]) -> Gradient:
     """The gradient of one parameter: its rule at every call of every use, summed."""
     parts = []
     for tap in taps:
         rule = required_rule(tap.rule, tap.attribute)
-        for index, source in enumerate(capture.inputs[tap.input]):
-            if source is None:
-                raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
-            delta = by_row(at_least_float32(deltas[tap.output, index]), n_rows)
-            gradient = rule(tap.layer, _prepared(source, n_rows, delta.device), delta)
+        for source, delta in _calls(tap, capture, deltas, n_rows, shape):
+            gradient = rule(tap.layer, source, delta)
             parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(delta.device)))
     return join_positions(parts)
+
+
+def _calls(tap: Tap, capture: Capture, deltas: Deltas, n_rows: int, shape: tuple[int, int]) -> Iterator[tuple[Any, Tensor]]:
+    """The input and output gradient of every call, the batch first; of all calls as one where rows are gathered."""
+    sources, n_calls = capture.inputs[tap.input], len(capture.outputs[tap.output])
+    if any(source is None for source in sources):
+        raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
+    if tap.output in capture.owners:
+        owners = capture.owners[tap.output]
+        d_out = shape[0] if tap.rows is None else int(tap.rows.max()) + 1
+        rows = [at_least_float32(deltas[tap.output, index]) for index in range(n_calls)]
+        delta = owners.grouped(torch.cat(rows) if rows else torch.zeros(0, d_out, device=owners.sample.device))
+        source = at_least_float32(torch.cat(sources)) if rows else torch.zeros(0, shape[1])
+        yield owners.grouped(source.to(delta.device)).to(delta.dtype), delta
+        return
+    for index, source in enumerate(sources):
+        delta = by_row(at_least_float32(deltas[tap.output, index]), n_rows)
+        if len(delta) != n_rows:
+            raise AdapterError(f"The layer of {tap.attribute!r} is called on {len(delta)} rows of {n_rows} samples.")
+        yield _prepared(source, n_rows, delta.device), delta
 
 
 def _prepared(source: Any, n_rows: int, device: torch.device) -> Any:

@@ -14,6 +14,7 @@ from param_features.gradients.cut import find_cut
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.head import LinearHead, gives_output
 from param_features.gradients.mapping import CANNOT_MAP
+from param_features.gradients.owners import gathering_sites
 from param_features.gradients.rules.registry import rule_for
 from param_features.gradients.types import Gradients
 from param_features.params import Adapter, ParamSubset, held_still
@@ -51,7 +52,8 @@ def plan_engine(problem: Problem) -> GradientEngine:
     taps = {view.name: adapter.taps(view) for view in subset.views}
     ruled = {name: uses for name, uses in taps.items() if uses and all(rule_for(use.rule, use.attribute) for use in uses)}
     routes, positions = _routes(subset, ruled, {}), problem.positions.elsewhere
-    engine = GradientEngine(adapter, subset, routes, output.per_position, positions)
+    gathering = gathering_sites(adapter, [tap for uses in ruled.values() for tap in uses], problem.data)
+    engine = GradientEngine(adapter, subset, routes, output.per_position, positions, gathering)
     check = _Check(engine, problem.data.rows(slice(0, 2)), output)
     head, through_head = adapter.head(), replace(engine.routes, through_head=True)
     takes_head = not engine.routes.dense

@@ -55,6 +55,10 @@ def check_rules(engine: GradientEngine, *, needs: str, instead: str) -> None:
         AdapterError: A parameter has no layer rule here, or its layer goes on to compute from what it gives.
     """
     for name, taps in engine.routes.taps.items():
+        if any(tap.output in engine.gathering for tap in taps):
+            raise AdapterError(
+                f"{needs} the positions of a batch in order, and the layer of {name!r} is called on some. {instead}"
+            )
         if any(tap.input.which == "call" for tap in taps):
             raise AdapterError(
                 f"{needs} what {name!r} itself gives, and its layer shows only what all experts give together. {instead}"

@@ -213,8 +213,8 @@ def in_nnsight(case: Case) -> Iterator[On]:
 
     def run(tokens: Tensor) -> Tensor:
         with wrapped.trace(tokens):
-            saved = [wrapped.output.logits.save()]
-        return saved[0]
+            logits = wrapped.output.logits.save()
+        return logits  # noqa: RET504
 
     yield wrapped, run
 
@@ -263,6 +263,7 @@ USES: dict[str, Callable[[pf.ParamFeatures], Any]] = {
     "steer": lambda features: features.steer(STEPS),
     "steer where": lambda features: features.steer(STEPS, where=[True, False, True]),
     "steer at positions": lambda features: features.steer(STEPS, where=FEW > 11),
+    "a circuit's block": lambda features: circuit_of(features).without([f"{name}/error" for name in features.params]),
     "ablate": lambda features: features.ablate([0, 1, 2, 3], rule="noise", scale=3.0),
 }
 
@@ -338,6 +339,20 @@ def test_what_is_read_from_a_model_is_the_same(setting, reading):
             assert gap(flat(READINGS[reading](subject.features)), expected) < EXACT.get(setting, 1e-5)
 
 
+_circuits: dict[int, Any] = {}
+
+
+def circuit_of(features: pf.ParamFeatures) -> Any:
+    """Found once, in the plain run in which each case's effects are measured."""
+    if id(features) not in _circuits:
+        _circuits[id(features)] = found_circuit(features)
+    return _circuits[id(features)]
+
+
+def found_circuit(features: pf.ParamFeatures) -> Any:
+    return pf.circuit(features, TOKENS[:4], pf.circuits.LogProbability(5), n_nodes=2, n_random=0, ablation="zero")
+
+
 def flat(found: Any) -> Tensor:
     """The numbers of a result side by side."""
     if isinstance(found, dict):
@@ -367,7 +382,7 @@ def direction_of(features: pf.ParamFeatures) -> Tensor:
     return torch.cat([flat(features.direction(feature)) for feature in range(4)])
 
 
-@pytest.mark.parametrize("use", ["steer", "steer where"])
+@pytest.mark.parametrize("use", ["steer", "steer where", "a circuit's block"])
 @pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in ("no_grad", "inference_mode")])
 def test_gradients_after_the_block_are_those_inside_it_or_refused(setting, use):
     kind, on = SETTINGS[setting]
@@ -394,3 +409,29 @@ def gradients(subject: Case, run: Run, use: Callable[[pf.ParamFeatures], Any], *
     found = [parameter.grad.flatten() for parameter in subject.model.parameters() if parameter.grad is not None]
     subject.model.zero_grad()
     return torch.cat(found)
+
+
+METRIC = pf.circuits.LogProbability(5)
+
+ANALYSES: dict[str, Callable[[Case], Any]] = {
+    "match": lambda case: pf.match(case.features, case.features).cosine,
+    "circuit": lambda case: [effect for node in found_circuit(case.features).nodes for effect in node.effects],
+    "interactions": lambda case: pf.circuits.interactions(case.features, TOKENS[:4], METRIC).values,
+    "indirect effects": lambda case: pf.circuits.indirect_effects(case.features, TOKENS[:4], METRIC).values,
+    "audit": lambda case: [row.value for row in case.features.audit().rows],
+    "pushes": lambda case: pf.development.pushes(case.features, TOKENS[:4]).values,
+    "losses of tokens": lambda case: pf.development.token_losses(case.model, TOKENS),
+    "trained coefficients": lambda case: case.features.finetune(TOKENS, 2, steps=2, progress=False).coefficients.items(),
+    "copy": lambda case: case.features.steered(None, STEPS).state_dict(),
+}
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+@pytest.mark.parametrize("setting", ["autocast", "compiled in place"])
+def test_an_analysis_is_the_same_bit_for_bit(setting, analysis):
+    subject = case("gpt2")
+    expected = flat(ANALYSES[analysis](subject))
+    with SETTINGS[setting][1](subject):
+        found = flat(ANALYSES[analysis](subject))
+    assert found.norm() > 0
+    assert torch.equal(found, expected)

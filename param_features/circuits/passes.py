@@ -20,6 +20,8 @@ from param_features.circuits.groups import Group
 from param_features.circuits.metric import Metric, checked_values
 from param_features.circuits.places import Place, acting
 from param_features.errors import AdapterError
+from param_features.intervene import refusing_late_backward
+from param_features.machine import full_precision, uncompiled
 from param_features.params import Adapter, held_still
 from param_features.problem import ModelInputs
 
@@ -197,12 +199,16 @@ class CircuitSubject:
             number = stack.enter_context(counted(self.adapter))
 
             def act(place: Place, source: Any, output: Tensor) -> Tensor:
-                call, current = PlaceCall(place.detached(source), output.detach()), batch[-1]
-                of_group = amounts[places[place]]
+                of_group, current = amounts[places[place]], batch[-1]
                 of_group = of_group[:1].expand(len(current.inputs), -1) if of_any_batch else of_group
-                return output + current.part((place, number(place)), call, of_group).detach().to(output.dtype)
+                with full_precision(), torch.inference_mode(False):
+                    call = PlaceCall(place.detached(source), output.detach())
+                    part = current.part((place, number(place)), call, of_group).detach()
+                return output + part.to(output.dtype)
 
             if of_any_batch:
+                stack.enter_context(uncompiled())
+                stack.enter_context(refusing_late_backward(self.adapter.module, {place.module: [] for place in places}))
                 stack.callback(_seeing_batches(self, batch).remove)
             stack.enter_context(acting(places, act))
             yield

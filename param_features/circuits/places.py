@@ -19,6 +19,7 @@ from param_features.adapters import SparseAutoencoder
 from param_features.errors import AdapterError
 from param_features.gradients import Gradient, at_least_float32, by_row, required_rule
 from param_features.intervene import acting_at
+from param_features.machine import saved_as_they_are
 from param_features.params import Tap
 from param_features.sae import first_tensor, with_first
 
@@ -30,7 +31,13 @@ Act = Callable[["Place", Any, Tensor], Tensor]
 
 
 class Place(ABC):
-    """One place of one group of nodes. A `source` is whatever the nodes' parts are computed from."""
+    """One place of one group of nodes. A `source` is whatever the nodes' parts are computed from.
+
+    Attributes:
+        module: What passes the place's output.
+    """
+
+    module: nn.Module
 
     @abstractmethod
     def hooks(self, act: Act) -> Iterator[Any]:
@@ -50,7 +57,7 @@ class Place(ABC):
 
     def written(self, source: Any, amounts: Float[Tensor, "row node"], like: Tensor) -> Tensor:
         """Σ_k α_k n_k as a tensor like the output, with its graph to the source: the transpose of `inner`."""
-        with torch.enable_grad():
+        with saved_as_they_are(), torch.enable_grad():
             probe = torch.zeros(like.shape, dtype=amounts.dtype, device=like.device, requires_grad=True)
             value = (self.inner(source, probe, len(amounts)) * amounts).sum()
             return torch.autograd.grad(value, probe, create_graph=True)[0]
@@ -68,6 +75,11 @@ class WeightPlace(Place):
     tap: Tap
     parts: tuple[Factors, ...]
 
+    @property
+    def module(self) -> nn.Module:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The module that the tap's output leaves."""
+        return self.tap.output.module
+
     def hooks(self, act: Act) -> Iterator[Any]:
         """See `Place`."""
         return acting_at(self.tap, lambda source, output: act(self, source, output))
@@ -84,7 +96,7 @@ class WeightPlace(Place):
 
     def detached(self, source: Tensor) -> Tensor:
         """See `Place`."""
-        return source.detach()
+        return without_graph(source)
 
 
 class SaeSource(NamedTuple):
@@ -153,7 +165,12 @@ class SaePlace(Place):
 
     def detached(self, source: SaeSource) -> SaeSource:
         """See `Place`."""
-        return SaeSource(*(None if part is None else part.detach() for part in source))
+        return SaeSource(*(None if part is None else without_graph(part) for part in source))
+
+
+def without_graph(tensor: Tensor) -> Tensor:
+    """The tensor cut off from its graph; a copy where it was made under `torch.inference_mode()`, which autograd refuses."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from param_features.intervene.ablate import Search, by_noise, by_weight, check_r
 from param_features.intervene.combine import combined, moved
 from param_features.intervene.copies import Edit, copied, located, write_for_good
 from param_features.intervene.finetune import FineTuned, choose, tune
+from param_features.intervene.late_backward import refusing_late_backward
 from param_features.intervene.lora import CONFIG, peft, write_lora
 from param_features.intervene.lora_comparison import LoraComparison
 from param_features.intervene.objective import read_off_target, with_penalty
@@ -51,6 +52,7 @@ __all__ = [
     "read_off_target",
     "read_task",
     "read_where",
+    "refusing_late_backward",
     "span_coefficients",
     "steering",
     "tune",

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from param_features.errors import ModelStateError
-from param_features.gradients import GradientEngine
 from param_features.machine import has_saved_tensor_hooks
 
 _N_CHANGES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
@@ -26,19 +25,19 @@ _MOST_NODES = 200
 
 
 @contextmanager
-def refusing_late_backward(engine: GradientEngine) -> Iterator[None]:
+def refusing_late_backward(model: nn.Module, weights: Mapping[nn.Module, list[Tensor]]) -> Iterator[None]:
     """Mark the passes of a block that steers: their gradients are refused where they would be those of other weights.
 
     Cost: a hook at every module, and a look at the graph of each steered layer.
 
+    Args:
+        model: Whose passes.
+        weights: The layers that act otherwise in the block, with their weights that are changed in place.
+
     Raises:
-        ModelStateError: In the backward pass, by torch.
+        ModelStateError: In the backward pass.
     """
-    weights: dict[nn.Module, list[Tensor]] = {}
-    for view in engine.subset.views:
-        for owner, _ in view.places:
-            weights.setdefault(owner, []).append(view.stored)
-    handles = _watched(engine.adapter.module, weights)
+    handles = _watched(model, weights)
     _count_change(weights)
     try:
         yield

@@ -14,7 +14,7 @@ from param_features.errors import AdapterError, InputError
 from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine, argument, at_least_float32, by_row
 from param_features.gradients.rules import required_rule
-from param_features.machine import full_precision, has_saved_tensor_hooks, uncompiled
+from param_features.machine import full_precision, has_saved_tensor_hooks, saved_as_they_are, uncompiled
 from param_features.params import Tap
 
 Where = Bool[Tensor, "batch"] | Bool[Tensor, "batch pos"]
@@ -145,8 +145,7 @@ def _transposed(function: Callable[[Tensor], Tensor], probe: Tensor) -> Tensor:
         value, pull, *_ = torch.func.vjp(function, probe)
         return pull(torch.ones_like(value))[0]
     has_graph = torch.is_grad_enabled()
-    # What is kept here is read at once, so the hooks must not have it: checkpointing would run the layer again.
-    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept), torch.enable_grad():
+    with saved_as_they_are(), torch.enable_grad():
         probe.requires_grad_()
         gradient = torch.autograd.grad(function(probe), probe, create_graph=True)[0]
     return gradient if has_graph else gradient.detach()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from param_features.errors import InputError, SettingError
 from param_features.fit.formats import LowRank
@@ -75,7 +75,11 @@ def steering(engine: GradientEngine, v_out: LowRank, coefficients: Coefficients,
 
 @contextmanager
 def _block(engine: GradientEngine, change: AbstractContextManager) -> Iterator[None]:
-    with refusing_late_backward(engine), change:
+    weights: dict[nn.Module, list[Tensor]] = {}
+    for view in engine.subset.views:
+        for owner, _ in view.places:
+            weights.setdefault(owner, []).append(view.stored)
+    with refusing_late_backward(engine.adapter.module, weights), change:
         yield
 
 

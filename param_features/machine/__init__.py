@@ -3,7 +3,14 @@
 from param_features.machine.checked_calls import typed
 from param_features.machine.memory import free_bytes, held_bytes
 from param_features.machine.messages import notify, spoken
-from param_features.machine.modes import full_precision, has_saved_tensor_hooks, methods_in_own_modes, own_modes, uncompiled
+from param_features.machine.modes import (
+    full_precision,
+    has_saved_tensor_hooks,
+    methods_in_own_modes,
+    own_modes,
+    saved_as_they_are,
+    uncompiled,
+)
 from param_features.machine.processes import ALONE, Processes, Share, alone, launched
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "methods_in_own_modes",
     "notify",
     "own_modes",
+    "saved_as_they_are",
     "spoken",
     "typed",
     "uncompiled",

@@ -41,6 +41,19 @@ def has_saved_tensor_hooks() -> bool:
 
 
 @contextmanager
+def saved_as_they_are() -> Iterator[None]:
+    """Run a block whose tensors saved-tensor hooks do not get: those that are read again at once.
+
+    Checkpointing would run the layer again to give them back.
+    """
+    if not has_saved_tensor_hooks():
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept):
+        yield
+
+
+@contextmanager
 def full_precision() -> Iterator[None]:
     """Run a block without autocast."""
     with ExitStack() as modes:

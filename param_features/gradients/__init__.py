@@ -9,8 +9,6 @@ from param_features.gradients.engine import (
     CotangentOf,
     GradientEngine,
     Routes,
-    at_least_float32,
-    by_row,
     check_finite_output,
 )
 from param_features.gradients.harvester import Harvester, OwnReferences
@@ -20,6 +18,7 @@ from param_features.gradients.outputs import outputs_at
 from param_features.gradients.plan import build_engine, check_influence, plan_engine
 from param_features.gradients.probe import SampleProbe
 from param_features.gradients.references import collect_references, own_references, question_of
+from param_features.gradients.rows import at_least_float32, by_row
 from param_features.gradients.rules import LayerRule, register_rule, required_rule, rule_for
 from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_samples
 from param_features.gradients.sparse import is_fast_on, sparse_product

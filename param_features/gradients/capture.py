@@ -3,7 +3,7 @@
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.autograd.function import FunctionCtx
 from torch.utils.hooks import RemovableHandle
 
 from param_features.errors import ModelStateError
+from param_features.gradients.operations import Use, Watch
 from param_features.params import Site, Tap
 
 
@@ -31,16 +32,33 @@ class Capture:
         owners: Of sites whose rows the model gathers, which samples they belong to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch | None = None) -> None:
         """Start with nothing captured."""
+        self._watch = watch
         self.inputs: dict[Site, list[Any]] = defaultdict(list)
         self.outputs: dict[Site, list[Any]] = defaultdict(list)
         self.kept_input: Tensor | None = None
         self.owners: dict[Site, Any] = {}
 
+    @property
+    def uses(self) -> list[Use]:
+        """Uses of parameters that are watched at operations, in the order of the calls."""
+        return [] if self._watch is None else self._watch.uses
+
+    def is_understood(self, stored: Tensor) -> bool:
+        """Whether a Parameter that is watched is used, and only by operations with a rule."""
+        return self._watch is not None and self._watch.why_not(stored) is None
+
+    def uses_of(self, stored: Tensor) -> list[Use]:
+        """The uses of one Parameter; errors as of `Watch.uses_of`."""
+        assert self._watch is not None, "a parameter is watched"
+        return self._watch.uses_of(stored)
+
 
 @contextmanager
-def capturing(taps: Iterable[Tap], *, stop_at: nn.Module | None = None, keep: nn.Module | None = None) -> Iterator[Capture]:
+def capturing(
+    taps: Iterable[Tap], *, stop_at: nn.Module | None = None, keep: nn.Module | None = None, watch: Watch | None = None
+) -> Iterator[Capture]:
     """Hook the taps' sites. Outputs become roots of gradients: `torch.autograd.grad` may ask for each captured output.
 
     An output that needs no gradient yet becomes a leaf, so that the graph starts there; every output is passed on as a
@@ -50,8 +68,9 @@ def capturing(taps: Iterable[Tap], *, stop_at: nn.Module | None = None, keep: nn
         taps: Whose inputs and outputs to capture.
         stop_at: A module whose first input is captured, and at whose call the forward pass ends with `StopForward`.
         keep: A module whose first input is kept.
+        watch: Notes uses of parameters at operations meanwhile.
     """
-    capture = Capture()
+    capture = Capture(watch)
     taps = list(taps)
     inputs = dict.fromkeys(tap.input for tap in taps)
     outputs = dict.fromkeys(tap.output for tap in taps)
@@ -65,7 +84,8 @@ def capturing(taps: Iterable[Tap], *, stop_at: nn.Module | None = None, keep: nn
             handles.append(_keep(capture, keep))
         if stop_at is not None:
             handles.append(_stop_at(capture, stop_at))
-        yield capture
+        with watch or nullcontext():
+            yield capture
     finally:
         for handle in handles:
             handle.remove()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from param_features.gradients.capture import argument, capturing
+from param_features.gradients.capture import argument
 from param_features.gradients.engine import GradientEngine
 from param_features.gradients.graph import leads_past
 from param_features.params import held_still
@@ -27,9 +27,10 @@ def find_cut(engine: GradientEngine, inputs: ModelInputs) -> nn.Module | None:
         return None
     first_inputs: dict[nn.Module, Tensor] = {}
     with held_still(engine.adapter.module), torch.autograd.set_detect_anomaly(False):
-        with _noting_inputs(engine.adapter.module, first_inputs), capturing(engine.taps, stop_at=engine.stop_at) as capture:
+        with _noting_inputs(engine.adapter.module, first_inputs), engine.capturing(len(inputs)) as capture:
             root = engine.root(inputs, capture)
         sites = [tensor for outputs in capture.outputs.values() for tensor in outputs]
+        sites += [use.output for use in capture.uses]
         on_graph = {module: tensor for module, tensor in first_inputs.items() if tensor.requires_grad}
         places = {module: tensor for module, tensor in on_graph.items() if tensor.shape[:2] == root.shape[:2]}
         with capturing(engine.taps):  # layers that are checkpointed run again, and must do what they did

@@ -4,8 +4,9 @@ A slot is one sample of every sequence of the batch (a position each), or the wh
 Samples of different sequences do not mix, so one backward pass of the summed divergences yields a gradient for each.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from param_features.gradients.capture import Capture, StopForward, capturing, wi
 from param_features.gradients.cotangents import Cotangents
 from param_features.gradients.head import LinearHead
 from param_features.gradients.mapping import mapped_or_looped, quiet_loops
+from param_features.gradients.operations import Viewed, Watch
 from param_features.gradients.owners import owners_of
+from param_features.gradients.rows import at_least_float32, by_row
 from param_features.gradients.rules.registry import required_rule
 from param_features.gradients.types import Dense, Gradient, Gradients, join_positions
 from param_features.params import Adapter, ParamSubset, Site, Tap, held_still
@@ -40,6 +43,7 @@ class Routes:
 
     Attributes:
         taps: For parameters with a factored rule, the taps of all their uses.
+        watched: Parameters whose uses are noted at torch's operations, and how their matrices lie in them.
         dense: Parameters that take the `torch.func` route.
         through_head: Whether cotangents are first taken back through the head, so that no backward pass meets it.
         cut: The module whose input is the lowest place to which all positions' cotangents go in one pass; None without one.
@@ -51,12 +55,23 @@ class Routes:
 
     taps: dict[str, tuple[Tap, ...]]
     dense: tuple[str, ...] = ()
+    watched: dict[str, Viewed] = field(default_factory=dict)
     through_head: bool = False
     is_linear: bool = False
     cut: nn.Module | None = None
     is_vmapped: bool = True
     must_vmap: bool = False
     why_dense: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def factored(self) -> tuple[str, ...]:
+        """Parameters that do not take the dense route."""
+        return (*self.taps, *self.watched)
+
+    def only(self, names: Collection[str]) -> "Routes":
+        """The routes of some factored parameters alone."""
+        taps = {name: taps for name, taps in self.taps.items() if name in names}
+        return replace(self, taps=taps, watched={n: viewed for n, viewed in self.watched.items() if n in names}, dense=())
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ class GradientEngine:
             NonFiniteError: The model's output holds NaN or infinity.
         """
         with held_still(self.adapter.module):
-            with capturing(self.taps, stop_at=self.stop_at, keep=self.routes.cut) as capture:
+            with self.capturing(len(inputs)) as capture:
                 root = self.root(inputs, capture)
             cut = root if capture.kept_input is None else capture.kept_input
             d_root = root.shape[-1] if self.per_position else root[0].numel()
@@ -130,6 +145,18 @@ class GradientEngine:
     def taps(self) -> list[Tap]:
         """The taps of all parameters with a factored rule."""
         return [tap for chosen in self.routes.taps.values() for tap in chosen]
+
+    def capturing(self, n_rows: int) -> AbstractContextManager[Capture]:
+        """Capture what the routes need of a forward pass of some rows."""
+        return capturing(self.taps, stop_at=self.stop_at, keep=self.routes.cut, watch=self._watch(n_rows))
+
+    def _watch(self, n_rows: int) -> Watch | None:
+        """Notes the uses of the parameters that are watched at operations; None without any."""
+        watched = self.routes.watched.values()
+        if not watched:
+            return None
+        shared = [viewed.view.stored for viewed in watched if viewed.is_shared]
+        return Watch([viewed.view.stored for viewed in watched], shared, n_rows)
 
     @property
     def stop_at(self) -> nn.Module | None:
@@ -208,19 +235,21 @@ class GradientEngine:
         return spread
 
     def _factored(self, capture: Capture, root: Tensor, cotangent: Tensor, *, keep_graph: bool) -> Gradients:
-        if not self.routes.taps:
+        if not self.routes.factored:
             return {}
         sites = list(dict.fromkeys(tap.output for taps in self.routes.taps.values() for tap in taps))
         calls = [(site, index) for site in sites for index in range(len(capture.outputs[site]))]
-        roots = [capture.outputs[site][index] for site, index in calls]
+        roots = [capture.outputs[site][index] for site, index in calls] + [use.output for use in capture.uses]
         if not roots and not self.gathering.issuperset(sites):
             raise AdapterError("the layer that holds it is never called as a module")
         settings = {"retain_graph": keep_graph, "allow_unused": True, "materialize_grads": True}
-        with capturing(self.taps):  # as above
+        with capturing(self.taps, watch=self._watch(len(root))):  # as above
             gradients = torch.autograd.grad(root, roots, cotangent, **settings) if roots else ()
-        deltas = dict(zip(calls, gradients, strict=True))
+        deltas = dict(zip(calls, gradients, strict=False))
+        of_uses = dict(zip(map(id, capture.uses), gradients[len(calls) :], strict=True))
         n_rows, shapes = len(root), {view.name: view.matrix_shape for view in self.subset.views}
-        return {name: _apply_rules(taps, capture, deltas, n_rows, shapes[name]) for name, taps in self.routes.taps.items()}
+        found = {name: _apply_rules(taps, capture, deltas, n_rows, shapes[name]) for name, taps in self.routes.taps.items()}
+        return found | {name: _of_uses(viewed, capture, of_uses) for name, viewed in self.routes.watched.items()}
 
     def _find_owners(self, capture: Capture, root: Tensor, n_pos: int) -> None:
         """Note which samples the rows of gathered calls belong to."""
@@ -312,15 +341,10 @@ def _prepared(source: Any, n_rows: int, device: torch.device) -> Any:
     return by_row(at_least_float32(source), n_rows).to(device)
 
 
-def by_row(tensor: Tensor, n_rows: int) -> Tensor:
-    """With the batch first where the model merged batch and positions into one axis, as OPT's MLP does."""
-    is_merged = len(tensor) > n_rows and len(tensor) % n_rows == 0
-    return tensor.unflatten(0, (n_rows, -1)) if is_merged else tensor
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half-precision tensors in float32, others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _of_uses(viewed: Viewed, capture: Capture, deltas: dict[int, Tensor]) -> Gradient:
+    """The gradient of one parameter that is watched at operations: of every use, summed."""
+    uses = capture.uses_of(viewed.view.stored)
+    return join_positions([viewed.gradient(use.gradient(deltas[id(use)])) for use in uses])
 
 
 def check_finite_output(output: Tensor, *, d_output: int | None = None) -> Tensor:

@@ -14,13 +14,17 @@ from param_features.gradients.cut import find_cut
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.head import LinearHead, gives_output
 from param_features.gradients.mapping import CANNOT_MAP
+from param_features.gradients.operations import Viewed
 from param_features.gradients.owners import gathering_sites
 from param_features.gradients.rules.registry import rule_for
 from param_features.gradients.types import Gradients
-from param_features.params import Adapter, ParamSubset, held_still
+from param_features.params import Adapter, ParamSubset, ParamView, held_still
 from param_features.problem import ModelInputs, OutputInfo, Problem
 
 _DISAGREES = "its rule disagrees with autograd here"
+_FAILS = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, AttributeError)
+"""What a rule or a model raises where tensors are other than it thinks."""
+
 _INFLUENCE_ROWS = 256
 _NO_GRADIENT = "no gradient reaches it on two samples"
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -55,16 +59,37 @@ def plan_engine(problem: Problem) -> GradientEngine:
     gathering = gathering_sites(adapter, [tap for uses in ruled.values() for tap in uses], problem.data)
     engine = GradientEngine(adapter, subset, routes, output.per_position, positions, gathering)
     check = _Check(engine, problem.data.rows(slice(0, 2)), output)
-    head, through_head = adapter.head(), replace(engine.routes, through_head=True)
-    takes_head = not engine.routes.dense
-    if head is not None and takes_head and gives_output(adapter, check.inputs) and not check.failures(through_head):
-        product = LinearHead.of(adapter)
-        is_linear = product is not None and product.agrees(head)
-        return replace(engine, routes=_with_cut(check, replace(through_head, is_linear=is_linear)))
-    routes = _routes(subset, ruled, check.failures(engine.routes))
+    through_head = _through_head(check, engine.routes)
+    if through_head is not None:
+        return replace(engine, routes=through_head)
+    routes = _watched(check, _routes(subset, ruled, check.failures(engine.routes)))
     routes = replace(routes, is_vmapped=check.vmap_works(routes))
     check.refuse_second_handles(routes)
-    return replace(engine, routes=routes)
+    through_head = _through_head(check, routes) if routes.watched else None
+    return replace(engine, routes=through_head or routes)
+
+
+def _through_head(check: "_Check", routes: Routes) -> Routes | None:
+    """The routes by way of the head, where all parameters lie below it and it makes the outputs; None otherwise."""
+    adapter = check.engine.adapter
+    head, through_head = adapter.head(), replace(routes, through_head=True)
+    if head is None or routes.dense or not gives_output(adapter, check.inputs) or check.failures(through_head):
+        return None
+    product = LinearHead.of(adapter)
+    return _with_cut(check, replace(through_head, is_linear=product is not None and product.agrees(head)))
+
+
+def _watched(check: "_Check", routes: Routes) -> Routes:
+    """The routes with those dense parameters watched at torch's operations whose every use is understood there."""
+    views = [check.engine.subset[name] for name in routes.dense if routes.why_dense[name] != _NO_GRADIENT]
+    views = check.understood(views) if views else []
+    for is_shared in (False, True):
+        watched = {view.name: Viewed.of(view, is_shared=is_shared) for view in views if view.name in routes.dense}
+        failures = check.failures(Routes({}, watched=watched)) if watched else {}
+        agreed = {name: viewed for name, viewed in watched.items() if name not in failures}
+        why = {name: reason for name, reason in routes.why_dense.items() if name not in agreed}
+        routes = replace(routes, watched=routes.watched | agreed, dense=tuple(why), why_dense=why)
+    return routes
 
 
 def _with_cut(check: "_Check", routes: Routes) -> Routes:
@@ -120,7 +145,7 @@ class _Check:
 
     def failures(self, routes: Routes) -> dict[str, str]:
         """For each factored parameter whose rule fails here, why."""
-        factored = [name for name in self.engine.subset.names if name in routes.taps]
+        factored = [name for name in self.engine.subset.names if name in routes.factored]
         if not factored:
             return {}
         views = ParamSubset(tuple(self.engine.subset[name] for name in factored))
@@ -130,13 +155,23 @@ class _Check:
             wrong = [name for name in factored if not self._agrees(gradients, name)]
         except ModelStateError:
             raise
-        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+        except _FAILS as error:
             if len(factored) == 1:
                 return {factored[0]: f"its rule failed: {error}" if self._has_gradient(factored[0]) else _NO_GRADIENT}
-            single = {name: replace(routes, taps={name: routes.taps[name]}) for name in factored}
-            failures = {name: why for alone in single.values() for name, why in self.failures(alone).items()}
+            failures = {name: why for alone in factored for name, why in self.failures(routes.only([alone])).items()}
             return failures or dict.fromkeys(factored, f"its rule failed beside the others': {error}")
         return {name: _DISAGREES if self._has_gradient(name) else _NO_GRADIENT for name in wrong}
+
+    def understood(self, views: list[ParamView]) -> list[ParamView]:
+        """Those of some parameters whose every use is an operation with a rule. Cost: a forward pass."""
+        watched = {view.name: Viewed.of(view) for view in views}
+        engine = replace(self.engine, routes=Routes({}, watched=watched))
+        try:
+            with held_still(engine.adapter.module), engine.capturing(len(self.inputs)) as capture:
+                engine.root(self.inputs, capture)
+        except _FAILS:
+            return views  # each is then tried by itself
+        return [view for view in views if capture.is_understood(view.stored)]
 
     def vmap_works(self, routes: Routes) -> bool:
         """Whether the dense route runs under vmap and agrees with plain autograd."""
@@ -153,13 +188,16 @@ class _Check:
     def refuse_second_handles(self, routes: Routes) -> None:
         """Refuse a parameter that the dense loop gets wrong: replacing it does not reach all of its uses.
 
+        What a layer rule or vmap gets right needs no loop: hooks are the module's, and vmap replaces too.
+
         Raises:
             AdapterError: The loop disagrees with plain autograd; names the parameter.
         """
-        if not routes.dense or routes.is_vmapped:
+        looped = (*routes.watched, *(() if routes.is_vmapped else routes.dense))
+        if not looped:
             return
-        views = ParamSubset(tuple(self.engine.subset[name] for name in routes.dense))
-        gradients = self._gradients(replace(self.engine, subset=views, routes=Routes({}, routes.dense, is_vmapped=False)))
+        views = ParamSubset(tuple(self.engine.subset[name] for name in looped))
+        gradients = self._gradients(replace(self.engine, subset=views, routes=Routes({}, looped, is_vmapped=False)))
         for name in views.names:
             if not self._agrees(gradients, name):
                 raise AdapterError(

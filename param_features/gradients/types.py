@@ -204,6 +204,10 @@ class Indexed:
         where = self.index.unsqueeze(-1).expand(-1, -1, d_out)
         return Dense(table.scatter_add_(1, where, self.delta).mT)
 
+    def factored(self) -> Factored:
+        """The same with its inputs written out, one-hot. Cost: memory pos · d_in a sample."""
+        return Factored(self.delta, torch.nn.functional.one_hot(self.index, self.d_in).to(self.delta.dtype))
+
     def inner(
         self, left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
     ) -> Float[Tensor, "sample feature"]:
@@ -266,6 +270,12 @@ def join_positions(parts: list[Gradient]) -> Gradient:
     if len(indexed) == len(parts):
         delta, index = torch.cat([p.delta for p in indexed], 1), torch.cat([p.index for p in indexed], 1)
         return Indexed(delta, index, indexed[0].d_in)
+    d_out, d_in = shapes[0]
+    if (
+        not any(isinstance(part, Dense) for part in parts)
+        and sum(part.tensors[0].shape[1] for part in parts) * (d_out + d_in) < d_out * d_in
+    ):
+        return join_positions([part.factored() if isinstance(part, Indexed) else part for part in parts])
     return Dense(torch.stack([part.dense().matrix for part in parts]).sum(0))
 
 

@@ -65,7 +65,7 @@ def check_rules(engine: GradientEngine, *, needs: str, instead: str) -> None:
             )
     dense = [name for name in engine.subset.names if name not in engine.routes.taps]
     if dense:
-        why = engine.routes.why_dense.get(dense[0], "no layer rule")
+        why = engine.routes.why_dense.get(dense[0], "its layer shows no module around it")
         raise AdapterError(f"{needs} a layer rule for every parameter, and {dense[0]!r} has none here ({why}). {instead}")
 
 

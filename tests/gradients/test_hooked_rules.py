@@ -33,9 +33,8 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_every_parameter_equals_autograd_by_a_rule(changes):
     case = case_of(hooked_transformer(**changes), tokens=TOKENS)
-    has_positions = "pos_embed.W_pos" in case.engine.subset.names
-    assert case.engine.routes.why_dense == ({"pos_embed.W_pos": "no layer rule"} if has_positions else {})
-    assert set(case.engine.routes.taps) == {name for name, _ in case.model.named_parameters()} - {"pos_embed.W_pos"}
+    assert case.engine.routes.why_dense == {}
+    assert set(case.engine.routes.watched) == {"pos_embed.W_pos"} & set(case.engine.subset.names)
     assert_every_route_agrees(case)
 
 
@@ -54,9 +53,9 @@ def test_an_input_copied_per_head_keeps_the_rules(changes):
     assert_every_route_agrees(case)
 
 
-def test_an_embedding_with_a_norm_of_its_own_takes_the_dense_route():
+def test_an_embedding_with_a_norm_of_its_own_is_watched_at_its_operations():
     case = case_of(hooked_transformer(n_layers=1, post_embedding_ln=True), "embed.*", tokens=TOKENS)
-    assert set(case.engine.routes.dense) == {"embed.W_E"}
+    assert set(case.engine.routes.watched) == {"embed.W_E"}
     assert set(case.engine.routes.taps) == {"embed.ln.w", "embed.ln.b"}
     assert_every_route_agrees(case)
 

@@ -103,7 +103,7 @@ def test_models_keep_their_rules(model, call):
 def test_embedding_tied_with_the_logits_is_right(d_model):
     """The two uses see the table transposed; with as many features as tokens, no shape gives that away."""
     case = case_of(built(Language(is_tied=True, d_model=d_model)), tokens=integers(7, 3, 5))
-    assert set(case.engine.routes.dense) == {"embed.weight"}
+    assert set(case.engine.routes.watched) == {"embed.weight"}
     assert_every_route_agrees(case)
 
 
@@ -163,22 +163,18 @@ class Cached(nn.Module):
 @pytest.mark.parametrize(
     ("model", "x", "dense"),
     [
-        (Elsewhere(), normal(3, 4), {"layer.weight", "layer.bias"}),
         (SequenceFirst(), normal(3, 5, 4), {"inside.weight", "inside.bias"}),
         (SequenceFirst(), normal(3, 2, 4), {"inside.weight", "inside.bias"}),
         (SequenceFirst(), normal(3, 6, 4), {"inside.weight", "inside.bias"}),
-        (Between(Positions(5, 3)), normal(3, 5), {"layer.weight"}),
         (Between(Scaled(4, 3)), normal(3, 4), {"layer.weight"}),
-        (Unhooked(), normal(3, 4), {"past.weight", "past.bias", "never.weight", "never.bias"}),
+        (Unhooked(), normal(3, 4), {"never.weight", "never.bias"}),
         (Between(nn.ConvTranspose1d(2, 3, 3)), normal(3, 2, 5), {"layer.weight", "layer.bias"}),
         (Between(nn.Embedding(7, 3, scale_grad_by_freq=True)), integers(2, 3, 5), {"layer.weight"}),
     ],
     ids=[
-        "elsewhere",
         "sequence first",
         "two long",
         "six long",
-        "positions",
         "another forward",
         "past the hooks",
         "no rule",
@@ -188,6 +184,21 @@ class Cached(nn.Module):
 def test_a_rule_that_does_not_hold_here_gives_way_to_the_dense_route(model, x, dense):
     case = case_of(built(model), inputs=x)
     assert set(case.engine.routes.dense) == dense
+    assert_every_route_agrees(case)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "watched"),
+    [
+        (Elsewhere(), normal(3, 4), {"layer.weight", "layer.bias"}),
+        (Between(Positions(5, 3)), normal(3, 5), {"layer.weight"}),
+    ],
+    ids=["elsewhere", "positions"],
+)
+def test_a_rule_that_does_not_hold_here_gives_way_to_the_operations(model, x, watched):
+    case = case_of(built(model), inputs=x)
+    assert set(case.engine.routes.watched) == watched
+    assert case.engine.routes.dense == ()
     assert_every_route_agrees(case)
 
 
@@ -210,7 +221,7 @@ def test_rules_that_fail_only_together_are_not_used(monkeypatch):
     factored = GradientEngine._factored
 
     def failing(engine, *args, **kwargs):
-        if len(engine.routes.taps) > 1:
+        if len(engine.routes.factored) > 1:
             raise RuntimeError("never two at once")
         return factored(engine, *args, **kwargs)
 
@@ -254,12 +265,10 @@ class Attention(nn.Module):
 def test_torchs_own_blocks(model, x, ruled):
     case = case_of(built(model), inputs=x)
     assert set(case.engine.routes.taps) == ruled
-    assert_every_route_agrees(case, vmaps=case.engine.routes.is_vmapped)
-    assert case.engine.routes.is_vmapped == (not isinstance(model, Recurrent))
+    assert set(case.engine.routes.watched) == set(case.engine.subset.names) - ruled
+    assert_every_route_agrees(case, vmaps=not isinstance(model, Recurrent))
 
 
 def test_the_dense_route_maps_attention_without_looping_over_it(monkeypatch):
     monkeypatch.setattr(warnings, "filterwarnings", lambda *_: None)
-    case = case_of(built(Attention()), inputs=normal(3, 5, 8))
-    assert case.engine.routes.is_vmapped
-    case.gradients()
+    case_of(built(Attention()), inputs=normal(3, 5, 8)).dense(is_vmapped=True).gradients()

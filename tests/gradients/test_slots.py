@@ -63,9 +63,15 @@ def test_taking_cotangents_through_the_head_first_changes_nothing(model, params)
         assert_equal_gradients(one, two)
 
 
-@pytest.mark.parametrize("params", ["unembed.W_U", ["blocks.0.attn.W_K", "pos_embed.W_pos"]], ids=str)
+@pytest.mark.parametrize("params", ["unembed.W_U", ["blocks.0.attn.W_K", "unembed.b_U"]], ids=str)
 def test_the_head_is_not_left_out_where_it_is_needed(model, params):
     assert not case_of(model, params, tokens=TOKENS).engine.routes.through_head
+
+
+def test_a_parameter_without_a_layer_of_its_own_goes_through_the_head_too(model):
+    routes = case_of(model, ["blocks.0.attn.W_K", "pos_embed.W_pos"], tokens=TOKENS).engine.routes
+    assert routes.through_head
+    assert set(routes.watched) == {"pos_embed.W_pos"}
 
 
 def test_a_soft_cap_after_the_head_keeps_it_in_the_pass():

@@ -10,15 +10,16 @@ from param_features.gradients.types import Dense, Factored
 @register_rule(nn.Linear, "weight")
 def linear_weight(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Factored:
     """∂D/∂W = Σ_s δ_s ⊗ a_s over every axis between the first and the last."""
-    return Factored(_positions(delta), _positions(inputs))
+    return Factored(by_position(delta), by_position(inputs))
 
 
 @register_rule("transformers.Conv1D", "bias")
 @register_rule(nn.Linear, "bias")
 def linear_bias(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Dense:
     """∂D/∂b = Σ_s δ_s."""
-    return Dense(_positions(delta).sum(1).unsqueeze(-1))
+    return Dense(by_position(delta).sum(1).unsqueeze(-1))
 
 
-def _positions(tensor: Tensor) -> Tensor:
+def by_position(tensor: Tensor) -> Tensor:
+    """All axes between the first and the last as one; one position where there are none."""
     return tensor.unsqueeze(1) if tensor.dim() == 2 else tensor.flatten(1, -2)

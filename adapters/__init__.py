@@ -6,6 +6,7 @@
 from param_features.params import Adapter, adapter_for, register_adapter
 
 from .autoencoder import SparseAutoencoder
+from .hooked_encoder import HookedEncoderAdapter, HookedEncoderDecoderAdapter
 from .hooked_transformer import HookedTransformerAdapter
 from .hugging_face import HuggingFaceAdapter
 from .module import ModuleAdapter
@@ -15,6 +16,8 @@ from .transformer_bridge import TransformerBridgeAdapter
 from .wrappers import compiled_adapter, nnsight_adapter, parallel_adapter
 
 register_adapter("transformer_lens.HookedTransformer", HookedTransformerAdapter)
+register_adapter("transformer_lens.HookedEncoder", HookedEncoderAdapter)
+register_adapter("transformer_lens.HookedEncoderDecoder", HookedEncoderDecoderAdapter)
 register_adapter("transformer_lens.TransformerBridge", TransformerBridgeAdapter)
 register_adapter("transformers.PreTrainedModel", HuggingFaceAdapter)
 register_adapter("nnsight.Envoy", nnsight_adapter)
@@ -25,6 +28,8 @@ register_adapter("torch.Module", ModuleAdapter)
 
 __all__ = [
     "Adapter",
+    "HookedEncoderAdapter",
+    "HookedEncoderDecoderAdapter",
     "HookedTransformerAdapter",
     "HuggingFaceAdapter",
     "ModuleAdapter",

@@ -1,6 +1,6 @@
 """Adapter for TransformerLens' `HookedTransformer`."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,13 @@ _FOLDS = {
     "W_O": "head i o -> o (head i)",
     **dict.fromkeys(("W_in", "W_gate", "W_out", "W_E", "W_U", "W_pos"), "i o -> o i"),
 }
-_ATTENTION_SITES = {
-    "Q": ("query_input", "hook_q"),
-    "K": ("key_input", "hook_k"),
-    "V": ("value_input", "hook_v"),
-}
 
 
 class HookedTransformerAdapter(LensAdapter):
     """A `HookedTransformer`, grouped-query attention and gated MLPs included."""
+
+    # Which argument of an attention layer's call each of its matrices is applied to.
+    _ATTENTION_INPUTS: ClassVar[dict[str, str | int]] = {"Q": "query_input", "K": "key_input", "V": "value_input"}
 
     def fold(self, owner: nn.Module, attribute: str, n_dims: int) -> str:
         """Heads fold into d_out, for W_O into d_in."""
@@ -63,10 +61,9 @@ class HookedTransformerAdapter(LensAdapter):
 
     def _tap(self, owner: nn.Module, attribute: str) -> Tap | None:
         kind, _, letter = attribute.lstrip("_").partition("_")
-        if hasattr(owner, "hook_z") and letter in _ATTENTION_SITES:
-            keyword, hook = _ATTENTION_SITES[letter]
-            rule = "bias" if kind == "b" else "heads"
-            return Tap(rule, owner, attribute, Site(owner, keyword), _inside(owner, hook))
+        if hasattr(owner, "hook_z") and letter in self._ATTENTION_INPUTS:
+            rule, source = "bias" if kind == "b" else "heads", Site(owner, self._ATTENTION_INPUTS[letter])
+            return Tap(rule, owner, attribute, source, _inside(owner, f"hook_{letter.lower()}"))
         if hasattr(owner, "hook_z") and letter == "O":
             return _matrix_tap(owner, attribute, _inside(owner, "hook_z"), Site(owner))
         if hasattr(owner, "hook_pre"):

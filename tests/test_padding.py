@@ -78,10 +78,10 @@ def test_activations_do_not_know_of_padding(name, route):
 
 
 @pytest.mark.parametrize("name", ["gpt2"])
-def test_the_dense_route_may_meet_padding_later_than_it_was_planned(name):
+def test_shared_positions_may_meet_padding_later_than_it_was_planned(name):
     full = [row for row in training_rows(80) if len(row) == 8]
     features = pf.decompose(built(name), "transformer.wpe.weight", torch.tensor(full), **QUICK)
-    assert features.engine.routes.dense
+    assert set(features.engine.routes.watched) == {"transformer.wpe.weight"}
     alone = torch.cat([features.activations([row])[0] for row in ROWS])
     for side in ("left", "right"):
         given = encoding(ROWS, side)

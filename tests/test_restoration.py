@@ -59,7 +59,7 @@ def odd_model(tiny_hooked):
     tiny_hooked.eval()
 
 
-@pytest.mark.parametrize("params", ["blocks.0.attn.W_K", "pos_embed.W_pos"], ids=["factored", "dense"])
+@pytest.mark.parametrize("params", ["blocks.0.attn.W_K", "pos_embed.W_pos"], ids=["tapped", "watched"])
 class TestModelIsLeftAsItWas:
     def test_after_success(self, odd_model, tiny_tokens, params):
         before = snapshot(odd_model)

@@ -33,7 +33,7 @@ def find_cut(engine: GradientEngine, inputs: ModelInputs) -> nn.Module | None:
         sites += [use.output for use in capture.uses]
         on_graph = {module: tensor for module, tensor in first_inputs.items() if tensor.requires_grad}
         places = {module: tensor for module, tensor in on_graph.items() if tensor.shape[:2] == root.shape[:2]}
-        with capturing(engine.taps):  # layers that are checkpointed run again, and must do what they did
+        with engine.running_again(len(inputs)):
             apart = _kept_apart(root, places)
         below_root = {module: tensor for module, tensor in apart.items() if tensor is not root}
         return next((module for module, tensor in below_root.items() if not leads_past(root, tensor, sites)), None)

@@ -132,7 +132,7 @@ class GradientEngine:
             self._find_owners(capture, cut, inputs.n_pos)
             for slots in self.slot_groups(len(positions), positions.shape[1], d_root):
                 at_root = self._root_cotangents(root.detach(), positions[:, slots], cotangent_of)
-                with capturing(self.taps):  # layers that are checkpointed run again, and must do what they did
+                with self.running_again(len(inputs)):
                     cotangents = _at_cut(root, cut, at_root, positions[:, slots].to(root.device))
                 for slot, at_cut in zip(slots.tolist(), cotangents.unbind(1), strict=True):
                     cotangent = self._spread(cut, at_cut, positions[:, slot])
@@ -149,6 +149,10 @@ class GradientEngine:
     def capturing(self, n_rows: int) -> AbstractContextManager[Capture]:
         """Capture what the routes need of a forward pass of some rows."""
         return capturing(self.taps, stop_at=self.stop_at, keep=self.routes.cut, watch=self._watch(n_rows))
+
+    def running_again(self, n_rows: int) -> AbstractContextManager[Capture]:
+        """Go around a backward pass: layers that are checkpointed run again in it, and must do what they did."""
+        return capturing(self.taps, watch=self._watch(n_rows))
 
     def _watch(self, n_rows: int) -> Watch | None:
         """Notes the uses of the parameters that are watched at operations; None without any."""
@@ -243,7 +247,7 @@ class GradientEngine:
         if not roots and not self.gathering.issuperset(sites):
             raise AdapterError("the layer that holds it is never called as a module")
         settings = {"retain_graph": keep_graph, "allow_unused": True, "materialize_grads": True}
-        with capturing(self.taps, watch=self._watch(len(root))):  # as above
+        with self.running_again(len(root)):
             gradients = torch.autograd.grad(root, roots, cotangent, **settings) if roots else ()
         deltas = dict(zip(calls, gradients, strict=False))
         of_uses = dict(zip(map(id, capture.uses), gradients[len(calls) :], strict=True))
@@ -253,7 +257,7 @@ class GradientEngine:
 
     def _find_owners(self, capture: Capture, root: Tensor, n_pos: int) -> None:
         """Note which samples the rows of gathered calls belong to."""
-        with capturing(self.taps):  # as above
+        with self.running_again(len(root)):
             for site in self.gathering.intersection(tap.output for tap in self.taps):
                 capture.owners[site] = owners_of(capture.outputs[site], root, n_pos)
 

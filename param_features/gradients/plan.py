@@ -6,7 +6,7 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from param_features.errors import AdapterError, ModelStateError, NoGradientError
 from param_features.gradients.capture import with_gradients
@@ -18,7 +18,7 @@ from param_features.gradients.operations import Viewed
 from param_features.gradients.owners import gathering_sites
 from param_features.gradients.rules.registry import rule_for
 from param_features.gradients.types import Gradients
-from param_features.params import Adapter, ParamSubset, ParamView, held_still
+from param_features.params import Adapter, ParamSubset, ParamView, all_parameters, held_still
 from param_features.problem import ModelInputs, OutputInfo, Problem
 
 _DISAGREES = "its rule disagrees with autograd here"
@@ -73,10 +73,17 @@ def _through_head(check: "_Check", routes: Routes) -> Routes | None:
     """The routes by way of the head, where all parameters lie below it and it makes the outputs; None otherwise."""
     adapter = check.engine.adapter
     head, through_head = adapter.head(), replace(routes, through_head=True)
-    if head is None or routes.dense or not gives_output(adapter, check.inputs) or check.failures(through_head):
+    if head is None or routes.dense or _holds_one(head, check.engine.subset):
+        return None
+    if not gives_output(adapter, check.inputs) or check.failures(through_head):
         return None
     product = LinearHead.of(adapter)
     return _with_cut(check, replace(through_head, is_linear=product is not None and product.agrees(head)))
+
+
+def _holds_one(head: nn.Module, subset: ParamSubset) -> bool:
+    """Whether a parameter is the head's own, which its cotangents would go past."""
+    return any(view.stored is parameter for parameter in all_parameters(head) for view in subset.views)
 
 
 def _watched(check: "_Check", routes: Routes) -> Routes:

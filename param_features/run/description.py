@@ -74,7 +74,9 @@ class ModelDescription:
         return str(self)
 
 
-_UNCHECKED = "by the layers' classes; pf.describe(model, tokens) compares each with autograd, as pf.decompose does"
+_UNCHECKED = (
+    "by the layers' classes; pf.describe(model, tokens) runs the model as pf.decompose does, and may find more factored"
+)
 
 
 @own_modes()

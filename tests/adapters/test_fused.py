@@ -398,9 +398,10 @@ class TestGradients:
                     assert (back - theirs * inside).norm() <= 1e-6 * theirs.norm() + 1e-13, view.name
 
     def test_parts_of_transformers_take_the_layers_own_rule(self, name):
-        """torch's attention and recurrent layers have no rule: dense, but right."""
+        """Inside torch's attention and recurrent layers, those of the operations."""
         case = case_of_parts(name, f"{fused_of(name)[0]}[*]")
-        assert bool(case.engine.routes.why_dense) == (name in TORCH)
+        assert case.engine.routes.why_dense == {}
+        assert bool(case.engine.routes.watched) == (name in TORCH)
 
     def test_replacing_a_part_leaves_the_others(self, name):
         model, (fused, _) = model_of(name), fused_of(name)

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from tests.models import hooked_transformer
-from tests.oracle import assert_every_route_agrees, case_of
+import param_features as pf
+from param_features.errors import AdapterError
+from param_features.params import adapter_for
+from tests.models import hooked_transformer, randomised
+from tests.oracle import assert_equal_gradients, assert_every_route_agrees, case_of
 
 pytest.importorskip("transformer_lens")
 
@@ -93,3 +96,53 @@ def test_rules_are_kept_at_lower_precision(dtype, tolerance):
         assert found[name].dtype == torch.float32
         if not name.endswith("b_K"):
             assert (found[name] - tensor).norm() < tolerance * tensor.norm(), name
+
+
+@pytest.mark.filterwarnings("ignore:HookedEncoder is deprecated")
+class TestEncoders:
+    """TransformerLens' BERT and T5, of the same components."""
+
+    @staticmethod
+    def built(kind: str, **changes):
+        library = pytest.importorskip("transformer_lens")
+        if not hasattr(library, kind):
+            pytest.skip(f"this TransformerLens has no {kind}")
+        settings = {
+            "n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 24, "d_vocab": 20, "n_ctx": 12,
+            "act_fn": "gelu", "attention_dir": "bidirectional", "device": "cpu", "seed": 0, "dtype": torch.float64,
+        }  # fmt: skip
+        config = library.HookedTransformerConfig(**settings | changes)
+        model = getattr(library, kind)(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()  # the library leaves them as memory was
+        return randomised(model)
+
+    def test_every_parameter_of_an_encoder_that_is_used_stays_factored(self):
+        case = case_of(self.built("HookedEncoder"), tokens=TOKENS)
+        unused = {f"{part}.{key}" for part in ("nsp_head", "pooler") for key in ("W", "b")}
+        assert set(case.engine.routes.dense) == unused
+        assert "blocks.0.attn.W_K" in case.engine.routes.taps
+        assert case.engine.subset["mlm_head.W"].fold == "i o -> o i"
+        assert_equal_gradients(case.gradients()[0], case.by_autograd())
+
+    def test_an_encoder_is_told_of_padding(self):
+        model = self.built("HookedEncoder")
+        mask = torch.ones_like(TOKENS)
+        mask[1:, 4:] = 0
+        features = pf.decompose(
+            model, "blocks.0.attn.W_K", {"input_ids": TOKENS, "attention_mask": mask}, n_features=2, l0=1, steps=2,
+            n_samples=6, progress=False,
+        )  # fmt: skip
+        found = features.activations({"input_ids": TOKENS, "attention_mask": mask})
+        torch.testing.assert_close(found[1:, :4], features.activations(TOKENS[1:, :4]), rtol=1e-6, atol=1e-9)
+
+    def test_every_parameter_of_an_encoder_and_decoder_but_its_relative_bias_stays_factored(self):
+        relative = {"positional_embedding_type": "relative_positional_bias", "normalization_type": "RMS"}
+        buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 10, "final_rms": True}
+        model = self.built("HookedEncoderDecoder", **relative, **buckets)
+        with pytest.raises(AdapterError, match='"decoder_input"'):
+            adapter_for(model).call(TOKENS)
+        case = case_of(model, inputs={"input": TOKENS, "decoder_input": TOKENS[:, :4]})
+        assert set(case.engine.routes.dense) == {f"{side}.0.attn.rel_pos_bias.weight" for side in ("encoder", "decoder")}
+        assert_equal_gradients(case.gradients()[0], case.by_autograd())

@@ -21,7 +21,7 @@ def relay():
 
 @pytest.fixture(scope="module")
 def relay_features(relay):
-    return relay.decompose_layers()
+    return relay.decompose_layers(steps=400)
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def sets(tiny_hooked, tiny_tokens):
 @pytest.fixture(scope="module")
 def found(sets, tiny_tokens):
     return pf.circuit(
-        sets, tiny_tokens[:6], pf.circuits.LogProbability(3), n_nodes=6, n_random=3, background=tiny_tokens[6:20]
+        sets, tiny_tokens[:6], pf.circuits.LogProbability(3), n_nodes=6, n_rounds=3, n_random=3, background=tiny_tokens[6:20]
     )
 
 
@@ -187,7 +187,7 @@ def test_random_directions_are_grown_as_a_control(found, sets, tiny_tokens):
     assert whole["faithfulness_directions"] == pytest.approx(1)
     empty, model = drawn.values(drawn.amounts_keeping(drawn.is_error)).mean(), drawn.values().mean()
     assert whole["gap_random"] == pytest.approx(float(model - empty))
-    few = score(subject, by_growth(subject, 4, 10), n_random=0, generator=generator, randomised=drawn)
+    few = score(subject, by_growth(subject, 4, 3), n_random=0, generator=generator, randomised=drawn)
     own = drawn.values(drawn.amounts_keeping(by_growth(drawn, 4, 10))).mean()
     assert few["faithfulness_directions"] == pytest.approx(float((own - empty) / (model - empty)))
     assert "faithfulness_directions" in found.scores
@@ -199,7 +199,7 @@ def test_frequencies_are_densities(sets, tiny_tokens):
 
 
 def test_the_same_seed_gives_the_same_circuit(found, sets, tiny_tokens):
-    call = {"n_nodes": 6, "n_random": 3, "background": tiny_tokens[6:20]}
+    call = {"n_nodes": 6, "n_rounds": 3, "n_random": 3, "background": tiny_tokens[6:20]}
     again = pf.circuit(sets, tiny_tokens[:6], pf.circuits.LogProbability(3), **call)
     assert again.nodes == found.nodes and again.edges == found.edges and again.scores == found.scores
 
@@ -213,7 +213,7 @@ def test_a_circuit_survives_saving(found, tmp_path):
 
 def test_sae_features_and_parameter_features_share_a_graph(sets, tiny_tokens):
     sae = random_sae(d_in=16, d_sae=24).double()
-    call = {"n_nodes": 8, "n_random": 2, "saes": {"blocks.0.hook_resid_post": sae}}
+    call = {"n_nodes": 8, "n_rounds": 3, "n_random": 2, "saes": {"blocks.0.hook_resid_post": sae}}
     mixed = pf.circuit(sets, tiny_tokens[:6], pf.circuits.LogProbability(3), **call)
     groups = list(dict.fromkeys(node.group for node in mixed.nodes))
     assert groups.index("blocks.0.mlp.W_in") < groups.index("blocks.0.hook_resid_post") < groups.index("blocks.1.attn.W_K")

@@ -24,7 +24,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def fits(toy):
-    return toy.decompose_layers()
+    return toy.decompose_layers(steps=400)
 
 
 def _parts(toy, directions):

@@ -39,7 +39,7 @@ def changes_along(outputs: Sequence[Tensor], leaves: Sequence[Tensor], steps: Se
         yield [next(by_output) if output.requires_grad else torch.zeros_like(output) for output in outputs]
 
 
-def _twice(outputs: Sequence[Tensor], leaves: Sequence[Tensor], steps: Sequence[Step]) -> list[Sequence[Tensor]]:
+def _twice(outputs: Sequence[Tensor], leaves: Sequence[Tensor], steps: Sequence[Step]) -> Sequence[Sequence[Tensor]]:
     probes = [torch.zeros_like(output, requires_grad=True) for output in outputs]
     settings = {"allow_unused": True, "materialize_grads": True}
     with _refusing_lost_graphs(outputs):
@@ -72,7 +72,7 @@ def _refusing_lost_graphs(outputs: Sequence[Tensor]) -> Iterator[None]:
 
         return check
 
-    custom = [node for node in nodes_of(outputs) if isinstance(node, torch.autograd.function.BackwardCFunction)]
+    custom: list[Any] = [node for node in nodes_of(outputs) if isinstance(node, torch.autograd.function.BackwardCFunction)]
     handles = [node.register_hook(checked(node.name())) for node in custom]
     try:
         yield
@@ -91,7 +91,7 @@ def _follows(result: Tensor, along: Sequence[Tensor]) -> bool:
 
 def _by_rows(
     outputs: Sequence[Tensor], leaves: Sequence[Tensor], steps: Sequence[Step], error: Exception
-) -> list[Sequence[Tensor]]:
+) -> Sequence[Sequence[Tensor]]:
     n_rows = sum(output.numel() for output in outputs)
     if n_rows > _MOST_ROWS:
         raise ModelStateError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from param_features.errors import ExportError
 from param_features.gradients import GradientEngine
 from param_features.intervene.layers import Layer
+from param_features.intervene.stacks import Stack
 from param_features.params import held_still
 from param_features.problem import ModelInputs
 
@@ -17,7 +18,7 @@ TWO_ROWS = ModelInputs((torch.zeros(2, 2, dtype=torch.long),), {})
 """The model is run on these rows where no examples are at hand."""
 
 
-def refuse_other_uses(engine: GradientEngine, layers: Sequence[Layer], inputs: ModelInputs) -> None:
+def refuse_other_uses(engine: GradientEngine, layers: Sequence[Layer | Stack], inputs: ModelInputs) -> None:
     """Refuse layers whose moved weights would do something else in the model than in calls of the layers alone.
 
     `nn.MultiheadAttention` reads the weight of its `out_proj` without calling it: an adapter there would do nothing.
@@ -37,17 +38,20 @@ def refuse_other_uses(engine: GradientEngine, layers: Sequence[Layer], inputs: M
     )
 
 
-def _agree(engine: GradientEngine, layers: Sequence[Layer], rows: ModelInputs) -> bool:
+def _agree(engine: GradientEngine, layers: Sequence[Layer | Stack], rows: ModelInputs) -> bool:
     adapter = engine.adapter
+    changes: dict[nn.Module, dict[str, Tensor]] = {}
+    for layer in layers:
+        changes.setdefault(layer.owner, {}).update(layer.changes())
     with held_still(adapter.module), torch.no_grad():
         before = adapter.run(*rows.args, **rows.kwargs)
         with ExitStack() as stack:
-            for layer in layers:
-                stack.enter_context(_moved(layer.owner, layer.changes()))
+            for owner, of_owner in changes.items():
+                stack.enter_context(_moved(owner, of_owner))
             everywhere = adapter.run(*rows.args, **rows.kwargs)
         with ExitStack() as stack:
-            for layer in layers:
-                stack.enter_context(_moved_in_calls(layer.owner, layer.changes()))
+            for owner, of_owner in changes.items():
+                stack.enter_context(_moved_in_calls(owner, of_owner))
             in_calls = adapter.run(*rows.args, **rows.kwargs)
     rounding = 256 * torch.finfo(before.dtype).eps * before.norm()
     return bool((everywhere - in_calls).norm() <= 0.01 * (everywhere - before).norm() + rounding)

@@ -14,7 +14,7 @@ from param_features.gradients import GradientEngine
 from param_features.params import ParamView, has_rows_in, rows_of_part
 
 LayerKind = Literal["linear", "conv1d", "embedding", "convolution"]
-_PREFIX = "base_model.model"
+PREFIX = "base_model.model"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Layer:
 
     def tensors(self, *, has_bias: bool) -> dict[str, Tensor]:
         """The factors by peft's keys, with a bias, of zeros where there is none, if the adapter has biases."""
-        prefix = f"{_PREFIX}.{self.name}.lora"
+        prefix = f"{PREFIX}.{self.name}.lora"
         if self.kind == "embedding":
             return {f"{prefix}_embedding_A": self.A, f"{prefix}_embedding_B": self.B}
         B = self.B.reshape(*self.B.shape, *[1] * (len(self.shape) - 1))
@@ -62,21 +62,23 @@ class Layer:
         return factors | ({f"{prefix}_B.bias": zeros if self.bias is None else self.bias} if has_bias else {})
 
 
-def layers_of(engine: GradientEngine, directions: LowRank, steps: Sequence[float]) -> list[Layer]:
-    """Every layer that a step of `steps` along `directions` moves, each once, in the subset's order.
+def layers_of(
+    engine: GradientEngine, directions: LowRank, steps: Sequence[float], views: Sequence[ParamView]
+) -> list[Layer]:
+    """Every layer that a step of `steps` along `directions` moves by some of the subset's views, each once, in their order.
 
     Raises:
         ExportError: peft cannot hold a parameter; says which, and why.
     """
     names = engine.adapter.peft_names()
     layers: dict[str, Layer] = {}
-    for view in engine.subset.views:
+    for view in views:
         if len(view.places) > 1:
             raise ExportError(
                 f"{view.name!r} is held by {len(view.places)} modules (tied weights). peft adds to one layer's output at a "
                 "time, and merging such an adapter would add it twice. Untie the model, or use features.edit(model, …)."
             )
-        layer = _layer(view, names.get(view.owner), *_scaled(directions.factors[view.name], steps))
+        layer = _layer(view, names.get(view.owner), *scaled(directions.factors[view.name], steps))
         layers[layer.name] = _joined(layers[layer.name], layer) if layer.name in layers else layer
     return list(layers.values())
 
@@ -93,7 +95,7 @@ def peft_kind(owner: nn.Module) -> LayerKind | None:
     return "conv1d" if has_rows_in(owner) else None
 
 
-def _scaled(factors: tuple[Tensor, Tensor], steps: Sequence[float]) -> tuple[Tensor, Tensor]:
+def scaled(factors: tuple[Tensor, Tensor], steps: Sequence[float]) -> tuple[Tensor, Tensor]:
     """B [d_out rank] and A [rank d_in] of Σ_k δ_k left_k right_kᵀ; the rank is the sum of the features'."""
     left, right = (factor.double() for factor in factors)  # rounded once, when stored
     left = left * torch.tensor([float(step) for step in steps]).to(left)[:, None, None]

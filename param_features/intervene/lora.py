@@ -14,6 +14,7 @@ from param_features.fitted import Fitted
 from param_features.intervene.calls import TWO_ROWS, refuse_other_uses
 from param_features.intervene.folder import check_replaceable, write_folder
 from param_features.intervene.layers import Layer, layers_of
+from param_features.intervene.stacks import Stack, is_in_stack, stacks_of
 from param_features.intervene.steer import read_coefficients
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,10 +50,13 @@ def write_lora(
     folder = Path(path)
     check_replaceable(folder, _KNOWN)
     engine = features.bound_engine("to_lora")
-    layers = layers_of(engine, features.v_out.rows(list(coefficients)), list(coefficients.values()))
-    config = _config(library, engine.adapter.module, layers)
-    refuse_other_uses(engine, layers, features.examples or TWO_ROWS)
-    tensors = {key: tensor.to(dtype) for layer in layers for key, tensor in layer.tensors(has_bias=config.lora_bias).items()}
+    directions, steps = features.v_out.rows(list(coefficients)), list(coefficients.values())
+    layers = layers_of(engine, directions, steps, [view for view in engine.subset.views if not is_in_stack(view)])
+    stacks = stacks_of(engine, directions, steps)
+    config = _config(library, engine.adapter.module, layers, stacks)
+    refuse_other_uses(engine, [*layers, *stacks], features.examples or TWO_ROWS)
+    factors = [layer.tensors(has_bias=config.lora_bias) for layer in layers] + [stack.tensors(config.r) for stack in stacks]
+    tensors = {key: tensor.to(dtype) for of_layer in factors for key, tensor in of_layer.items()}
     about = {"format": "pt", "param_features": json.dumps({str(k): float(step) for k, step in coefficients.items()})}
 
     def fill(unfinished: Path) -> None:
@@ -62,9 +66,14 @@ def write_lora(
     return write_folder(folder, fill)
 
 
-def _config(library: Any, module: torch.nn.Module, layers: list[Layer]) -> Any:
-    """The description for peft: each layer by its full name, with a rank of its own, and a scaling of 1."""
-    rank = max(layer.rank for layer in layers)
+def _config(library: Any, module: torch.nn.Module, layers: list[Layer], stacks: list[Stack]) -> Any:
+    """The description for peft: each layer by its full name, with a rank of its own, and a scaling of 1.
+
+    Raises:
+        ExportError: peft cannot hold all of these in one adapter.
+    """
+    rank = max(layer.rank for layer in [*layers, *stacks])
+    _refuse_beside_stacks(layers, stacks)
     ranks = {f"^{_escaped(layer.name)}": layer.rank for layer in layers if layer.rank != rank}
     settings = getattr(module, "config", None)
     return library.LoraConfig(
@@ -73,6 +82,7 @@ def _config(library: Any, module: torch.nn.Module, layers: list[Layer]) -> Any:
         rank_pattern=ranks,
         alpha_pattern=dict(ranks),
         target_modules=_targets([layer.name for layer in layers], [name for name, _ in module.named_modules()]),
+        target_parameters=[f"{stack.name}.{stack.attribute}" for stack in stacks] or None,
         lora_dropout=0.0,
         lora_bias=_has_bias(layers),
         fan_in_fan_out=any(layer.kind == "conv1d" for layer in layers),
@@ -90,6 +100,16 @@ def _targets(names: list[str], known: list[str]) -> list[str] | str:
 
 def _escaped(name: str) -> str:
     return name.replace(".", r"\.")
+
+
+def _refuse_beside_stacks(layers: list[Layer], stacks: list[Stack]) -> None:
+    """Refuse what peft cannot hold in one adapter with experts: biases, and transformers' Conv1D."""
+    wrong = [layer.name for layer in layers if layer.bias is not None or layer.kind == "conv1d"]
+    if stacks and wrong:
+        raise ExportError(
+            f"The features move experts of {stacks[0].name!r}, and a bias or the Conv1D of {wrong[0]!r}, which peft does "
+            "not hold in one adapter. Use features of other parameters, or features.edit(model, …)."
+        )
 
 
 def _has_bias(layers: list[Layer]) -> bool:

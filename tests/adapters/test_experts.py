@@ -223,8 +223,27 @@ def test_what_an_expert_cannot_have_is_refused_by_name(features, tmp_path):
         pass
     with pytest.raises(AdapterError, match=r"Circuits need.*experts.gate_up_proj\[1\]"):
         pf.circuit(features, TOKENS)
-    with pytest.raises(ExportError):
-        features.to_lora(tmp_path / "lora", {0: 1.0})
+    biased = pf.decompose(mixture("gpt_oss", "GptOssExperts"), "experts.down_proj_bias[1]", MANY, **CALL)
+    with pytest.raises(ExportError, match=r"'experts.down_proj_bias\[1\]' is the .* no low-rank form"):
+        biased.to_lora(tmp_path / "lora", {0: 1.0})
+    beside = pf.decompose(mixtral(), ["experts.down_proj[1]", "router.*"], MANY, **CALL)
+    with pytest.raises(ExportError, match=r"experts of 'experts', and a bias or the Conv1D of 'router'"):
+        beside.to_lora(tmp_path / "lora", {0: 1.0})
+
+
+@pytest.mark.parametrize("params", ["experts.*[0|2]", ["experts.down_proj[1]", "router.weight"], "experts.gate_up_proj"])
+@pytest.mark.parametrize("kind", ["mixtral", "aria"])
+def test_peft_gives_the_steered_models_output(kind, params, tmp_path):
+    peft = pytest.importorskip("peft")
+    features = pf.decompose(mixture(kind, KINDS[kind]), params, MANY, **CALL)
+    model, steps = features.engine.adapter.module, {0: 2.0, 3: -3.0}
+    features.to_lora(tmp_path / "lora", steps, dtype=torch.float64)
+    before = model(TOKENS)
+    with features.steer(steps):
+        expected = model(TOKENS)
+    found = peft.PeftModel.from_pretrained(mixture(kind, KINDS[kind]), tmp_path / "lora")(TOKENS)
+    assert (expected - before).abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_features_of_a_folded_stack_are_still_read(tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ from torch import Tensor
 from param_features.errors import RegistryError
 from param_features.gradients.types import Gradient
 
-LayerRule = Callable[[Any, Tensor, Tensor], Gradient]
-"""(layer, input [batch ...], output gradient [batch ...]) -> gradient with the batch as samples."""
+LayerRule = Callable[[Any, Any, Tensor], Gradient]
+"""(layer, input [batch ...] or all inputs of a call, output gradient [batch ...]) -> gradient with the batch as samples."""
 
 _RULES: dict[tuple[type | str, str], LayerRule] = {}
 

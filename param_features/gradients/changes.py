@@ -12,6 +12,7 @@ from param_features.gradients.capture import with_gradients
 from param_features.gradients.double_backward import changes_along
 from param_features.gradients.engine import GradientEngine, at_least_float32
 from param_features.gradients.mapping import CANNOT_MAP, mapped_or_looped
+from param_features.gradients.stopped import StopsWithoutGrad
 from param_features.params import copied_buffers, held_still, plain_kernels, untied
 from param_features.problem import ModelInputs
 
@@ -73,14 +74,14 @@ def _pushed(engine: GradientEngine, matrices: Matrices, inputs: ModelInputs, red
     primals = {name: tensor.detach() for name, tensor in subset.tensors.items()}
 
     def run(tensors: dict[str, Tensor]) -> Tensor:
-        with subset.replaced(tensors), copied_buffers(adapter.module):
+        with subset.replaced(tensors), copied_buffers(adapter.module), StopsWithoutGrad():
             return adapter.run(*inputs.args, **inputs.kwargs)
 
     def push(tangent: dict[str, Tensor]) -> Tensor:
         return reduce(torch.func.jvp(run, (primals,), (tangent,))[1])
 
     n_features = len(next(iter(tangents.values())))
-    with held_still(adapter.module), torch.no_grad(), plain_kernels(), untied(adapter.module):
+    with held_still(adapter.module), plain_kernels(), untied(adapter.module):
         return _map_features(push, tangents, n_features, n_together(engine, inputs))
 
 

@@ -381,3 +381,21 @@ def test_the_command_line_reads_positions(text, positions):
 def test_the_command_line_refuses_other_words(text):
     with pytest.raises(SettingError, match="positions="):
         positions_of(text)
+
+
+def test_a_track_fits_and_measures_chosen_positions():
+    model = randomised(Language())
+    steps = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for _ in range(2)]
+    steps[0]["mix.weight"] *= 0.5
+    call = {"n_features": 3, "l0": 1, "fit": QUICK["fit"], "positions": "last"}
+    track = pf.track(steps, model, TOKENS, params="mix.weight", fit=call, n_samples=20, progress=False)
+    assert track.features.config["positions"] == "last"
+    assert track.features.metrics["n_samples"] + track.features.metrics["n_held_out"] == ROWS
+    assert track.impact.isfinite().all()
+
+
+def test_an_audit_reads_chosen_positions():
+    features = pf.decompose(randomised(Language()), "mix.weight", TOKENS, positions=slice(2, 4), **QUICK)
+    settings = pf.AuditSettings(n_features=2, n_rows=6, n_starts=1, n_climbs=1, n_sets=1, n_deletions=2)
+    audit = features.audit(TOKENS[:6], refit=TOKENS, settings=settings)
+    assert {row.name for row in audit.rows} >= {"additivity", "deletion", "stability"}

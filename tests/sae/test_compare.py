@@ -281,3 +281,21 @@ class TestErrors:
             found.sae_view(12)
         with pytest.raises(SettingError, match="'cosine' is unknown.*'correlation'"):
             found.pairs(0, by="cosine")
+
+
+def test_of_chosen_positions_these_alone_are_compared_labelled_and_shown(tiny_hooked, tiny_tokens, sae):
+    call = {"n_features": 4, "l0": 1, "progress": False, "fit": pf.FitSettings(steps=3, batch_size=32)}
+    features = pf.decompose(tiny_hooked, "blocks.0.attn.W_K", tiny_tokens, positions=slice(4, 8, 2), **call)
+    found = pf.compare(features, sae, tiny_tokens, n_top=5)
+    assert found.n_samples == 2 * len(tiny_tokens)
+    acts = features.activations(tiny_tokens)[:, [4, 6]].flatten(0, 1)
+    strongest = int(shares(acts)[:, 1].argmax())
+    row, position = strongest // 2, 4 + 2 * (strongest % 2)
+    assert tuple(found.inputs.sample_places[found.top[0, 1]].tolist()) == (row, position)
+    shown = found.view(1, n=1).rows[0]
+    assert shown.tokens[shown.marked] == str(int(tiny_tokens[row, position]))
+    assert shown.title.startswith(f"feature 1: {features.activations(tiny_tokens[[row]])[0, position, 1]:+.4f}")
+    theirs = found.view(1, n=1).rows[1]
+    assert [value != 0 for place, value in enumerate(theirs.values) if place not in (4, 6)] == [False] * (
+        len(theirs.values) - 2
+    )

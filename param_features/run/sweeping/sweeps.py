@@ -155,7 +155,7 @@ def sweep(
             check_curved(problem.divergence)
         say_notices(problem, None, jobs[0].request.say)
         code = divergence if callable(divergence) else None
-        places = positions if callable(positions) else None
+        places: Any = positions if callable(positions) else None
         read = partial(read_finished, model=model, divergence=code, output=output, positions=places, tokenizer=tokenizer)
         kept_in = None if directory is None else Path(directory)
         limits = settings or SweepSettings()

@@ -45,6 +45,10 @@ class Capture:
         """Uses of parameters that are watched at operations, in the order of the calls."""
         return [] if self._watch is None else self._watch.uses
 
+    def n_rows_of(self, stored: Tensor) -> tuple[int, ...]:
+        """How many rows the output of each use of a Parameter has."""
+        return tuple(len(use.output) for use in self.uses if use.operand.stored is stored)
+
     def is_understood(self, stored: Tensor) -> bool:
         """Whether a Parameter that is watched is used, and only by operations with a rule."""
         return self._watch is not None and self._watch.why_not(stored) is None

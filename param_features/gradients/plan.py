@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from param_features.errors import AdapterError, ModelStateError, NoGradientError
-from param_features.gradients.capture import with_gradients
+from param_features.gradients.capture import Capture, with_gradients
 from param_features.gradients.cut import find_cut
 from param_features.gradients.engine import GradientEngine, Routes, gradients_of
 from param_features.gradients.head import LinearHead, gives_output
@@ -25,6 +25,7 @@ _DISAGREES = "its rule disagrees with autograd here"
 _FAILS = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, AttributeError)
 """What a rule or a model raises where tensors are other than it thinks."""
 
+_GATHERED_ROWS = 16
 _INFLUENCE_ROWS = 256
 _NO_GRADIENT = "no gradient reaches it on two samples"
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -58,7 +59,7 @@ def plan_engine(problem: Problem) -> GradientEngine:
     routes, positions = _routes(subset, ruled, {}), problem.positions.elsewhere
     gathering = gathering_sites(adapter, [tap for uses in ruled.values() for tap in uses], problem.data)
     engine = GradientEngine(adapter, subset, routes, output.per_position, positions, gathering)
-    check = _Check(engine, problem.data.rows(slice(0, 2)), output)
+    check = _Check(engine, problem.data.rows(slice(0, 2)), output, problem.data)
     through_head = _through_head(check, engine.routes)
     if through_head is not None:
         return replace(engine, routes=through_head)
@@ -88,7 +89,8 @@ def _holds_one(head: nn.Module, subset: ParamSubset) -> bool:
 
 def _watched(check: "_Check", routes: Routes) -> Routes:
     """The routes with those dense parameters watched at torch's operations whose every use is understood there."""
-    views = [check.engine.subset[name] for name in routes.dense if routes.why_dense[name] != _NO_GRADIENT]
+    open_names = [name for name in routes.dense if routes.why_dense[name] != _NO_GRADIENT]
+    views = [view for name in open_names if Viewed.is_known(view := check.engine.subset[name])]
     views = check.understood(views) if views else []
     for is_shared in (False, True):
         watched = {view.name: Viewed.of(view, is_shared=is_shared) for view in views if view.name in routes.dense}
@@ -149,6 +151,7 @@ class _Check:
     engine: GradientEngine
     inputs: ModelInputs
     output: OutputInfo
+    data: ModelInputs
 
     def failures(self, routes: Routes) -> dict[str, str]:
         """For each factored parameter whose rule fails here, why."""
@@ -170,15 +173,27 @@ class _Check:
         return {name: _DISAGREES if self._has_gradient(name) else _NO_GRADIENT for name in wrong}
 
     def understood(self, views: list[ParamView]) -> list[ParamView]:
-        """Those of some parameters whose every use is an operation with a rule. Cost: a forward pass."""
+        """Those of some parameters whose every use is an operation with a rule, on as many rows for every input.
+
+        A model that gathers rows from its samples, as many as there happen to be, shows it by their numbers. Cost: a forward
+        pass; of up to 16 further inputs, one by one, where an output has no axis for positions.
+        """
         watched = {view.name: Viewed.of(view) for view in views}
         engine = replace(self.engine, routes=Routes({}, watched=watched))
         try:
-            with held_still(engine.adapter.module), engine.capturing(len(self.inputs)) as capture:
-                engine.root(self.inputs, capture)
+            capture = self._captured(engine, self.inputs)
+            if any(use.output.dim() == 2 for use in capture.uses):
+                spread = torch.arange(0, len(self.data), -(-len(self.data) // _GATHERED_ROWS)).tolist()
+                single = [self._captured(engine, self.data.rows([row])) for row in spread]
+                views = [view for view in views if len({each.n_rows_of(view.stored) for each in single}) == 1]
         except _FAILS:
             return views  # each is then tried by itself
         return [view for view in views if capture.is_understood(view.stored)]
+
+    def _captured(self, engine: GradientEngine, inputs: ModelInputs) -> Capture:
+        with held_still(engine.adapter.module), engine.capturing(len(inputs)) as capture:
+            engine.root(inputs, capture)
+        return capture
 
     def vmap_works(self, routes: Routes) -> bool:
         """Whether the dense route runs under vmap and agrees with plain autograd."""

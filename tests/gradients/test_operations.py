@@ -253,6 +253,7 @@ NOT_UNDERSTOOD = {
     "reduced before its use": Own(lambda x, weight: x * weight.sum(), (4, 4)),
     "packed sequence": Packed(nn.GRU(4, 3)),
     "clipped table": Raw((8, 4), lambda x, t: x + functional.embedding(torch.zeros(len(x), 1, dtype=int), t, None, 9.0)),
+    "gathered rows": Own(lambda x, weight: x.masked_scatter(x[..., :1] > 0, x[x[..., 0] > 0] @ weight), (4, 4)),
     "a mask as index": Raw((8, 4), lambda x, table: x + table[torch.arange(8) < 5]),
 }
 

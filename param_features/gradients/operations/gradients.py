@@ -116,6 +116,11 @@ class Viewed:
         """Read a view once."""
         return cls(view, None if view.layout.part is None else rows_of_part(view), is_shared)
 
+    @staticmethod
+    def is_known(view: ParamView) -> bool:
+        """Whether the matrix is the whole Parameter or some of its rows, as an expert's slice of a stack is not."""
+        return view.layout.part is None or view.tensor.dim() == view.stored.dim()
+
     @property
     def is_transposed(self) -> bool:
         """Whether the Parameter holds the matrix transposed."""

@@ -47,6 +47,10 @@ class SettingError(ParamFeaturesError, ValueError):
     """A setting lies outside what is accepted."""
 
 
+class ArgumentError(SettingError, TypeError):
+    """An argument does not exist, is missing, or is of another kind than accepted."""
+
+
 class FeatureCountError(SettingError):
     """`n_features` or `l0` lies outside its range."""
 

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from param_features.errors import SettingError
+from param_features.machine import public
 
 
+@public
 @dataclass(frozen=True)
 class AuditSettings:
     """How much an audit looks at, and from when a row passes.

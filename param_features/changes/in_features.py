@@ -12,6 +12,7 @@ from param_features.changes.weights import ParamMatrices, chosen_matrices, read_
 from param_features.fit.formats import LowRank
 from param_features.fitted import Fitted
 from param_features.gradients import Dense, GradientEngine
+from param_features.machine import public
 from param_features.measure import random_like
 
 
@@ -35,6 +36,7 @@ class Coordinates:
     share: float
     share_random: float
 
+    @public
     def top(self, n: int = 10) -> list[tuple[int, float]]:
         """Features with the largest overlaps, and these, largest first."""
         order = self.overlaps.abs().argsort(descending=True, stable=True)[:n].tolist()

@@ -1,7 +1,6 @@
 """`Circuit`: the graph with all that one does with it: print, display, save, export, and edit the model by it."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -16,7 +15,7 @@ from param_features.circuits.shift import Shift, measure_shift, running_without
 from param_features.circuits.tables import circuit_summary, node_table
 from param_features.circuits.view import CircuitView, circuit_view
 from param_features.errors import NotBoundError
-from param_features.machine import methods_in_own_modes
+from param_features.machine import methods_in_own_modes, public
 from param_features.views import show
 
 if TYPE_CHECKING:
@@ -40,7 +39,8 @@ class Circuit(CircuitGraph):
 
     subject: CircuitSubject | None = field(default=None, repr=False)
 
-    def without(self, nodes: Sequence[str]) -> AbstractContextManager[None]:
+    @public
+    def without(self, nodes: Sequence[str]) -> Block:
         """Run the user's own model without some nodes, on any inputs, in a `with` block; no weight is touched.
 
         Nodes are ablated as the circuit's were: their part is replaced by its mean, or taken away.
@@ -54,6 +54,7 @@ class Circuit(CircuitGraph):
         """
         return running_without(self._bound("without"), nodes)
 
+    @public
     def shift(
         self, nodes: Sequence[str], *, others: Any = None, metric: Any = "loss", n_random: int = 10, seed: int = 0
     ) -> Shift:
@@ -88,10 +89,12 @@ class Circuit(CircuitGraph):
         """Print the metric, counts, scores beside their controls, groups, and the strongest nodes."""
         return circuit_summary(self)
 
+    @public
     def table(self, n: int | None = None) -> str:
         """Write a line for each of the `n` strongest nodes: name, kind, effect, its spread over prompts, label, example."""
         return node_table(self, n)
 
+    @public
     def view(self, n: int | None = None, *, n_examples: int = 3) -> CircuitView:
         """Make the object that `show` displays: `str()` is coloured text, a notebook draws it, `.save(path)` writes a page.
 
@@ -104,6 +107,7 @@ class Circuit(CircuitGraph):
         """
         return circuit_view(self, n, n_examples=n_examples)
 
+    @public
     def show(self, n: int | None = None, *, n_examples: int = 3) -> None:
         """Display the nodes with the texts on which they are strong: blue is positive, red negative. See `view`."""
         show(self.view(n, n_examples=n_examples))
@@ -111,6 +115,7 @@ class Circuit(CircuitGraph):
     def _repr_html_(self) -> str:
         return self.view()._repr_html_()
 
+    @public
     def save(self, path: str | PathLike) -> Path:
         """Write the circuit as one JSON file, data only; returns its path.
 
@@ -120,6 +125,7 @@ class Circuit(CircuitGraph):
         return save_graph(self, path)
 
     @classmethod
+    @public
     def load(cls, path: str | PathLike) -> "Circuit":
         """Read what `save` wrote, and check every part of it. Tuples in the record come back as lists.
 
@@ -138,6 +144,7 @@ class Circuit(CircuitGraph):
         """
         return to_networkx(self)
 
+    @public
     def to_neuronpedia(self, path: str | PathLike, *, slug: str, scan: str, prompt: int = 0) -> Path:
         """Write an attribution graph as Neuronpedia reads it, for `https://www.neuronpedia.org/graph/validator` and upload.
 

@@ -14,7 +14,7 @@ from param_features.circuits.metric import read_metric
 from param_features.circuits.passes import CircuitSubject, in_order
 from param_features.circuits.reading import read_groups
 from param_features.errors import SettingError, nearest
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.problem import read_inputs
 
 METHODS = ("attribution", "integrated", "exact")
@@ -66,6 +66,7 @@ class IndirectEffects:
             raise SettingError(f"No node {name!r}. Nearest: {nearest(name, self.names)}.")
         return self.values[:, self.names.index(name)]
 
+    @public
     def top(self, n: int = 10) -> list[tuple[str, float]]:
         """The n nodes with the largest mean effects of either sign, each with its effect."""
         order = self.mean.abs().argsort(descending=True)[:n]
@@ -78,6 +79,7 @@ class IndirectEffects:
         return "\n".join([head, *(f"  {effect:+10.4f}  {name}" for name, effect in self.top())])
 
 
+@public
 @own_modes()
 def indirect_effects(
     features: Any,

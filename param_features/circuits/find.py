@@ -20,12 +20,13 @@ from param_features.circuits.passes import CircuitSubject
 from param_features.circuits.scores import score, with_random_directions
 from param_features.circuits.tangents import direct_flow
 from param_features.errors import SettingError
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 
 OUTPUT = "output"
 """Name of the node that is the metric."""
 
 
+@public
 @own_modes()
 def circuit(
     features: Any,

@@ -14,7 +14,7 @@ from param_features.circuits.reading import read_named, weight_group
 from param_features.circuits.tangents import slope_changes
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.problem import ModelInputs, read_inputs
 
 
@@ -42,6 +42,7 @@ class Interactions:
         """The mean absolute interaction over prompts: what the signed mean hides where prompts disagree."""
         return self.values.abs().mean(0)
 
+    @public
     def top(self, n: int = 10, *, across: bool = False) -> list[tuple[str, str, float]]:
         """Find the pairs of different features with the largest mean absolute interaction, and its signed mean.
 
@@ -64,6 +65,7 @@ class Interactions:
         return "\n".join([head, *(f"  {value:+10.4g}  {feature} × {other}" for feature, other, value in self.top())])
 
 
+@public
 @own_modes()
 def interactions(
     features: Any, prompts: Any = None, metric: Any = "divergence", *, inputs: Any = None, chosen: Any = None

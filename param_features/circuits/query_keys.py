@@ -13,7 +13,7 @@ from param_features.circuits.layer import shared_layer
 from param_features.circuits.singular import Components, singular_components, turned_at_random
 from param_features.errors import SettingError, UnknownParameterError
 from param_features.fitted import Fitted
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.params import Attention
 
 _DISTANCES = (0, 1, 2, 4, 8, 16, 32)
@@ -81,6 +81,7 @@ class QueryKey:
     key_leading: Float[Tensor, " key_feature"]
     control: "QueryKey | None" = None
 
+    @public
     def top(self, n: int = 10, *, head: int | None = None, distance: int | None = None) -> list[QueryKeyPair]:
         """Find the pairs that add most, by `norm`, each once: at the head and distance where it is strongest.
 
@@ -148,6 +149,7 @@ class QueryKey:
         return "\n".join(lines)
 
 
+@public
 @own_modes()
 def query_key(
     features_q: Fitted,

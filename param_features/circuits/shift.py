@@ -1,7 +1,6 @@
 """Editing with a circuit: nodes that were judged spurious are ablated, and it is measured what else changes."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from param_features.circuits.groups import WeightGroup
 from param_features.circuits.metric import Metric, checked_values, read_metric
 from param_features.circuits.passes import CircuitSubject
 from param_features.errors import InputError, SettingError, nearest
+from param_features.machine import Block, shown
 from param_features.params import held_still
 from param_features.problem import KL
 
@@ -90,9 +90,8 @@ def measure_shift(
     )
 
 
-@contextmanager
-def running_without(subject: CircuitSubject, names: Sequence[str]) -> Iterator[None]:
-    """Run a block in which the user's model lacks some nodes, whatever it is run on; see `Circuit.without`."""
+def running_without(subject: CircuitSubject, names: Sequence[str]) -> Block:
+    """A block in which the user's model lacks some nodes, whatever it is run on; see `Circuit.without`."""
     marked = marked_nodes(subject, names)
     if isinstance(subject.baseline, Resample):
         raise SettingError(
@@ -100,8 +99,7 @@ def running_without(subject: CircuitSubject, names: Sequence[str]) -> Iterator[N
             "it with ablation='mean' or 'zero'."
         )
     amounts = {name: part[:1] for name, part in subject.amounts_removing(marked).items()}
-    with subject.with_amounts(amounts, of_any_batch=True):
-        yield
+    return Block(lambda: subject.with_amounts(amounts, of_any_batch=True), f"circuit.without({shown(list(names))})")
 
 
 def marked_nodes(subject: CircuitSubject, names: Sequence[str]) -> Bool[Tensor, " node"]:

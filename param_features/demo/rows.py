@@ -22,6 +22,7 @@ from torch import Tensor
 from param_features.demo.grammar import RULES
 from param_features.demo.vocabulary import EOS, read_vocabulary
 from param_features.errors import SettingError
+from param_features.machine import public
 
 ROWS_FILE = Path(__file__).with_name("data") / "rows.npz"
 
@@ -53,6 +54,7 @@ def read_rows() -> ShippedRows:
         return ShippedRows(**{name: torch.from_numpy(arrays[name]) for name in ShippedRows._fields})
 
 
+@public
 def tokens(n: int, *, n_ctx: int = 64, seed: int = 0) -> Int[Tensor, "n n_ctx"]:
     """Rows of story tokens for the demo model; none of them was trained on.
 
@@ -73,6 +75,7 @@ def tokens(n: int, *, n_ctx: int = 64, seed: int = 0) -> Int[Tensor, "n n_ctx"]:
     return read_rows().tokens[_places(n, n_ctx, seed)].long()
 
 
+@public
 def stories(n: int, seed: int = 0) -> list[str]:
     """Stories as text; story i is the first one of row i of `tokens(n, seed=seed)`.
 
@@ -94,6 +97,7 @@ def stories(n: int, seed: int = 0) -> list[str]:
     return ["".join(row[1 : row.index(EOS)]) for row in rows]
 
 
+@public
 def rules(n: int, *, n_ctx: int = 64, seed: int = 0) -> dict[str, Bool[Tensor, "n n_ctx"]]:
     """Where each rule of the grammar determines the next token, for the rows of `tokens` with the same arguments.
 
@@ -117,6 +121,7 @@ def rules(n: int, *, n_ctx: int = 64, seed: int = 0) -> dict[str, Bool[Tensor, "
     return {name: marks[kinds] for name, marks in zip(RULES, read_rows().rules.T, strict=True)}
 
 
+@public
 def surprisal(n: int, *, n_ctx: int = 64, seed: int = 0) -> Float[Tensor, "n n_ctx"]:
     """True -log p of the next token given the row so far, for the rows of `tokens` with the same arguments.
 
@@ -137,6 +142,7 @@ def surprisal(n: int, *, n_ctx: int = 64, seed: int = 0) -> Float[Tensor, "n n_c
     return read_rows().surprisal[_kinds(n, n_ctx, seed)]
 
 
+@public
 def entropy(n: int, *, n_ctx: int = 64, seed: int = 0) -> Float[Tensor, "n n_ctx"]:
     """True entropy of the next token given the row so far, for the rows of `tokens` with the same arguments.
 

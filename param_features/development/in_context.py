@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from param_features.circuits import next_token_losses
 from param_features.development.patterns import attention_patterns
 from param_features.errors import AdapterError, InputError, NonFiniteError, SettingError
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.params import Adapter, adapter_for, held_still
 from param_features.problem import ModelInputs, read_inputs
 
@@ -37,6 +37,7 @@ class PrefixMatching:
     even: float
     n_places: int
 
+    @public
     def top(self, n: int = 5) -> list[tuple[str, int, float]]:
         """The heads with the highest scores: layer, number, score."""
         n_heads = self.scores.shape[1]
@@ -49,6 +50,7 @@ class PrefixMatching:
         return f"PrefixMatching over {self.n_places} places: {heads}; attending evenly: {self.even:.3f}"
 
 
+@public
 @own_modes()
 def prefix_matching(model: Any, tokens: Any = None, *, n_rows: int = 32, seed: int = 0) -> PrefixMatching:
     """The prefix-matching score of every head: high in induction heads.
@@ -125,6 +127,7 @@ def repeated_tokens(adapter: Adapter, n_rows: int, seed: int) -> Int[Tensor, "ro
     return rows if first is None else torch.cat([torch.full((n_rows, 1), first), rows], 1)
 
 
+@public
 @own_modes()
 def token_losses(model: Any, tokens: Any) -> Float[Tensor, "row pos"]:
     """Cross-entropy of every token but the first, given those before it, in nats; NaN where padding is involved.
@@ -150,6 +153,7 @@ def token_losses(model: Any, tokens: Any) -> Float[Tensor, "row pos"]:
     return torch.cat(parts)
 
 
+@public
 @own_modes()
 def in_context_score(
     model: Any, tokens: Any, *, late: int | Sequence[int] | None = None, early: int | Sequence[int] | None = None

@@ -13,7 +13,7 @@ from param_features.development.langevin import ChainSettings, LocalLoss, r_hat,
 from param_features.errors import ConvergenceError, InputError, SettingError
 from param_features.fit.formats import LowRank
 from param_features.fitted import N_SPREADS, Fitted
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.params import held_still
 
 _PRINTED = 0.0005
@@ -72,6 +72,7 @@ class LearningCoefficient:
         return self.mean < -max(N_SPREADS * hypot(of_chains, self.batch_noise), _PRINTED)
 
 
+@public
 @own_modes()
 def learning_coefficient(
     features: Fitted,

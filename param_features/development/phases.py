@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import MissingExtraError, SettingError
+from param_features.machine import public
 
 FEWEST = 6
 """Checkpoints of the shortest curve that can change: two lines of three points each."""
@@ -38,6 +39,7 @@ def noise_of(values: Float[Tensor, " checkpoint"]) -> float:
     )
 
 
+@public
 def change_points(curve: Float[Tensor, " checkpoint"], penalty: float = PENALTY) -> list[int]:
     """Numbers of the checkpoints at which a new phase begins, rising.
 

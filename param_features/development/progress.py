@@ -15,7 +15,7 @@ from param_features.errors import SettingError
 from param_features.fit.formats import LowRank
 from param_features.fitted import Fitted
 from param_features.gradients import GradientEngine
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.measure import random_like
 from param_features.params import held_still
 from param_features.problem import ModelInputs
@@ -52,6 +52,7 @@ class ProgressLosses:
         )
 
 
+@public
 @own_modes()
 def progress_losses(
     features: Fitted,

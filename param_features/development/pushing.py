@@ -10,7 +10,7 @@ from torch import Tensor
 from param_features.circuits import CircuitSubject, read_metric, weight_group
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 
 _BATCH = 64
 
@@ -35,11 +35,13 @@ class Pushes:
         """What gradient descent on all rows together does along each direction."""
         return self.values.mean(0)
 
+    @public
     def top_features(self, n: int = 10) -> list[tuple[int, float]]:
         """Features that these rows train most, either sign, and the mean push along each."""
         order = self.mean.abs().argsort(descending=True, stable=True)[:n].tolist()
         return [(k, float(self.mean[k])) for k in order]
 
+    @public
     def top_rows(self, feature: int, n: int = 10) -> list[tuple[int, float]]:
         """Rows that push a feature most, either sign, and how far.
 
@@ -57,6 +59,7 @@ class Pushes:
         return f"Pushes of {len(self.values)} rows on {self.values.shape[1]} features; largest means {largest}"
 
 
+@public
 @own_modes()
 def pushes(features: Fitted, tokens: Any = None, *, inputs: Any = None, loss: Any = "loss") -> Pushes:
     """Which features some examples train, and which examples push a feature most.

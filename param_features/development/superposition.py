@@ -9,9 +9,10 @@ from torch import Tensor
 from param_features.errors import InputError, NonFiniteError
 from param_features.fit.formats import Directions
 from param_features.fitted import Fitted
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 
 
+@public
 @own_modes()
 @torch.no_grad()
 def dimensionality(vectors: Any) -> Float[Tensor, " vector"]:
@@ -50,6 +51,7 @@ def _gram(vectors: Any) -> Float[Tensor, "vector vector"]:
     raise InputError(f"dimensionality takes features or a matrix of rows [vector, d], not {shape}.")
 
 
+@public
 def gini(values: Float[Tensor, "*other value"]) -> Float[Tensor, "*other"]:
     """Gini coefficient along the last axis, of the values' sizes: 0 where all are equal, 1 − 1/n where one has everything.
 

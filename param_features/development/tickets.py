@@ -6,12 +6,13 @@ from torch import Tensor
 
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 
 _RULES = ("features", "saliency", "magnitude", "random")
 EntryScores = dict[str, Float[Tensor, "d_out d_in"]]
 
 
+@public
 @own_modes()
 @torch.no_grad()
 def ticket_masks(

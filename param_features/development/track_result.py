@@ -13,6 +13,7 @@ from param_features.development.phases import PENALTY, change_points, log_curve
 from param_features.development.track_rows import TrackRow
 from param_features.errors import FeatureCountError, SettingError, nearest
 from param_features.fitted import LEAST_GAIN, Fitted, lower
+from param_features.machine import public
 
 Features = TypeVar("Features", bound=Fitted)
 
@@ -132,6 +133,7 @@ class Track(Generic[Features]):
         valid = "" if self.valid is None else f"; go by them from step {self.valid[0]} to {self.valid[1]}"
         return f"Stale, hardly better than random directions, at step {steps}{valid}."
 
+    @public
     def curve(self, of: str = "impact", feature: int | None = None) -> Float[Tensor, " checkpoint"]:
         """One number for each checkpoint, of a feature or of all together.
 
@@ -153,6 +155,7 @@ class Track(Generic[Features]):
             raise FeatureCountError(f"There is no feature {feature!r}. Features are numbered 0 to {self.n_features - 1}.")
         return rows[:, feature]
 
+    @public
     def change_points(
         self, of: str = "impact", *, feature: int | None = None, penalty: float = PENALTY
     ) -> tuple[TrainingStep, ...]:
@@ -176,6 +179,7 @@ class Track(Generic[Features]):
         """
         return tuple(self.steps[place] for place in change_points(self.curve(of, feature), penalty))
 
+    @public
     def top(
         self, n: int = 10, *, of: str = "impact", at: TrainingStep | None = None, since: TrainingStep | None = None
     ) -> list[tuple[int, float]]:

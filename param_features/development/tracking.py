@@ -15,7 +15,7 @@ from param_features.development.track_rows import TrackPlan, TrackRow, errors_at
 from param_features.errors import ModelStateError, SampleCountError, SettingError
 from param_features.fitted import Fitted
 from param_features.gradients import GradientEngine, HarvestSettings
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.params import Adapter, ParamSpec, adapter_for, check_ready, fingerprint
 from param_features.problem import read_inputs
 from param_features.run import decompose
@@ -24,6 +24,7 @@ _HELD_OUT = 0.25
 """Of the rows, where features are fitted here."""
 
 
+@public
 @own_modes()
 def track(
     checkpoints: Any,

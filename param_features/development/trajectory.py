@@ -11,7 +11,7 @@ from torch import Tensor
 from param_features.development.checkpoints import TrainingStep, check_checkpoints, lent, read_steps
 from param_features.development.in_context import token_losses
 from param_features.errors import SampleCountError, SettingError
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.params import adapter_for
 
 
@@ -41,6 +41,7 @@ class LossTrajectory:
         )
 
 
+@public
 @own_modes()
 def loss_trajectory(
     model: Any, checkpoints: Any, tokens: Any, *, steps: Sequence[TrainingStep] | None = None, n_components: int = 2

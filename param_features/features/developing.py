@@ -4,13 +4,14 @@ from typing import Any
 
 from param_features.changes import Coordinates, coordinates
 from param_features.fitted import Fitted
-from param_features.machine import methods_in_own_modes
+from param_features.machine import methods_in_own_modes, public
 
 
 @methods_in_own_modes
 class DevelopingFeatures(Fitted):
     """Features in whose coordinates training can be told."""
 
+    @public
     def coordinates(self, change: Any, *, since: Any = None, seed: int = 0) -> Coordinates:
         """Express a change of the decomposed parameters in features: which it moves along, and how far.
 

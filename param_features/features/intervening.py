@@ -22,13 +22,14 @@ from param_features.intervene import (
     steering,
     write_for_good,
 )
-from param_features.machine import methods_in_own_modes
+from param_features.machine import methods_in_own_modes, public
 
 
 @methods_in_own_modes
 class IntervenedFeatures(MeasuredFeatures):
     """Features along which weights can be changed."""
 
+    @public
     def steer(self, coefficients: Any, *, where: Any = None) -> Steering:
         """Run the model with W + Σ δ_k v_k in a `with` block; every bit of W is back afterwards.
 
@@ -57,6 +58,7 @@ class IntervenedFeatures(MeasuredFeatures):
         chosen = read_coefficients(coefficients, self.check_feature)
         return steering(engine, self.v_out, chosen, read_where(where, engine.per_position))
 
+    @public
     def steered(self, model: Any, coefficients: Any) -> Any:
         """A copy of a model with W + Σ δ_k v_k; the model itself stays as it is.
 
@@ -80,6 +82,7 @@ class IntervenedFeatures(MeasuredFeatures):
         write_for_good(subset, deltas_of(self.v_out, chosen, subset))
         return subject
 
+    @public
     def edit(self, model: Any, coefficients: Any) -> Edit:
         """Add Σ δ_k v_k to a model's weights **for good**; nothing is kept to undo it with.
 
@@ -103,6 +106,7 @@ class IntervenedFeatures(MeasuredFeatures):
         subset = self.bound_engine("edit").subset if model is None else located(model, self.params)
         return Edit(chosen, write_for_good(subset, deltas_of(self.v_out, chosen, subset)))
 
+    @public
     def ablate(
         self,
         features: Iterable[int],
@@ -168,6 +172,7 @@ class IntervenedFeatures(MeasuredFeatures):
         """
         return span_coefficients(self.v_out, self.bound_engine("weight_coefficients").subset)
 
+    @public
     def audit(
         self,
         tokens: Any = None,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from param_features.fit import Route, activations
 from param_features.fitted import Fitted
-from param_features.machine import methods_in_own_modes
+from param_features.machine import methods_in_own_modes, public
 from param_features.measure import (
     Example,
     L0Curve,
@@ -26,6 +26,7 @@ from param_features.measure import (
 class MeasuredFeatures(Fitted):
     """Features that can be measured on inputs."""
 
+    @public
     def activations(
         self,
         tokens: Any = None,
@@ -58,6 +59,7 @@ class MeasuredFeatures(Fitted):
         question = self.question_with(reference, n_references)
         return activations(engine, self.v_in, question, self.read(tokens, inputs, "activations"), route=route)
 
+    @public
     def codes(
         self,
         tokens: Any = None,
@@ -75,6 +77,7 @@ class MeasuredFeatures(Fitted):
         rows = self.read(tokens, inputs, "codes")
         return self.dictionary.codes(activations(engine, self.dictionary.code_directions, question, rows))
 
+    @public
     def top_examples(
         self, feature: int, n: int = 10, *, tokens: Any = None, inputs: Any = None, by: Ranking = "share"
     ) -> list[Example]:
@@ -98,6 +101,7 @@ class MeasuredFeatures(Fitted):
         self.bound_engine("top_examples")
         return examples_of(self, feature, n, self.inputs_or_examples(tokens, inputs), by=by)
 
+    @public
     def top_logits(self, feature: int, n: int = 10, *, n_examples: int = 20) -> TopLogits:
         """The outputs that a step along a feature moves most, on average over its top examples.
 
@@ -114,6 +118,7 @@ class MeasuredFeatures(Fitted):
         rows, positions = self.own_examples.chosen([example.row for example in best], [example.position for example in best])
         return top_logits(self.bound_engine("top_logits"), self.v_out.rows([feature]), rows, positions, n=n)
 
+    @public
     def samples(
         self, tokens: Any = None, *, inputs: Any = None
     ) -> tuple[Float[Tensor, "sample feature"], Float[Tensor, "sample feature"]]:
@@ -134,10 +139,12 @@ class MeasuredFeatures(Fitted):
         readings = self.readings_on(self.inputs_or_examples(tokens, inputs)).real()
         return readings.activations, readings.codes
 
+    @public
     def densities(self, tokens: Any = None, *, inputs: Any = None) -> Float[Tensor, " feature"]:
         """Share of the samples that keep each feature; arguments and errors are those of `samples`."""
         return densities_of(self, self.inputs_or_examples(tokens, inputs))
 
+    @public
     def errors_by_l0(
         self,
         tokens: Any = None,
@@ -173,6 +180,7 @@ class MeasuredFeatures(Fitted):
         rows = self.inputs_or_examples(tokens, inputs)
         return curve_of(self, rows, l0s=l0s, n_samples=n_samples, seed=seed)
 
+    @public
     def activation_parts(self, tokens: Any = None, *, inputs: Any = None) -> Float[Tensor, "*sample param feature"]:
         """What each decomposed parameter adds to each activation: V_in restricted to it; the parts sum to the activation.
 

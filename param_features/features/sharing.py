@@ -4,7 +4,7 @@ from os import PathLike
 from pathlib import Path
 
 from param_features.features.measuring import MeasuredFeatures
-from param_features.machine import methods_in_own_modes
+from param_features.machine import methods_in_own_modes, public
 from param_features.sharing import MESSAGE, USUAL, CardSettings, PushTarget, push, write_card
 
 
@@ -12,6 +12,7 @@ from param_features.sharing import MESSAGE, USUAL, CardSettings, PushTarget, pus
 class SharedFeatures(MeasuredFeatures):
     """Features that can be given to others."""
 
+    @public
     def push_to_hub(
         self,
         repo: str,
@@ -52,6 +53,7 @@ class SharedFeatures(MeasuredFeatures):
         target = PushTarget(repo, private, token, branch, create_pr, commit_message)
         return push(self, target, card)
 
+    @public
     def save_card(self, directory: str | PathLike, card: CardSettings = USUAL, *, repo: str | None = None) -> Path:
         """Write the card, `README.md`, and its picture, `features.png`, into a directory: to read it before a push.
 

@@ -21,7 +21,7 @@ from param_features.intervene import (
     with_penalty,
     write_lora,
 )
-from param_features.machine import methods_in_own_modes
+from param_features.machine import methods_in_own_modes, public
 from param_features.run import bind
 
 _N_READINGS = 10
@@ -31,6 +31,7 @@ _N_READINGS = 10
 class TrainableFeatures(MeasuredFeatures):
     """Features whose coefficients can be exported and trained."""
 
+    @public
     def to_lora(
         self,
         path: str | PathLike,
@@ -75,6 +76,7 @@ class TrainableFeatures(MeasuredFeatures):
         output = None if self.engine is None else self.engine.adapter.given_output
         return write_lora(bind(self, model, output=output), path, coefficients, dtype=dtype)
 
+    @public
     def finetune(
         self,
         data: Any = None,

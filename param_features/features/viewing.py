@@ -11,7 +11,7 @@ from param_features.audit import Audit
 from param_features.circuits import Circuit
 from param_features.errors import InputError
 from param_features.features.measuring import MeasuredFeatures
-from param_features.machine import methods_in_own_modes
+from param_features.machine import methods_in_own_modes, public
 from param_features.measure import activation_parts
 from param_features.problem import real_first
 from param_features.report import report_on
@@ -22,6 +22,7 @@ from param_features.views import NeuronView, Page, choice_view, feature_view, ne
 class ShownFeatures(MeasuredFeatures):
     """Features that can be displayed."""
 
+    @public
     def view(self, feature: int | None = None, tokens: Any = None, *, n: int = 10) -> Page:
         """What `show` displays, as an object: `str()` is coloured text, a notebook draws it, `.save(path)` writes a page."""
         unit = self.divergence.unit
@@ -37,6 +38,7 @@ class ShownFeatures(MeasuredFeatures):
             return choice_view(strings, acts, n=min(n, self.n_features), unit=unit)
         return tokens_view(feature, strings, acts[..., feature], unit=unit)
 
+    @public
     def show(self, feature: int | None = None, tokens: Any = None, *, n: int = 10) -> None:
         """Display a feature's top examples, its activations on given tokens or texts, or texts to choose a feature on.
 
@@ -55,6 +57,7 @@ class ShownFeatures(MeasuredFeatures):
         """
         show(self.view(feature, tokens, n=n))
 
+    @public
     def view_neurons(self, tokens: Any, *, features: Sequence[int] | None = None) -> NeuronView:
         """What `show_neurons` displays, as an object."""
         for feature in features or ():
@@ -64,6 +67,7 @@ class ShownFeatures(MeasuredFeatures):
         parts = torch.stack([real_first(part, rows) for part in parts.unbind(-2)], -2)
         return neuron_view(strings, parts, params=list(self.params), features=features, unit=self.divergence.unit)
 
+    @public
     def show_neurons(self, tokens: Any, *, features: Sequence[int] | None = None) -> None:
         """Display texts in circuitsvis' browser of layers and neurons: the layers are parameters, the neurons features.
 
@@ -81,6 +85,7 @@ class ShownFeatures(MeasuredFeatures):
         """
         show(self.view_neurons(tokens, features=features))
 
+    @public
     def report(
         self,
         path: str | PathLike,

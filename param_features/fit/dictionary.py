@@ -23,7 +23,7 @@ def most_samples(n_features: int) -> int:
     return MOST_OVERLAPS // n_features
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Readings:
     """Activations and codes of samples, as a dictionary reads them from each sample's gradient.
 
@@ -45,7 +45,7 @@ class Readings:
         return Readings(self.activations[is_real], self.overlaps[is_real], self.codes[is_real], is_real[is_real])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dictionary:
     """A set of directions, and how gradients are read and rebuilt by them.
 

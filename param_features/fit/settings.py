@@ -5,11 +5,13 @@ from typing import Literal
 
 from param_features.errors import SettingError, nearest
 from param_features.fit.formats import FORMATS
+from param_features.machine import public
 
 _LARGEST = 1e30
 """Numbers from here on overflow in float32."""
 
 
+@public
 @dataclass(frozen=True)
 class FitSettings:
     """How the directions are learned.
@@ -70,6 +72,7 @@ class FitSettings:
         return self.selection == "l1"
 
 
+@public
 @dataclass(frozen=True)
 class HessianSettings:
     """How the directions of `method="hessian"` are learned.

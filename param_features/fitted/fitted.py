@@ -16,7 +16,7 @@ from param_features.fitted.metrics import Metrics
 from param_features.fitted.parts import Parts
 from param_features.fitted.saved import SavedFeatures, write_saved
 from param_features.gradients import GradientEngine, collect_references
-from param_features.machine import launched, methods_in_own_modes
+from param_features.machine import launched, methods_in_own_modes, public
 from param_features.params import ParamRecord, unfold_matrix
 from param_features.problem import Divergence, ModelInputs, Question, check_reference, read_inputs
 
@@ -26,10 +26,13 @@ _N_REFERENCES = 16
 """Outputs that are drawn where a reference of another name than the fit's is asked for."""
 
 
+@dataclass(frozen=True, eq=False)
 @methods_in_own_modes
 @dataclass(frozen=True)
 class Fitted:
     """A fit's features, as every analysis takes them: a dictionary, the question that it answers, and records of the run.
+
+    Two are equal where they are one object, as modules are; `pf.match` compares what they hold.
 
     Attributes:
         dictionary: The directions, and how gradients are read and rebuilt by them.
@@ -112,6 +115,7 @@ class Fitted:
         head = f"ParamFeatures: {self.n_features} features of {names} (divergence {self.divergence.name!r}, reference "
         return f"{head}{self.reference!r})\n{self.metrics!r}"
 
+    @public
     def direction(self, feature: int) -> dict[str, Float[Tensor, "*shape"]]:
         """A feature's unit-norm direction as dense tensors of the parameters' shapes, by name; new tensors.
 
@@ -136,6 +140,7 @@ class Fitted:
         dictionary = replace(self.dictionary, v_in=v_out if v_in is None else v_in, v_out=v_out, threshold=threshold)
         return replace(self, dictionary=dictionary, _example_readings=[])
 
+    @public
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write `features.safetensors` and `config.json` into a directory: data only, no code.
 
@@ -181,6 +186,7 @@ class Fitted:
             _example_readings=[],
         )
 
+    @public
     def check_feature(self, feature: int) -> None:
         """Refuse a number that no feature has.
 

@@ -7,12 +7,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from param_features.errors import SampleCountError, SettingError
+from param_features.machine import public
 from param_features.problem import ModelInputs, Problem
 
 _HELD_OUT_PAIRS = 10
 """Of few pairs a quarter is held out at least, up to so many: a tenth of 40 would be four."""
 
 
+@public
 @dataclass(frozen=True)
 class HarvestSettings:
     """How many samples are taken and how.

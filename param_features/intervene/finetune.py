@@ -12,10 +12,11 @@ from param_features.intervene.objective import Objective
 from param_features.intervene.optimise import Budget, TrainingReading, train
 from param_features.intervene.task import Task
 from param_features.intervene.trainables import coefficients_of, first_order
+from param_features.machine import public
 from param_features.params import held_still
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FineTuned:
     """Trained coefficients, and what they gain and cost.
 
@@ -67,6 +68,7 @@ class FineTuned:
             f"coefficients {steps}{note}"
         )
 
+    @public
     def beside_lora(
         self,
         rank: int = 1,

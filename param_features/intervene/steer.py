@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from numbers import Real
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,46 +16,36 @@ from param_features.gradients import GradientEngine
 from param_features.intervene.combine import combined
 from param_features.intervene.late_backward import refusing_late_backward
 from param_features.intervene.positions import Where, added_at, check_rules
+from param_features.machine import Block
 from param_features.params import ParamSubset
 
 Coefficients = Mapping[int, float]
 """δ by feature: how far to step along its unit-norm direction, in units of the weights."""
 
 
-class Steering(AbstractContextManager):
-    """A change of the weights that lasts as long as a `with` block; may be entered many times, also inside itself.
-
-    Attributes:
-        coefficients: δ by feature.
-    """
+class Steering(Block):
+    """A change of the weights that lasts as long as a `with` block; may be entered many times, also inside itself."""
 
     def __init__(self, coefficients: Coefficients, begin: Callable[[], AbstractContextManager]) -> None:
         """Remember how to begin; nothing is changed yet."""
-        self.coefficients = dict(coefficients)
-        self._begin = begin
-        self._entered: list[AbstractContextManager] = []
+        shown = ", ".join(f"{feature}: {delta:+.3g}" for feature, delta in list(coefficients.items())[:8])
+        super().__init__(begin, f"features.steer({{{shown}{', …' if len(coefficients) > 8 else ''}}})")
+        self._coefficients = dict(coefficients)
+
+    @property
+    def coefficients(self) -> dict[int, float]:
+        """δ by feature."""
+        self._is_used = True
+        return self._coefficients
 
     def __enter__(self) -> "Steering":
         """Change the weights."""
-        block = self._begin()
-        block.__enter__()
-        self._entered.append(block)
+        super().__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Take the change back, bit for bit.
-
-        Raises:
-            RuntimeError: The block was never entered.
-        """
-        if not self._entered:
-            raise RuntimeError("This steering was left more often than entered. Use it in a with statement.")
-        self._entered.pop().__exit__(kind, error, trace)
-
     def __repr__(self) -> str:
-        """The steering with its first few coefficients."""
-        shown = ", ".join(f"{feature}: {delta:+.3g}" for feature, delta in list(self.coefficients.items())[:8])
-        return f"Steering({{{shown}{', …' if len(self.coefficients) > 8 else ''}}})"
+        """The steering with its first few coefficients, and whether it acts."""
+        return f"Steering({self._call.removeprefix('features.steer(').removesuffix(')')}), {self._state}"
 
 
 def steering(engine: GradientEngine, v_out: LowRank, coefficients: Coefficients, where: Where | None) -> Steering:

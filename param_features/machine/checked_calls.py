@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import Parameter
+from typing import Any
 
 
 @contextmanager
@@ -21,7 +23,20 @@ def _object_as_python_has_it() -> Iterator[None]:
 
 with _object_as_python_has_it():
     from beartype import BeartypeConf, beartype
+    from beartype.door import is_bearable
+    from beartype.roar import BeartypeException
     from jaxtyping import jaxtyped
 
     # By default beartype picks the list items to check with Python's global random generator, which is the user's.
-    typed = jaxtyped(typechecker=beartype(conf=BeartypeConf(is_random=False, is_pep484_tower=True)))
+    _CONF = BeartypeConf(is_random=False, is_pep484_tower=True)
+    typed = jaxtyped(typechecker=beartype(conf=_CONF))
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the kind that an annotation says; yes where that cannot be told."""
+    if hint is Parameter.empty or isinstance(hint, str):
+        return True
+    try:
+        return is_bearable(value, hint, conf=_CONF)
+    except BeartypeException:  # a forward reference that stands for nothing at run time
+        return True

@@ -185,8 +185,8 @@ def launched() -> Processes:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Calls inside wait for no other process: for what one process alone does, such as the main one."""
+def waiting_for_none() -> Iterator[None]:
+    """Run a block whose calls wait for no other process."""
     token = _is_alone.set(True)
     try:
         yield

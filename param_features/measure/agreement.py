@@ -7,13 +7,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from param_features.fit.formats import LowRank
-from param_features.machine import typed
+from param_features.machine import public, typed
 from param_features.measure.controls import gaussian_like
 
 SHARES = (0.9, 0.8, 0.5)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Match:
     """Pairs of features of two sets, each feature in one pair at most, with the largest sum of |cosine|.
 
@@ -41,6 +41,7 @@ class Match:
         """Mean over pairs of the correlation, its sign turned with the direction's; None without activations."""
         return None if self.correlation is None else float((self.correlation * self.cosine.sign()).mean())
 
+    @public
     def share_above(self, cosine: float) -> float:
         """Share of the pairs whose |cosine| is larger."""
         return float((self.cosine.abs() > cosine).double().mean())

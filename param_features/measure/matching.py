@@ -8,10 +8,11 @@ import torch
 
 from param_features.errors import FeatureMismatchError
 from param_features.fitted import Fitted
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.measure.agreement import Match, correlations, match_directions
 
 
+@public
 @own_modes()
 def match(
     ours: Fitted,

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from param_features.machine import public
 from param_features.params.registry import adapter_for
 from param_features.params.views import ParamInfo
 
 
+@public
 def list_params(model: Any) -> list[ParamInfo]:
     """Every parameter's name, shape, number of entries and parts, by the library's own names; tied weights once."""
     adapter = adapter_for(model)

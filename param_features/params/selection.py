@@ -2,13 +2,17 @@
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from param_features.errors import EmptySelectionError, SettingError, UnknownParameterError, nearest
+from torch import Tensor
+
+from param_features.errors import ArgumentError, EmptySelectionError, SettingError, UnknownParameterError
+from param_features.machine import shown
+from param_features.params.other_names import what_was_meant
 from param_features.params.subset import ParamSubset
 from param_features.params.views import ParamView
 
-ParamSpec = str | re.Pattern | Sequence["str | re.Pattern"]
+ParamSpec = str | re.Pattern | Iterable["str | re.Pattern"]
 
 
 def select(
@@ -33,11 +37,12 @@ def select(
     Raises:
         EmptySelectionError: `spec` is empty.
         UnknownParameterError: A part of `spec` matches nothing; the message lists the nearest names.
+        ArgumentError: `spec` holds something else than names.
         SettingError: A matrix is chosen both whole and in part.
     """
     parts, aliases = parts or {}, aliases or {}
     names, part_names = {name: name for name in views} | dict(aliases), _names_of_parts(parts, aliases)
-    patterns = [spec] if isinstance(spec, str | re.Pattern) else list(spec)
+    patterns = _patterns(spec)
     if not patterns or any(pattern == "" for pattern in patterns):
         raise EmptySelectionError(
             f"params={spec!r} chooses no parameter. Give a name, a glob, a compiled regex or a list of these; "
@@ -60,6 +65,16 @@ def _with_members(chosen: set[str], views: Mapping[str, ParamView], parts: Mappi
     return (chosen - members.keys()).union(*members.values())
 
 
+def _patterns(spec: ParamSpec) -> list[str | re.Pattern]:
+    patterns = [spec] if isinstance(spec, str | re.Pattern) else list(spec) if isinstance(spec, Iterable) else [spec]
+    if isinstance(spec, Tensor) or not all(isinstance(pattern, str | re.Pattern) for pattern in patterns):
+        raise ArgumentError(
+            f"params= is {shown(spec)}. Give a name, a glob, a compiled regex or a list of these; was it forgotten? The "
+            "order is (model, params, tokens), and pf.list_params(model) prints all names."
+        )
+    return patterns
+
+
 def _names_of_parts(parts: Mapping[str, ParamView], aliases: Mapping[str, str]) -> dict[str, str]:
     """Names of parts, also under their whole's aliases, to the library's own."""
     names = {name: name for name in parts}
@@ -80,8 +95,8 @@ def _matches(pattern: str | re.Pattern, names: Mapping[str, str], part_names: Ma
     if not matched:
         text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
         raise UnknownParameterError(
-            f"No parameter matches {text!r}. The model has {len(set(names.values()))} parameters; nearest: "
-            f"{nearest(text, [*names, *part_names])}. pf.list_params(model) prints all."
+            f"No parameter matches {text!r}. The model has {len(set(names.values()))} parameters. "
+            f"{what_was_meant(text, [*names, *part_names])} pf.list_params(model) prints all."
         )
     return matched
 

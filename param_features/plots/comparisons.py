@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import InputError
+from param_features.machine import public
 from param_features.measure import Match, correlation_table
 from param_features.plots.figures import BLUE, GREYS, laid_out, plotly
 from param_features.sae import Comparison
@@ -26,6 +27,7 @@ class Correlated(Protocol):
     correlation: Float[Tensor, "feature other"]
 
 
+@public
 def compare(
     ours: Match | Comparison | Correlated | Float[Tensor, "sample feature"],
     theirs: Float[Tensor, "own_sample other"] | None = None,

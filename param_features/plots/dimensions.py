@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import SettingError
+from param_features.machine import public
 from param_features.plots.figures import COLOURS, GREYS, laid_out, plotly
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 PLATEAUS = {1.0: "1: alone", 1 / 2: "1/2: antipodal pair", 2 / 5: "2/5: pentagon"}
 
 
+@public
 def dimensionality(
     found: Mapping[str, Float[Tensor, "probability vector"]],
     probabilities: Sequence[float],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from param_features.errors import UnknownParameterError
 from param_features.fitted import Fitted
+from param_features.machine import public
 from param_features.measure import weight_by_head
 from param_features.plots.figures import BLUE, GREYS, SIGNED, laid_out, plotly
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _MOST_CELLS = 128
 
 
+@public
 def activations(features: Fitted, feature: int, tokens: Any = None, *, inputs: Any = None, n_bins: int = 60) -> "go.Figure":
     """Draw a histogram of a feature's activations, those that are kept marked; counts are on a logarithmic axis.
 
@@ -51,6 +53,7 @@ def activations(features: Fitted, feature: int, tokens: Any = None, *, inputs: A
     return figure.update_layout(barmode="overlay").update_yaxes(type="log")
 
 
+@public
 def direction(features: Fitted, feature: int, *, param: str | None = None) -> "go.Figure":
     """Draw where a feature's weight lies: its share in each parameter and head, and one parameter's part of it as a matrix.
 

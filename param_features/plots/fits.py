@@ -7,6 +7,7 @@ import torch
 
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
+from param_features.machine import public
 from param_features.measure import L0Curve, curve_of, densities_of
 from param_features.plots.figures import BLUE, COLOURS, GREYS, laid_out, plotly
 
@@ -20,6 +21,7 @@ _CONTROLS = {
 }
 
 
+@public
 def density(features: Fitted, tokens: Any = None, *, inputs: Any = None, n_bins: int = 30) -> "go.Figure":
     """Draw a histogram over features of the share of samples that keep each, on a logarithmic axis.
 
@@ -57,6 +59,7 @@ def density(features: Fitted, tokens: Any = None, *, inputs: Any = None, n_bins:
     return figure.update_xaxes(tickvals=ticks, ticktext=[f"{10.0**tick:.{max(0, -tick - 2)}%}" for tick in ticks])
 
 
+@public
 def pareto(
     features: Fitted | Sequence[Fitted],
     tokens: Any = None,

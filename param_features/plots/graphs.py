@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from param_features.circuits import Circuit, Edge, GraphLayout, Node, lay_out, spread
+from param_features.machine import public
 from param_features.measure import visible
 from param_features.plots.figures import GREYS, plotly
 
@@ -24,6 +25,7 @@ _BEND = 16
 _LETTERS = 22
 
 
+@public
 def circuit(circuit: Circuit, *, n_edges: int | None = None, n_examples: int = 3) -> "go.Figure":
     """Draw the graph, to look at with the mouse: hovering shows a node's label, effect and examples, or an edge's weight.
 

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from param_features.development import LearningCoefficient
+from param_features.machine import public
 from param_features.plots.figures import COLOURS, GREYS, laid_out, plotly
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+@public
 def learning_coefficient(found: LearningCoefficient) -> "go.Figure":
     """Draw every chain's running estimate nβ (L − L(w₀)) over its steps, that of each step faint; the burn-in is grey.
 

@@ -6,12 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.circuits import QueryKey
+from param_features.machine import public
 from param_features.plots.figures import SIGNED, laid_out, plotly
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+@public
 def query_key(table: QueryKey, *, head: int | None = None, distance: int | None = None, least: float = 0.05) -> "go.Figure":
     """Draw the scores of pairs in one head at one distance, beside those of random directions in the same colours.
 

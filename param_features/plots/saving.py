@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from param_features.errors import MissingExtraError, SettingError
+from param_features.machine import public
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 _IMAGES = (".png", ".svg", ".pdf")
 
 
+@public
 def save(figure: "go.Figure", path: str | PathLike, *, scale: float = 2) -> Path:
     """Write a figure: `.html` is a page that needs no network (4.8 MB: plotly is inside), `.png`, `.svg` or `.pdf` an image.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
 from param_features.intervene import deltas_of, weight_norm
+from param_features.machine import public
 from param_features.measure import read_effects
 from param_features.plots.figures import COLOURS, laid_out, plotly
 from param_features.problem import KL, ModelInputs, read_inputs
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _SHARES = (-0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3)
 
 
+@public
 def steering(
     features: Fitted,
     feature: int,

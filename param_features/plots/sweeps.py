@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from param_features.errors import SettingError, nearest
+from param_features.machine import public
 from param_features.plots.figures import COLOURS, GREYS, laid_out, plotly
 from param_features.run import Sweep, SweepRow
 
@@ -20,6 +21,7 @@ _AXES = {
 _NAMES = {"n_features": "{} features", "rank": "rank {}", "l0": "l0 {:g}"}
 
 
+@public
 def sweep(found: Sweep, against: str = "l0") -> "go.Figure":
     """Draw the held-out error of every fit, one line for all that else was the same, its strongest control dashed.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from param_features.development import Track
 from param_features.errors import SettingError, nearest
+from param_features.machine import public
 from param_features.plots.figures import BLUE, COLOURS, GREYS, laid_out, plotly
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _HEIGHT, _EVEN = 260, 10
 _FAINT = "rgba(120,120,120,0.25)"
 
 
+@public
 def track(found: Track, of: str | Sequence[str] = ("impact", "error", "share"), *, n_top: int = 5) -> "go.Figure":
     """Draw curves over training, a panel each: features of the largest impact in colour, the others faint, the mean black.
 

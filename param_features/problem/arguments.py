@@ -14,7 +14,7 @@ DECODER_TOKENS = ("decoder_input_ids", "decoder_input")
 _NO_TOKENS = ("mask", "position_ids", "token_type_ids", "labels")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelInputs:
     """Arguments of the model's call; tensors have the batch first, other values are passed on as they are.
 

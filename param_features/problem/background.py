@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from param_features.errors import FeatureCountError, InputError, SettingError
+from param_features.machine import public
 from param_features.problem.inputs import read_either
 from param_features.problem.output import inspect_output
 from param_features.problem.problem import Problem
 
 
-@dataclass(frozen=True)
+@public
+@dataclass(frozen=True, eq=False)
 class Background:
     """Samples that features are to leave alone, and how: `background=pf.Background(data, …)`.
 

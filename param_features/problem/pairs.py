@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from param_features.errors import InputError, SettingError
+from param_features.machine import public
 from param_features.params import Adapter
 from param_features.problem.arguments import ModelInputs
 from param_features.problem.divergence import Divergence, Sum
@@ -21,7 +22,8 @@ _ACCEPTED = (
 )
 
 
-@dataclass(frozen=True)
+@public
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """Prompts that call for a behaviour, and partners that do not: `reference=pf.Pairs(clean, corrupted)`.
 

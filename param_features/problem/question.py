@@ -12,7 +12,7 @@ _FIXED = ("mean", "given")
 """References that every sample is compared with alike."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Question:
     """A divergence and its references.
 

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from param_features.errors import InputError, SettingError
+from param_features.machine import public
 from param_features.params import marked_once
 
 _AT_ONCE = 256
@@ -16,6 +17,7 @@ _USUAL_N_CTX = 64
 _ID_FIELDS = ("input_ids", "tokens")
 
 
+@public
 def stream_rows(
     dataset: Iterable[Any],
     n_rows: int,

@@ -26,7 +26,7 @@ from param_features.gradients import (
     question_of,
 )
 from param_features.gradients.disk import FactorStore, near
-from param_features.machine import ALONE, Processes, free_bytes, launched, notify, own_modes
+from param_features.machine import ALONE, Processes, free_bytes, launched, notify, own_modes, public
 from param_features.measure import held_out_metrics
 from param_features.params import ParamRecord, ParamSpec
 from param_features.problem import (
@@ -52,12 +52,14 @@ from param_features.run.request import (
     check_request,
     leaves_batch_open,
     method_settings,
+    read_fit,
     settings_record,
     usual_l0,
 )
 from param_features.run.resuming import CheckpointFolder, CheckpointSettings, Job, resumable
 
 
+@public
 @own_modes()
 def decompose(
     model: Any,
@@ -162,7 +164,7 @@ def decompose(
     Source: L3D (arXiv 2504.00194); its first draft for `method="hessian"`, see `fit/hessian.py` for what differs; the
         metrics' controls are this library's own.
     """
-    processes = launched()
+    processes, fit = launched(), read_fit(method, fit)
     l0 = usual_l0(n_features) if l0 is None else float(l0)
     request = Request(method, n_features, l0, seed, progress and processes.is_main)
     opened = None if store is None else FactorStore.open(store)

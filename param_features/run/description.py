@@ -9,7 +9,7 @@ from typing import Any
 
 from param_features.gradients import plan_engine
 from param_features.gradients.rules import rule_for
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.params import Adapter, ParamSubset, adapter_for, why_never_chosen
 from param_features.problem import check_model, read_problem
 
@@ -79,6 +79,7 @@ _UNCHECKED = (
 )
 
 
+@public
 @own_modes()
 def describe(model: Any, tokens: Any = None, *, inputs: Any = None) -> ModelDescription:
     """Say how a model is read: library, adapter, parameters and their routes, weight processing, dtype and device.

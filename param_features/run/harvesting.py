@@ -11,11 +11,12 @@ from torch import Tensor
 from param_features.errors import SettingError
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import Compression, FactorStore, harvested, recipe_of
-from param_features.machine import launched, own_modes, spoken
+from param_features.machine import launched, own_modes, public, spoken
 from param_features.params import ParamSpec
 from param_features.problem import read_model, read_problem, say_notices
 
 
+@public
 @own_modes()
 def harvest(
     model: Any,

@@ -12,7 +12,7 @@ from param_features.errors import SettingError
 from param_features.files.hub import located
 from param_features.fitted import Fitted, Metrics, read_saved
 from param_features.gradients import plan_engine
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.params import Adapter
 from param_features.problem import (
     Divergence,
@@ -30,6 +30,7 @@ from param_features.problem import (
 Features = TypeVar("Features", bound=Fitted)
 
 
+@public
 @own_modes()
 def load(
     directory: str | PathLike,

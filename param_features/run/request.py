@@ -108,6 +108,11 @@ def method_settings(
     return fit if rank is None else replace(fit, rank=rank)
 
 
+def read_fit(method: str, fit: MethodSettings | Mapping[str, Any] | None) -> MethodSettings | None:
+    """Settings that may have been given as a mapping, of the method's class."""
+    return _METHODS.get(method, FitSettings)(**fit) if isinstance(fit, Mapping) else fit
+
+
 def leaves_batch_open(fit: MethodSettings | None) -> bool:
     """Tell whether a fit's batch may be made smaller for want of memory: `fit` gives no more than rank and format."""
     return fit is None or fit == replace(type(fit)(), **{name: getattr(fit, name) for name in _form_of(type(fit))})

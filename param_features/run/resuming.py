@@ -12,7 +12,7 @@ from param_features.files import alone_in
 from param_features.fit import Checkpoints, OffTarget, read_newest, refuse_other_fit
 from param_features.gradients import HarvestSettings, SampleGradients, plan_samples
 from param_features.gradients.disk import Compression, FactorStore, Recipe, harvested, recipe_of, sum_of_data
-from param_features.machine import launched
+from param_features.machine import launched, public
 from param_features.problem import Problem, ReadBackground, Stage, stage_generator
 from param_features.run.request import MethodSettings, Request
 
@@ -109,6 +109,7 @@ class CheckpointFolder:
         return self.directory / f"{title}.safetensors"
 
 
+@public
 @dataclass(frozen=True)
 class CheckpointSettings:
     """Where and how often a decomposition keeps what it has done.

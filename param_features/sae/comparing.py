@@ -10,7 +10,7 @@ from torch import Tensor
 from param_features.adapters import read_sae
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.measure import correlation_table, counterparts, feature_chunks, purity
 from param_features.problem import ModelInputs
 from param_features.sae.comparison import Comparison
@@ -24,6 +24,7 @@ _N_SHOWN = 30
 _N_CALIBRATING, _LEAST_SETS = 500, 5
 
 
+@public
 @own_modes()
 def compare(
     features: Fitted,

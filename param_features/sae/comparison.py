@@ -13,6 +13,7 @@ from torch import Tensor
 from param_features.adapters import SparseAutoencoder
 from param_features.errors import FeatureCountError, SettingError
 from param_features.fitted import Fitted
+from param_features.machine import public
 from param_features.measure import Counterparts
 from param_features.problem import ModelInputs
 from param_features.sae.matching import Matching, Pair
@@ -74,6 +75,7 @@ class Comparison:
         """Active SAE features without a counterpart among the parameter features, the least correlated first."""
         return self.of_sae.alone
 
+    @public
     def pairs(self, feature: int, n: int = 5, *, by: str = "correlation") -> list[Pair]:
         """The SAE features that go best with a parameter feature, best first.
 
@@ -89,6 +91,7 @@ class Comparison:
         _check(feature, self.features.n_features, "parameter")
         return [self._pair(feature, sae_feature) for sae_feature in _best(self._table(by)[feature], n)]
 
+    @public
     def sae_pairs(self, sae_feature: int, n: int = 5, *, by: str = "correlation") -> list[Pair]:
         """The parameter features that go best with an SAE feature, best first; arguments as in `pairs`.
 
@@ -107,6 +110,7 @@ class Comparison:
         """Every SAE feature that is active with its best parameter feature by correlation, in order of features."""
         return [self.sae_pairs(sae_feature, 1)[0] for sae_feature in self.of_sae.counted.nonzero()[:, 0].tolist()]
 
+    @public
     def view(self, feature: int, n: int = 5) -> View:
         """A parameter feature's top examples, each marked by it and, below, by its best SAE feature.
 
@@ -116,6 +120,7 @@ class Comparison:
         pair = self.pairs(feature, 1)[0]
         return self._view(pair, self._rows(self.top[:, feature].tolist(), n), feature_first=True)
 
+    @public
     def sae_view(self, sae_feature: int, n: int = 5) -> View:
         """An SAE feature's top examples, each marked by it and, below, by its best parameter feature.
 
@@ -206,6 +211,7 @@ class Comparison:
             url=self.sae.url(sae_feature),
         )
 
+    @public
     def sae_places(self, sae_feature: int, n: int) -> list[SampleRow]:
         """The rows and positions at which an SAE feature is strongest, one of each row, strongest first."""
         return self._rows(self.sae_top[:, sae_feature].tolist(), n)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from param_features.adapters import SparseAutoencoder, read_sae
 from param_features.errors import InputError, SettingError
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.params import Adapter, adapter_for
 from param_features.problem import ModelInputs, read_inputs
 from param_features.sae.site import activations_at, has_positions, run_replaced
@@ -61,6 +61,7 @@ class SaeMetrics(Mapping[str, float]):
         """Count the numbers."""
         return len(self.numbers)
 
+    @public
     def histogram(self, n_bins: int = _BINS) -> tuple[list[int], list[float]]:
         """Count features by log10 density, and give the bins' edges; dead features are in none."""
         alive = self.densities[self.densities > 0].log10()
@@ -78,6 +79,7 @@ class SaeMetrics(Mapping[str, float]):
         return str(int(value)) if name.startswith("n_") or name == "dead" else f"{value:.4f}"
 
 
+@public
 @own_modes()
 def sae_metrics(
     sae: Any,

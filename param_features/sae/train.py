@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from param_features.adapters import sae_lens_library
 from param_features.errors import FeatureCountError, NonFiniteError, SettingError
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.params import adapter_for
 from param_features.problem import read_inputs
 from param_features.sae.resampling import resample, reset_moments
@@ -23,6 +23,7 @@ _N_CHECKS = 10
 _LR = 0.024
 
 
+@public
 @own_modes()
 def train_sae(
     model: Any,

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from param_features.errors import SettingError
 from param_features.files.hub import is_hub_name
+from param_features.machine import public
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
+@public
 @dataclass(frozen=True)
 class CardSettings:
     """What the card says that the features do not know, and how much it shows.

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from param_features.development import change_points, gini
 from param_features.errors import SettingError
-from param_features.machine import own_modes
+from param_features.machine import own_modes, public
 from param_features.toys.modular_model import TRAINED, modular_logits, sums
 from param_features.toys.modular_runs import ModularTraining
 from param_features.toys.modular_toy import all_pairs
@@ -18,7 +18,7 @@ from param_features.toys.modular_toy import all_pairs
 _CURVES = ("restricted", "excluded", "gini_embedding", "gini_logits", "square_norm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FourierProgress:
     """Measures at each checkpoint of a training; losses are mean cross-entropies in nats.
 
@@ -45,6 +45,7 @@ class FourierProgress:
         ends = ", ".join(f"{name} {getattr(self, name)[0]:.3g} → {getattr(self, name)[-1]:.3g}" for name in _CURVES)
         return f"FourierProgress of frequencies {self.frequencies}, steps {self.steps[0]} → {self.steps[-1]}: {ends}"
 
+    @public
     def change_points(self, of: str = "square_norm") -> tuple[int, ...]:
         """Steps at which a curve begins a new phase, by the rule of `pf.track`. The weight norm's tell the three phases.
 
@@ -57,6 +58,7 @@ class FourierProgress:
         return tuple(self.steps[place] for place in change_points(getattr(self, of)))
 
 
+@public
 @own_modes()
 @torch.no_grad()
 def fourier_progress(training: ModularTraining, *, frequencies: Sequence[int] | None = None) -> FourierProgress:

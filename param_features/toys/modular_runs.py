@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from param_features.circuits import Metric
 from param_features.errors import InputError, SettingError, UnknownParameterError, nearest
+from param_features.machine import public
 from param_features.params import Adapter
 from param_features.problem import ModelInputs
 from param_features.toys.cache import Weights, cached_checkpoints
@@ -78,6 +79,7 @@ class ModularTraining:
             f"{len(self.train)} pairs trained on at step {early}, on the {len(self.test)} others at step {late}"
         )
 
+    @public
     def first_step(self, accuracy: float, *, on: str = "test") -> int | None:
         """The step of the first checkpoint with this share of right answers on `"test"` or `"train"`; None where none has.
 
@@ -89,6 +91,7 @@ class ModularTraining:
         reached = self.accuracies[:, ("train", "test").index(on)] >= accuracy
         return self.steps[int(reached.nonzero()[0])] if bool(reached.any()) else None
 
+    @public
     def pruned(self, masks: Mapping[str, Tensor]) -> tuple[float, float]:
         """Test loss in nats and test accuracy of the last checkpoint, weights being 0 where a mask is False.
 
@@ -98,6 +101,7 @@ class ModularTraining:
         """
         return measured(masked(self.states[-1], self._checked(masks)), self.test)
 
+    @public
     def retrained(
         self,
         masks: Mapping[str, Tensor],
@@ -152,6 +156,7 @@ class ModularTraining:
         return masks
 
 
+@public
 @lru_cache(maxsize=4)
 def modular_training(
     p: int = 53,

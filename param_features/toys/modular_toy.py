@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from param_features.errors import SettingError, ToyError
 from param_features.features import ParamFeatures
 from param_features.fit import FitSettings
+from param_features.machine import public
 from param_features.problem import read_inputs
 from param_features.toys.cache import Weights, cached_weights
 from param_features.toys.hooked import build_hooked
@@ -78,6 +79,7 @@ class ModularToy(Toy):
     p: int
     frequencies: tuple[int, ...]
 
+    @public
     def score(self, features: ParamFeatures, *, seed: int = 0) -> FourierScores:
         """How far features keep to single key frequencies, beside controls scored in the same way.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank, leading_factors
+from param_features.machine import public
 from param_features.measure import Match, match_directions, random_like
 from param_features.params import adapter_for, select
 from param_features.toys.toy import Toy
@@ -18,7 +19,7 @@ DRAWS = 10
 """Controls are means over this many draws."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """How well a fit found the planted features.
 
@@ -92,6 +93,7 @@ class PlantedToy(Toy):
         """Number of planted features."""
         return self.truth.n_features
 
+    @public
     def score(self, features: ParamFeatures, *, seed: int = 0) -> Scores:
         """Score a fit against the planted features, and against truths that it must fail.
 

@@ -11,6 +11,7 @@ from param_features.errors import SettingError
 from param_features.features import ParamFeatures
 from param_features.fit.formats import LowRank
 from param_features.gradients import Dense
+from param_features.machine import public
 from param_features.measure import Match, match_directions, random_like
 from param_features.toys.planted_toy import (
     DRAWS,
@@ -120,6 +121,7 @@ class Tied(nn.Module):
         return torch.relu(x @ self.weight.T @ self.weight + self.bias)
 
 
+@public
 @lru_cache(maxsize=64)
 def superposition(
     n_features: int = 5,

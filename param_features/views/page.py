@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from param_features.machine import public
 from param_features.views.circuitsvis_page import script, whole_page
 from param_features.views.notebook import kernel, takes_script
 
@@ -34,6 +35,7 @@ class Page(ABC):
         """Coloured text, so that a terminal session shows the view."""
         return str(self)
 
+    @public
     def save(self, path: str | PathLike) -> Path:
         """Write a complete page that needs no network, 1.3 MB; returns the path."""
         path = Path(path)

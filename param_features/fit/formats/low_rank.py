@@ -106,7 +106,7 @@ class Directions(ABC):
         return self.with_tensors([torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRank(Directions):
     """n_features directions, each a low-rank matrix for every parameter of the subset.
 

@@ -18,6 +18,7 @@ from param_features.gradients.disk.reading import DiskGradients
 from param_features.gradients.disk.recipe import recipe_of, refuse_differences, settings_of
 from param_features.gradients.disk.shards import ShardFile, columns_of
 from param_features.gradients.sampling import HarvestSettings, SamplePlan
+from param_features.machine import public
 from param_features.params import Adapter, device_for_inputs
 from param_features.problem import (
     ChosenParams,
@@ -38,7 +39,7 @@ _KNOWN = ("plan/train", "plan/held_out", "reference")
 _THEN = "Call pf.harvest again with the same arguments: it makes what is damaged anew."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FactorStore:
     """Harvested gradients on disk, and what else a decomposition needs.
 
@@ -63,6 +64,7 @@ class FactorStore:
     reference: Tensor | None = None
 
     @classmethod
+    @public
     def open(cls, directory: "str | PathLike | FactorStore", *, is_checked: bool = True) -> "FactorStore":
         """Open a store. Cost: reads every shard once, to check it.
 

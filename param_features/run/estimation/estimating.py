@@ -18,7 +18,7 @@ from param_features.gradients import (
     plan_samples,
     question_of,
 )
-from param_features.machine import free_bytes, held_bytes, own_modes
+from param_features.machine import free_bytes, held_bytes, own_modes, public
 from param_features.params import ParamSpec
 from param_features.problem import Problem, Stage, read_model, read_problem, stage_generator
 from param_features.run.estimation.fit_cost import FitProbe
@@ -26,12 +26,13 @@ from param_features.run.estimation.harvest_cost import HarvestProbe
 from param_features.run.estimation.ladder import Ladder
 from param_features.run.estimation.result import Estimate
 from param_features.run.estimation.sizes import Sizes
-from param_features.run.request import Request, check_request, usual_l0
+from param_features.run.request import Request, check_request, read_fit, usual_l0
 
 _FEW = 64
 """Samples that stand for all while the fit is timed."""
 
 
+@public
 @own_modes()
 def estimate(
     model: Any,
@@ -89,7 +90,7 @@ def estimate(
     """
     start = clock()
     l0 = usual_l0(n_features) if l0 is None else float(l0)
-    fit = _with_steps(fit or FitSettings(), steps)
+    fit = _with_steps(read_fit("l3d", fit) or FitSettings(), steps)
     chosen = read_model(model, params, tokenizer=tokenizer, output=output)
     base = held_bytes(chosen.subset.device)
     check_request(Request("l3d", n_features, l0, seed, progress=False), fit, chosen.subset)

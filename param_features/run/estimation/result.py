@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from param_features.machine import public
 from param_features.run.estimation.room import advice
 from param_features.run.estimation.sizes import Sizes
 
 _GIB = 2**30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """Time, memory and disk of a decomposition that has not been run.
 
@@ -57,6 +58,7 @@ class Estimate:
         """Training samples and those held out together."""
         return self.sizes.n_samples
 
+    @public
     def fits(self, memory_gib: float | None = None) -> dict[str, int]:
         """Settings with which the run stays within so much memory above what the process holds now; what is free by default.
 

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from param_features.errors import FeatureCountError, SettingError
 from param_features.fitted import LEAST_GAIN
+from param_features.machine import public
 
 
+@public
 @dataclass(frozen=True)
 class SweepSettings:
     """When a sweep recommends a setting, and what it flags. Shares are of 1.

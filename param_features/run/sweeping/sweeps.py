@@ -16,7 +16,7 @@ from torch import Tensor
 from param_features.fitted import Fitted
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import FactorStore
-from param_features.machine import launched, own_modes
+from param_features.machine import launched, own_modes, public
 from param_features.measure import match
 from param_features.params import ParamSpec
 from param_features.problem import Problem, check_curved, read_model, say_notices
@@ -28,6 +28,7 @@ from param_features.run.request import (
     check_request,
     leaves_batch_open,
     method_settings,
+    read_fit,
     settings_record,
 )
 from param_features.run.sweeping.finished import read_finished
@@ -38,6 +39,7 @@ from param_features.run.sweeping.table import Sweep
 _STORE = "store"
 
 
+@public
 @own_modes()
 def sweep(
     model: Any,
@@ -109,6 +111,7 @@ def sweep(
         StoreError: The store is damaged or of something else, or a fit in `directory` was made otherwise.
         KeyboardInterrupt: Ctrl-C before the first fit was finished.
     """
+    fit = read_fit(method, fit)
     usual_rank = 1 if fit is None else fit.rank
     settings_grid = grid(n_features, usual_rank if rank is None else rank, l0, seeds)
     opened = None if store is None else FactorStore.open(store)

@@ -1,6 +1,7 @@
 """`read_sae`: whatever a user gives as an SAE, read by the adapter of its library."""
 
 from os import PathLike
+from os.path import expanduser
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ def read_sae(source: Any, device: torch.device | str = "cpu") -> SparseAutoencod
         MissingExtraError: It must be loaded by sae-lens, which is not installed.
     """
     if isinstance(source, str | PathLike):
+        source = expanduser(source)
         if is_dictionary_folder(source):
             return loaded_dictionary(source, device)
         source = loaded_sae(source, device)

@@ -6,6 +6,7 @@ from param_features.audit import AuditSettings
 from param_features.circuits import circuit
 from param_features.errors import ParamFeaturesError
 from param_features.features import ParamFeatures, decompose, load, sweep, track
+from param_features.files import library_version
 from param_features.fit import FitSettings, HessianSettings
 from param_features.fitted import Metrics
 from param_features.gradients import HarvestSettings
@@ -17,6 +18,8 @@ from param_features.problem import Background, Pairs, stream_rows
 from param_features.run import CheckpointSettings, SweepSettings, describe, estimate, harvest
 from param_features.sae import compare
 from param_features.sharing import CardSettings
+
+__version__ = library_version()
 
 __all__ = [
     "AuditSettings",

@@ -103,6 +103,10 @@ class HubOfflineError(HubError):
     """The hub was not reached, and the files that are needed are not in the cache."""
 
 
+class DestinationError(SettingError, OSError):
+    """Nothing can be written where it is to be: a folder stands for a file, or the other way round, or it is forbidden."""
+
+
 class DiskFullError(ParamFeaturesError, OSError):
     """A disk has too little room for the files that are to be written."""
 

@@ -13,12 +13,13 @@ from param_features.changes.weights import ParamMatrices, chosen_matrices
 from param_features.errors import InputError
 from param_features.gradients import GradientEngine
 from param_features.intervene import CONFIG, peft
+from param_features.machine import at_home
 
 
 def is_lora(change: Any) -> bool:
     """Whether it is a model that peft wraps, or the folder of an adapter's files."""
     if isinstance(change, str | PathLike):
-        return (Path(change) / CONFIG).is_file()
+        return (Path(at_home(change)) / CONFIG).is_file()
     return any(kind.__name__ == "PeftModel" for kind in type(change).__mro__)
 
 
@@ -35,7 +36,7 @@ def lora_change(engine: GradientEngine, lora: Any) -> ParamMatrices:
         MissingExtraError: peft cannot be imported.
     """
     if isinstance(lora, str | PathLike):
-        lora = peft().PeftModel.from_pretrained(deepcopy(engine.adapter.module), str(lora))
+        lora = peft().PeftModel.from_pretrained(deepcopy(engine.adapter.module), str(at_home(lora)))
     changed = _summed(_layer_changes(lora.get_base_model()))
     names = {view.name.partition("[")[0] for view in engine.subset.views}
     if not names & set(changed):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from param_features.errors import InputError, NonFiniteError, StoreError, UnknownParameterError, nearest
 from param_features.gradients import GradientEngine
+from param_features.machine import at_home
 from param_features.params import ParamView
 
 ParamMatrices = dict[str, Float[Tensor, "d_out d_in"]]
@@ -28,7 +29,7 @@ def read_state(weights: Any) -> dict[str, Tensor]:
     if isinstance(weights, nn.Module):
         return dict(weights.state_dict(keep_vars=True))
     if isinstance(weights, str | PathLike):
-        weights = _read_file(Path(weights))
+        weights = _read_file(Path(at_home(weights)))
     if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise InputError(
             f"Weights were given as a {type(weights).__name__}. Give a state dict, a module, or the path of a .safetensors "

@@ -15,7 +15,7 @@ from param_features.circuits.shift import Shift, measure_shift, running_without
 from param_features.circuits.tables import circuit_summary, node_table
 from param_features.circuits.view import CircuitView, circuit_view
 from param_features.errors import NotBoundError
-from param_features.machine import methods_in_own_modes, public
+from param_features.machine import Block, methods_in_own_modes, public
 from param_features.views import show
 
 if TYPE_CHECKING:

@@ -155,7 +155,7 @@ def effects_of(subject: CircuitSubject, method: str, *, ablation: str, n_steps: 
     else:
         values = attribution(subject) if method == "attribution" else integrated(subject, n_steps)
     order = values.mean(0).abs().argsort(descending=True)
-    places = torch.linspace(0, len(order) - 1, min(n_check, len(order))).round().long().unique()
+    places = torch.linspace(0, len(order) - 1, max(0, min(n_check, len(order)))).round().long().unique()
     checked = () if method == "exact" else tuple(order[places].tolist()[: max(0, n_check)])
     exact = exact_effects(subject, checked, base)
     return IndirectEffects(tuple(subject.names), values, subject.metric.name, method, ablation, checked, exact, base)

@@ -10,7 +10,7 @@ from typing import Any
 
 from param_features.circuits.export_check import check, problems
 from param_features.circuits.graph import CircuitGraph, Edge, Node, NodeExample
-from param_features.files import MOST_BYTES, Format, Origin, read_file, write_whole
+from param_features.files import MOST_BYTES, Format, Origin, new_file, read_file, write_whole
 
 _HEAD = ("format", "format_version", "library_version")
 FORMAT = Format("param_features circuit", "a circuit", (1,), "sha256", unsummed=_HEAD)
@@ -55,7 +55,7 @@ def load_graph(path: str | PathLike) -> CircuitGraph:
 
 def write_json(path: str | PathLike, content: Mapping[str, Any]) -> Path:
     """Write JSON whole or not at all; missing folders are made."""
-    path = Path(path)
+    path = new_file(path, "circuit.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return path

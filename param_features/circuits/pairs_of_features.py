@@ -1,5 +1,6 @@
 """Interactions: how a step along one feature changes the slope along another, v_iᵀ ∇² v_j, within and across layers."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from param_features.circuits.reading import read_named, weight_group
 from param_features.circuits.tangents import slope_changes
 from param_features.errors import SettingError
 from param_features.fitted import Fitted
-from param_features.machine import own_modes, public
+from param_features.machine import own_modes, public, shown
 from param_features.problem import ModelInputs, read_inputs
 
 
@@ -128,7 +129,10 @@ def _numbers(features: Fitted, chosen: Any, name: str) -> list[int]:
     """Read which of a set's features are chosen."""
     if chosen is None:
         return list(range(features.n_features))
-    numbers = list(chosen[name] if isinstance(chosen, dict) else chosen)
+    own = chosen.get(name) if isinstance(chosen, Mapping) else chosen
+    if not isinstance(own, Iterable):
+        raise SettingError(f"chosen= is {shown(chosen)}. Give a list of features, or a mapping with one for {name!r}.")
+    numbers = list(own)
     if not numbers:
         raise SettingError(f"chosen= names no feature of {name!r}. Leave it out for all.")
     for number in numbers:

@@ -10,7 +10,7 @@ import param_features as pf
 from param_features.cli import options
 from param_features.cli.datasets import DataSource
 from param_features.cli.models import LoadedModel, ModelSource, load_model
-from param_features.cli.options import DATA, FIT, OUTPUT, flag, option
+from param_features.cli.options import DATA, FIT, OUTPUT, flag, option, path_option
 from param_features.cli.rows import RowSettings, check_data, load_rows
 from param_features.cli.running import INTERRUPTED, say
 from param_features.errors import SettingError, SourceError
@@ -28,7 +28,7 @@ _PARAMS = "A parameter's name or a glob, as list-params has them; may be repeate
 _STORE = "Gradients that harvest took, instead of --dataset and --params; what decided them is the store's."
 Params = Annotated[list[str], option("--params", FIT, _PARAMS, metavar="NAME")]
 OptionalParams = Annotated[list[str] | None, option("--params", FIT, _PARAMS, metavar="NAME")]
-StoreFolder = Annotated[Path | None, option("--store", DATA, _STORE, metavar="FOLDER")]
+StoreFolder = Annotated[Path | None, path_option("--store", DATA, _STORE, metavar="FOLDER")]
 DivergenceName = Annotated[Divergence, option("--divergence", FIT, "How far outputs lie apart.")]
 OptionalReferenceName = Annotated[
     ReferenceName | None, option("--reference", FIT, _REFERENCE, metavar="KIND", show_default="sample")

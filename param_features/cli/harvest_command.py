@@ -10,7 +10,7 @@ from param_features.cli import options
 from param_features.cli.datasets import DataSource
 from param_features.cli.decompose_command import DivergenceName, NSamples, OptionalReferenceName, Params, Seed, load_both
 from param_features.cli.models import ModelSource
-from param_features.cli.options import OUTPUT, option
+from param_features.cli.options import OUTPUT, option, path_option
 from param_features.cli.rows import RowSettings
 from param_features.machine import launched
 
@@ -38,7 +38,7 @@ def harvest(
     seed: Seed = 0,
     divergence: DivergenceName = "auto",
     reference: OptionalReferenceName = None,
-    out: Annotated[Path, option("--out", OUTPUT, _OUT, metavar="FOLDER")],
+    out: Annotated[Path, path_option("--out", OUTPUT, _OUT, metavar="FOLDER")],
     shard_mib: Annotated[float, option("--shard-mib", OUTPUT, _SHARD, metavar="MIB")] = 256,
     quiet: options.Quiet = False,
 ) -> None:

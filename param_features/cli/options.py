@@ -1,5 +1,6 @@
 """Options that several commands share, each declared once, in the groups in which help shows them."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,11 @@ def positions_of(text: str) -> str | int | slice:
     return read_positions(slice(*numbers) if len(numbers) in (2, 3) else text)
 
 
+def path_option(name: str, group: str, help: str, *short_names: str, **settings: Any) -> Any:
+    """Declare an option whose value is a path; a leading `~` is the user's folder."""
+    return option(name, group, help, *short_names, parser=lambda text: Path(os.path.expanduser(text)), **settings)
+
+
 def flag(name: str, group: str, help: str, *short_names: str, **settings: Any) -> Any:
     """Declare an option without a value."""
     return option(name, group, help, *short_names, metavar=" ", **settings)
@@ -66,16 +72,16 @@ NCtx = Annotated[int | None, option("--n-ctx", DATA, _N_CTX, min=2, metavar="N",
 NRows = Annotated[int, option("--n-rows", DATA, "At most this many rows, the first ones.", min=1, metavar="N")]
 Pack = Annotated[bool, flag("--pack", DATA, "Join texts, so that short ones fill rows too.")]
 Positions = Annotated[str, option("--positions", DATA, _POSITIONS, metavar="WHICH")]
-SaeFolder = Annotated[Path, option("--sae", DATA, _SAE, metavar="FOLDER")]
-OptionalSaeFolder = Annotated[Path | None, option("--sae", DATA, _SAE, metavar="FOLDER")]
+SaeFolder = Annotated[Path, path_option("--sae", DATA, _SAE, metavar="FOLDER")]
+OptionalSaeFolder = Annotated[Path | None, path_option("--sae", DATA, _SAE, metavar="FOLDER")]
 
-NewFolder = Annotated[Path, option("--out", OUTPUT, "Folder for the features, new or empty.", metavar="FOLDER")]
+NewFolder = Annotated[Path, path_option("--out", OUTPUT, "Folder for the features, new or empty.", metavar="FOLDER")]
 OptionalNewFolder = Annotated[
-    Path | None, option("--out", OUTPUT, "Folder for the features, new or empty.", metavar="FOLDER")
+    Path | None, path_option("--out", OUTPUT, "Folder for the features, new or empty.", metavar="FOLDER")
 ]
 _CHECKPOINTS = "Folder in which harvest and fit are kept as they go; the same command goes on from there after a kill."
 CheckpointFolder = Annotated[
-    Path | None, option("--checkpoint-dir", OUTPUT, _CHECKPOINTS, metavar="FOLDER", show_default="none kept")
+    Path | None, path_option("--checkpoint-dir", OUTPUT, _CHECKPOINTS, metavar="FOLDER", show_default="none kept")
 ]
 Force = Annotated[bool, flag("--force", OUTPUT, "Write into a folder that is not empty.")]
 Quiet = Annotated[bool, flag("--quiet", OUTPUT, "No progress or notices, only errors.", "-q", callback=silence)]

@@ -10,7 +10,7 @@ from param_features.cli import options
 from param_features.cli.datasets import DataSource
 from param_features.cli.decompose_command import write_report
 from param_features.cli.models import LoadedModel, ModelSource, load_model
-from param_features.cli.options import DATA, OUTPUT, option
+from param_features.cli.options import DATA, OUTPUT, option, path_option
 from param_features.cli.rows import RowSettings, check_data, load_rows
 from param_features.errors import SourceError
 from param_features.files.hub import features_place
@@ -19,7 +19,8 @@ from param_features.run import bind
 _RUN = "Folder that decompose wrote, or OWNER/NAME[@REVISION] on the hub."
 Run = Annotated[str, typer.Argument(metavar="RUN", help=_RUN, show_default=False)]
 Page = Annotated[
-    Path | None, option("--out", OUTPUT, "The page.", metavar="FILE", show_default="report.html, in RUN if it is a folder")
+    Path | None,
+    path_option("--out", OUTPUT, "The page.", metavar="FILE", show_default="report.html, in RUN if it is a folder"),
 ]
 HookName = Annotated[
     str | None, option("--hook-name", DATA, "Where the SAE reads.", metavar="NAME", show_default="as the SAE itself says")

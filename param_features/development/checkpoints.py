@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from param_features.changes import read_state
 from param_features.errors import InputError, SettingError, StoreError, UnknownParameterError, nearest
+from param_features.machine import at_home
 from param_features.params import Adapter, adapter_for, overwrite
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -75,7 +76,7 @@ def check_checkpoints(adapter: Adapter, checkpoints: Sequence[tuple[TrainingStep
         if isinstance(checkpoint, nn.Module | Mapping):
             chosen_weights(adapter, checkpoint_tensors(adapter, checkpoint, step), step)
         elif isinstance(checkpoint, str | PathLike):
-            _refuse_missing(checkpoint, step)
+            _refuse_missing(at_home(checkpoint), step)
         elif not callable(checkpoint):
             raise InputError(f"The checkpoint of step {step} is a {type(checkpoint).__name__}. Give {_ACCEPTED}.")
 
@@ -92,6 +93,7 @@ def checkpoint_tensors(adapter: Adapter, checkpoint: Any, step: TrainingStep) ->
     if callable(checkpoint) and not isinstance(checkpoint, nn.Module | Mapping):
         checkpoint = checkpoint()
     if isinstance(checkpoint, str | PathLike):
+        checkpoint = at_home(checkpoint)
         _refuse_missing(checkpoint, step)
         checkpoint = checkpoint if _is_file(checkpoint) else _from_hub(adapter, str(checkpoint), step)
     if isinstance(checkpoint, nn.Module):

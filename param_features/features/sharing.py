@@ -4,6 +4,7 @@ from os import PathLike
 from pathlib import Path
 
 from param_features.features.measuring import MeasuredFeatures
+from param_features.files import new_folder
 from param_features.machine import methods_in_own_modes, public
 from param_features.sharing import MESSAGE, USUAL, CardSettings, PushTarget, push, write_card
 
@@ -68,6 +69,6 @@ class SharedFeatures(MeasuredFeatures):
         Returns:
             The card's path.
         """
-        folder = Path(directory)
+        folder = new_folder(directory)
         folder.mkdir(parents=True, exist_ok=True)
         return write_card(self, folder, card, repo=repo)

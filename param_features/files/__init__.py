@@ -15,6 +15,7 @@ from param_features.files.disk import (
     unfinished,
     write_whole,
 )
+from param_features.files.places import new_file, new_folder
 from param_features.files.schema import MOST_COUNT, Part, is_count, is_number
 from param_features.files.tensors import DTYPES, header_bytes, read_header, read_tensors
 
@@ -35,6 +36,8 @@ __all__ = [
     "is_number",
     "is_plain_name",
     "library_version",
+    "new_file",
+    "new_folder",
     "opened",
     "read_bundle",
     "read_file",

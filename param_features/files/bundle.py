@@ -13,6 +13,7 @@ from torch import Tensor
 from param_features.errors import StoreError
 from param_features.files.checked_json import MOST_BYTES, Format
 from param_features.files.disk import Origin, read_file, write_whole
+from param_features.files.places import new_folder
 from param_features.files.tensors import read_tensors
 
 FORMAT = Format("param_features", "saved features", (1,), "config_sha256")
@@ -26,7 +27,7 @@ def write_bundle(directory: str | PathLike, tensors: Mapping[str, Tensor], recor
 
     `config.json` comes last and holds the checksums of both, so a half-written pair is refused on reading.
     """
-    folder = Path(directory)
+    folder = new_folder(directory)
     folder.mkdir(parents=True, exist_ok=True)
     data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     config = FORMAT.stamped({**record, "tensors_sha256": hashlib.sha256(data).hexdigest()})

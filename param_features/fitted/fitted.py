@@ -26,9 +26,8 @@ _N_REFERENCES = 16
 """Outputs that are drawn where a reference of another name than the fit's is asked for."""
 
 
-@dataclass(frozen=True, eq=False)
 @methods_in_own_modes
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fitted:
     """A fit's features, as every analysis takes them: a dictionary, the question that it answers, and records of the run.
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from param_features.errors import ExportError, MissingExtraError
+from param_features.files import new_folder
 from param_features.fitted import Fitted
 from param_features.intervene.calls import TWO_ROWS, refuse_other_uses
 from param_features.intervene.folder import check_replaceable, write_folder
@@ -47,7 +48,7 @@ def write_lora(
     """Write the adapter of Σ δ_k v_k; the features are bound to the model that peft wraps. See `features.to_lora`."""
     library = peft()
     coefficients = read_coefficients(coefficients, features.check_feature)
-    folder = Path(path)
+    folder = new_folder(path)
     check_replaceable(folder, _KNOWN)
     engine = features.bound_engine("to_lora")
     directions, steps = features.v_out.rows(list(coefficients)), list(coefficients.values())

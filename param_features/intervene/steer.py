@@ -16,7 +16,7 @@ from param_features.gradients import GradientEngine
 from param_features.intervene.combine import combined
 from param_features.intervene.late_backward import refusing_late_backward
 from param_features.intervene.positions import Where, added_at, check_rules
-from param_features.machine import Block
+from param_features.machine import Block, shown
 from param_features.params import ParamSubset
 
 Coefficients = Mapping[int, float]
@@ -117,7 +117,10 @@ def read_where(where: Any, per_position: bool) -> Where | None:
     """
     if where is None:
         return None
-    mask = torch.as_tensor(where)
+    try:
+        mask = torch.as_tensor(where)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"where= is {shown(where)}. Give truth values, such as tokens == 5 or [True, False].") from None
     n_most = 2 if per_position else 1
     if mask.dtype != torch.bool or not 1 <= mask.dim() <= n_most or not mask.numel():
         shapes = "[batch] or [batch, pos]" if per_position else "[batch], since a sample is an input here"

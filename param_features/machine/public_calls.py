@@ -125,13 +125,23 @@ def _read(name: str, parameter: inspect.Parameter, value: Any, others: Mapping[s
         return kinds[0](**value) if len(kinds) == 1 else value
     if isinstance(value, str | os.PathLike) and _takes_path(hint):
         value = at_home(value)
-    if value is parameter.default or fits(value, hint):
-        return value
-    if _is_small(value) and fits(value.tolist(), hint):
+    is_truth = isinstance(value, bool) and {int, float} & {*_alternatives(hint)} and bool not in _alternatives(hint)
+    if value is parameter.default or (fits(value, hint) and not is_truth):
+        return _in_range(name, parameter.name, value)
+    if not is_truth and _is_small(value) and fits(value.tolist(), hint):
         return value.tolist()
     swapped = [key for key, other in others.items() if key != parameter.name and other is not None and fits(other, hint)]
     note = f" Are {parameter.name}= and {swapped[0]}= swapped?" if swapped and _is_own(hint) else ""
+    if parameter.name in _WHERE_FROM:
+        note = f" Was it forgotten? The first arguments are {', '.join(others)}; {_WHERE_FROM[parameter.name]}"
     raise ArgumentError(f"{name}() got {parameter.name}={shown(value)}. Accepted: {in_words(hint)}.{note}")
+
+
+def _in_range(name: str, argument: str, value: Any) -> Any:
+    """A value, refused where it is a seed that no generator takes."""
+    if argument == "seed" and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ArgumentError(f"{name}() got seed={value}. Accepted: whole numbers from -2⁶³ to 2⁶³ − 1.")
+    return value
 
 
 def shown(value: Any) -> str:

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from param_features.errors import nearest
-
 _WORDS = {
     "q": ("w_q", "b_q", "q_proj", "query", "q_lin", "wq", "q"),
     "k": ("w_k", "b_k", "k_proj", "key", "k_lin", "wk", "k"),
@@ -53,23 +51,23 @@ def place_of(name: str) -> Place | None:
 
 
 def what_was_meant(text: str, known: Iterable[str]) -> str:
-    """A sentence or two for an error: names that end in the text, of the same weight elsewhere, or just alike."""
+    """What a text that is no parameter's name may mean; empty where nothing is known of it."""
     known = list(dict.fromkeys(known))
     if any(character.isspace() for character in text):
-        return "It reads like a text: was params= forgotten? The order is (model, params, tokens)."
+        return "It reads like a text: was params= forgotten? The order is (model, params, tokens). "
     ending = [name for name in known if name.casefold().endswith(f".{text.casefold()}")]
     if ending:
         same_case = f"*.{text}" if any(name.endswith(f".{text}") for name in ending) else f"*{ending[0][-len(text) - 1 :]}"
-        return f"{len(ending)} end in it, such as {_quoted(ending)}: {same_case!r} chooses all of them."
+        return f"{len(ending)} end in it, such as {_quoted(ending)}: {same_case!r} chooses all of them. "
     place = place_of(text)
     same = [name for name in known if place is not None and place_of(name) == place]
     if same:
-        return f"That weight is {_quoted(same)} here."
+        return f"That weight is {_quoted(same)} here. "
     regex = _as_regex(text)
     matching = [name for name in known if regex is not None and regex.fullmatch(name)]
     if matching:
-        return f"As a regex it matches {len(matching)}, such as {_quoted(matching)}: give re.compile({text!r})."
-    return f"Nearest: {nearest(text, known)}."
+        return f"As a regex it matches {len(matching)}, such as {_quoted(matching)}: give re.compile({text!r}). "
+    return ""
 
 
 def _as_regex(text: str) -> re.Pattern | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from param_features.errors import ArgumentError, EmptySelectionError, SettingError, UnknownParameterError
+from param_features.errors import ArgumentError, EmptySelectionError, SettingError, UnknownParameterError, nearest
 from param_features.machine import shown
 from param_features.params.other_names import what_was_meant
 from param_features.params.subset import ParamSubset
@@ -93,10 +93,11 @@ def _matches(pattern: str | re.Pattern, names: Mapping[str, str], part_names: Ma
         matched = {real for name, real in names.items() if fnmatch.fnmatchcase(name, pattern)}
         matched |= {real for name, real in part_names.items() if _is_part_of(name, pattern)}
     if not matched:
+        known = [*names, *part_names]
         text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
         raise UnknownParameterError(
-            f"No parameter matches {text!r}. The model has {len(set(names.values()))} parameters. "
-            f"{what_was_meant(text, [*names, *part_names])} pf.list_params(model) prints all."
+            f"No parameter matches {text!r}. {what_was_meant(text, known)}The model has {len(set(names.values()))} "
+            f"parameters; nearest: {nearest(text, known)}. pf.list_params(model) prints all."
         )
     return matched
 

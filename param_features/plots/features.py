@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.errors import UnknownParameterError
+from param_features.errors import SettingError, UnknownParameterError
 from param_features.fitted import Fitted
 from param_features.machine import public
 from param_features.measure import weight_by_head
@@ -33,6 +33,7 @@ def activations(features: Fitted, feature: int, tokens: Any = None, *, inputs: A
 
     Raises:
         FeatureCountError: There is no such feature.
+        SettingError: `n_bins` is below 1.
         NotBoundError: The features were loaded without a model.
         MissingExtraError: plotly is not installed.
     """
@@ -42,6 +43,8 @@ def activations(features: Fitted, feature: int, tokens: Any = None, *, inputs: A
     acts, codes = readings.activations[:, feature], readings.codes[:, feature]
     is_kept = codes != 0
     bound = float(acts.abs().max()) or 1.0
+    if n_bins < 1:
+        raise SettingError(f"n_bins={n_bins} must be 1 or more.")
     n_bins += n_bins % 2
     figure = go.Figure()
     for name, values, colour in (("not kept", acts[~is_kept], GREYS[2]), ("kept", acts[is_kept], BLUE)):

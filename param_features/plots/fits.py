@@ -35,6 +35,7 @@ def density(features: Fitted, tokens: Any = None, *, inputs: Any = None, n_bins:
 
     Raises:
         NotBoundError: The features were loaded without a model.
+        SettingError: `n_bins` is below 1.
         MissingExtraError: plotly is not installed.
     """
     go = plotly()
@@ -42,6 +43,8 @@ def density(features: Fitted, tokens: Any = None, *, inputs: Any = None, n_bins:
     alive = shares[shares > 0].log10()
     high = float(alive.max().ceil()) if len(alive) else 0.0
     low = min(float(alive.min().floor()), high - 1) if len(alive) else -1.0
+    if n_bins < 1:
+        raise SettingError(f"n_bins={n_bins} must be 1 or more.")
     counts, edges = torch.histogram(alive, n_bins, range=(low, high))
     left, right = edges[:-1], edges[1:]
     bars = go.Bar(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from param_features.errors import MissingExtraError, SettingError
+from param_features.files import new_file
 from param_features.machine import public
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def save(figure: "go.Figure", path: str | PathLike, *, scale: float = 2) -> Path
         SettingError: The suffix is another.
         MissingExtraError: An image needs kaleido and a Chrome or Chromium, and one of them is missing.
     """
-    path = Path(path)
+    path = new_file(path, "figure.html")
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix not in (".html", *_IMAGES):
         raise SettingError(f"{path.name!r} ends in {path.suffix!r}. Accepted: .html, {', '.join(_IMAGES)}.")
     if path.suffix == ".html":

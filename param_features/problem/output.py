@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from param_features.errors import InputError, ModelStateError, OutputError, SettingError
+from param_features.errors import InputError, ModelStateError, OutputError, ParamFeaturesError, SettingError
 from param_features.params import Adapter, held_still
 from param_features.problem.arguments import DECODER_TOKENS, ModelInputs
 from param_features.problem.divergence import KL, Divergence
@@ -66,12 +66,12 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
 
     Raises:
         OutputError: The model returned neither a tensor nor an object with `.logits`.
-        InputError: The output has no batch axis.
+        InputError: The model cannot be run on these inputs, or the output has no batch axis.
         ModelStateError: A row's output depends on the other rows of its batch.
     """
     rows = inputs.rows(slice(0, 2))
     with held_still(adapter.module), torch.no_grad():
-        returned = adapter.call(*rows.args, **rows.kwargs)
+        returned = _first_run(adapter, rows)
         output = adapter.tensor_of(returned)
         first = rows.rows(slice(0, 1))
         alone = _run_alone(adapter, first) if len(rows) > 1 else None
@@ -90,6 +90,18 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
     is_logits = is_of_vocabulary or is_named or output is getattr(returned, "logits", None)
     per_position = has_positions and (has_tokens or is_logits)
     return OutputInfo(tuple(output.shape), output.dtype, is_logits, per_position, has_tokens)
+
+
+def _first_run(adapter: Adapter, rows: ModelInputs) -> Any:
+    try:
+        return adapter.call(*rows.args, **rows.kwargs)
+    except (ParamFeaturesError, torch.OutOfMemoryError, NotImplementedError):
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        given = "inputs" if rows.tokens is None else "tokens"
+        raise InputError(
+            f"The model cannot be run on these {given}: {error}. Give what the model itself takes, with the batch first."
+        ) from error
 
 
 def _run_alone(adapter: Adapter, row: ModelInputs) -> Tensor:

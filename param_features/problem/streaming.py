@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from param_features.errors import InputError, SettingError
-from param_features.machine import public
+from param_features.machine import public, shown
 from param_features.params import marked_once
 
 _AT_ONCE = 256
@@ -127,6 +127,8 @@ def _id_lists(rows: Iterable[Any], tokenizer: Any, text_field: str, is_packed: b
             continue
         if tokenizer is None:
             raise InputError(f"A row holds a text, {ids_or_text!r:.40}. Give tokenizer=, such as model.tokenizer.")
+        if not (callable(tokenizer) and hasattr(tokenizer, "eos_token_id")):
+            raise InputError(f"tokenizer is {shown(tokenizer)}. Give a Hugging Face tokenizer, such as model.tokenizer.")
         texts = (_ids_or_text(each, text_field) for each in islice(remaining, _AT_ONCE - 1))
         for ids in encoded([ids_or_text, *map(_only_text, texts)], tokenizer):
             yield delimited(ids, tokenizer) if is_packed else ids, False

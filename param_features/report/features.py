@@ -7,6 +7,7 @@ from typing import Any
 from param_features.audit import Audit
 from param_features.circuits import Circuit
 from param_features.errors import SettingError
+from param_features.files import new_file
 from param_features.fitted import Fitted
 from param_features.measure import curve_of
 from param_features.problem import ModelInputs
@@ -50,8 +51,8 @@ def report_on(
     """
     if min(n_examples, n_rows) < 1:
         raise SettingError(f"n_examples={n_examples} and n_rows={n_rows} must be positive.")
-    rows = inputs.rows(slice(0, n_rows))
+    file, rows = new_file(path, "report.html"), inputs.rows(slice(0, n_rows))
     comparison = None if sae is None else compare_on(features, sae, rows, hook_name=hook_name)
     curve = curve_of(features, inputs, n_samples=_N_CURVE_SAMPLES)
     page = contents(features, rows, curve, n_examples=n_examples, comparison=comparison, audit=audit, circuit=circuit)
-    return write_report(path, f"{features.n_features} features of {', '.join(features.params)}", page)
+    return write_report(file, f"{features.n_features} features of {', '.join(features.params)}", page)

@@ -1,6 +1,6 @@
 """From a model, parameter names and inputs to features with their controls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -82,7 +82,7 @@ def decompose(
     progress: bool = True,
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
-    fit: FitSettings | HessianSettings | None = None,
+    fit: FitSettings | HessianSettings | Mapping[str, Any] | None = None,
     checkpoints: str | PathLike | CheckpointSettings | None = None,
 ) -> Fitted:
     """Find directions in the chosen parameters, each of which matters for few inputs.
@@ -171,7 +171,7 @@ def decompose(
     harvest = harvest or (HarvestSettings() if opened is None else opened.settings)
     harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
     settings = method_settings(method, fit, steps=steps)
-    names = opened.names if opened is not None and params is None else params or []
+    names = opened.names if opened is not None and params is None else [] if params is None else params
     chosen = read_model(model, names, tokenizer=tokenizer, output=output)
     check_request(request, settings, chosen.subset)
     if opened is None:

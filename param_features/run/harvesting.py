@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from param_features.errors import SettingError
+from param_features.files import new_folder
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import Compression, FactorStore, harvested, recipe_of
 from param_features.machine import launched, own_modes, public, spoken
@@ -90,4 +90,4 @@ def harvest(
     say = spoken(progress)
     say_notices(problem, divergence, say)
     recipe = recipe_of(problem, settings, seed=seed, shard_mib=shard_mib, compression=compression)
-    return harvested(problem, settings, recipe, Path(directory), say=say, progress=progress, compression=compression)
+    return harvested(problem, settings, recipe, new_folder(directory), say=say, progress=progress, compression=compression)

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from param_features.errors import SettingError
-from param_features.files import alone_in
+from param_features.files import alone_in, new_folder
 from param_features.fit import Checkpoints, OffTarget, read_newest, refuse_other_fit
 from param_features.gradients import HarvestSettings, SampleGradients, plan_samples
 from param_features.gradients.disk import Compression, FactorStore, Recipe, harvested, recipe_of, sum_of_data
@@ -140,9 +140,7 @@ class CheckpointSettings:
         Raises:
             SettingError: It is a file.
         """
-        folder = Path(self.directory)
-        if folder.exists() and not folder.is_dir():
-            raise SettingError(f"checkpoints={str(folder)!r} is a file. Give a folder, or a name that is not taken.")
+        folder = new_folder(self.directory)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

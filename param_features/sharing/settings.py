@@ -43,7 +43,7 @@ class CardSettings:
                 raise SettingError(f"{field}={getattr(self, field)!r} is one string. Give a list of them.")
         names = [("base_model", self.base_model), *(("datasets", name) for name in self.datasets)]
         for field, name in names:
-            if name is not None and not is_hub_name(name):
+            if name is not None and not (isinstance(name, str) and is_hub_name(name)):
                 raise SettingError(f"{field} has {name!r}, which is no name on the hub. Give 'owner/name', or leave it out.")
         if self.license is not None and not _LICENSE.fullmatch(self.license):
             raise SettingError(

@@ -26,7 +26,7 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("PARAM_FEATURES_CACHE")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "param_features" / "toys"
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from param_features.files import new_file
 from param_features.machine import public
 from param_features.views.circuitsvis_page import script, whole_page
 from param_features.views.notebook import kernel, takes_script
+from param_features.views.terminal import plain, takes_colour
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ class Page(ABC):
         """The body as HTML, without circuitsvis' script."""
 
     def __repr__(self) -> str:
-        """Coloured text, so that a terminal session shows the view."""
-        return str(self)
+        """Text as the output takes it: coloured in a terminal, plain in pipes and files and where `NO_COLOR` is set."""
+        return str(self) if takes_colour(sys.stdout) else plain(str(self))
 
     @public
     def save(self, path: str | PathLike) -> Path:
         """Write a complete page that needs no network, 1.3 MB; returns the path."""
-        path = Path(path)
+        path = new_file(path, "view.html")
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(whole_page(self.title, self._body), encoding="utf-8")
         return path
 
@@ -53,9 +56,9 @@ class Page(ABC):
 
 
 def show(page: Page) -> None:
-    """Display a view in a notebook, or print it in a terminal."""
+    """Display a view in a notebook, or print it: coloured in a terminal, elsewhere with the marked token in «»."""
     if kernel() is None:
-        sys.stdout.write(f"{page}\n")
+        sys.stdout.write(f"{page!r}\n")
         return
     from IPython.display import display
 

@@ -1,10 +1,25 @@
 """Token highlights as coloured text: red is negative, blue positive, as in circuitsvis."""
 
+import os
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from param_features.measure import visible
 
 _RESET = "\x1b[0m"
+_MARKED = re.compile(r"\x1b\[1;4m(?:\x1b\[[0-9;]*m)?([^\x1b]*)\x1b\[0m")
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def takes_colour(stream: Any) -> bool:
+    """Whether a stream shows colours: a terminal does, unless `NO_COLOR` is set (no-color.org) or `TERM` is dumb."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def plain(text: str) -> str:
+    """The text without styles, the marked token in «»."""
+    return _STYLE.sub("", _MARKED.sub("«\\1»", text))
 
 
 def colored_tokens(tokens: Sequence[str], values: Sequence[float], *, bound: float, marked: int | None = None) -> str:

@@ -5,7 +5,7 @@ import torch
 
 import param_features as pf
 from benchmarks import toys
-from param_features.errors import SettingError
+from param_features.errors import Notice, SettingError
 
 PARAMS = ("blocks.0.attn.W_V", "blocks.1.attn.W_K")
 
@@ -41,6 +41,12 @@ def test_a_mean_ablated_block_on_the_prompts_is_the_circuits_own_ablation(sets, 
         values = tiny_hooked(tiny_tokens[:5])[:, -1].log_softmax(-1)[:, 3]
     shift = found.shift(names, n_random=2)
     assert shift.after == pytest.approx(float(values.mean()), abs=1e-8)
+
+
+def test_a_block_that_is_never_entered_says_so(sets, tiny_tokens):
+    found = circuit(sets, tiny_tokens)
+    with pytest.warns(Notice, match=r"circuit.without\(\[.*1'\]\) was not entered"):
+        found.without([f"{PARAMS[0]}/1"])
 
 
 def test_the_block_leaves_no_hooks(sets, tiny_hooked, tiny_tokens):

@@ -87,5 +87,5 @@ def test_nothing_is_run_without_data_and_a_model_without_values_is_described():
 
 
 def test_no_model_is_refused():
-    with pytest.raises(AdapterError, match="No adapter reads"):
+    with pytest.raises(AdapterError, match="Load the model first"):
         pf.describe("gpt2")

@@ -18,7 +18,7 @@ from param_features.gradients.disk.reading import DiskGradients
 from param_features.gradients.disk.recipe import recipe_of, refuse_differences, settings_of
 from param_features.gradients.disk.shards import ShardFile, columns_of
 from param_features.gradients.sampling import HarvestSettings, SamplePlan
-from param_features.machine import public
+from param_features.machine import at_home, public
 from param_features.params import Adapter, device_for_inputs
 from param_features.problem import (
     ChosenParams,
@@ -77,7 +77,7 @@ class FactorStore:
         """
         if isinstance(directory, FactorStore):
             return directory
-        folder = Path(directory)
+        folder = Path(at_home(directory))
         manifest = Manifest.read(folder)
         _refuse_unfinished(folder, manifest)
         if is_checked:

@@ -1,7 +1,7 @@
 """`pf.estimate`: what a decomposition will take, from short runs of its stages and from shapes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +51,7 @@ def estimate(
     seed: int = 0,
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
-    fit: FitSettings | HessianSettings | None = None,
+    fit: FitSettings | HessianSettings | Mapping[str, Any] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Estimate:
     """Say what `pf.decompose` with the same arguments will take, without running it.

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from param_features.files import new_folder
 from param_features.fitted import Fitted
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import FactorStore
@@ -62,7 +63,7 @@ def sweep(
     steps: int | None = None,
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
-    fit: MethodSettings | None = None,
+    fit: MethodSettings | Mapping[str, Any] | None = None,
     settings: SweepSettings | None = None,
     progress: bool = True,
 ) -> Sweep[Fitted]:
@@ -112,6 +113,8 @@ def sweep(
         KeyboardInterrupt: Ctrl-C before the first fit was finished.
     """
     fit = read_fit(method, fit)
+    if directory is not None:
+        directory = new_folder(directory)
     usual_rank = 1 if fit is None else fit.rank
     settings_grid = grid(n_features, usual_rank if rank is None else rank, l0, seeds)
     opened = None if store is None else FactorStore.open(store)

@@ -328,8 +328,6 @@ def test_features_that_were_entered_before_the_first_run_do_the_same(use):
 def test_what_is_read_from_a_model_is_the_same(setting, reading):
     kind, on = SETTINGS[setting]
     subject = case(kind)
-    if (setting, reading) == ("float64 by default", "errors by l0"):
-        pytest.skip("samples are drawn in the default dtype")
     expected = flat(READINGS[reading](subject.features))
     with on(subject):
         if setting in REFUSED and reading not in WITHOUT_A_RUN:
@@ -363,7 +361,7 @@ def flat(found: Any) -> Tensor:
     return torch.tensor([number for number in numbers if isinstance(number, float)], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in ("peft", "float64 by default")])
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "peft"])
 def test_a_fit_is_the_same(setting):
     kind, on = SETTINGS[setting]
     subject = case(kind)

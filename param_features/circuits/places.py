@@ -165,7 +165,8 @@ class SaePlace(Place):
 
     def detached(self, source: SaeSource) -> SaeSource:
         """See `Place`."""
-        return SaeSource(*(None if part is None else without_graph(part) for part in source))
+        skipped = None if source.skipped is None else without_graph(source.skipped)
+        return SaeSource(without_graph(source.codes), without_graph(source.error), skipped)
 
 
 def without_graph(tensor: Tensor) -> Tensor:

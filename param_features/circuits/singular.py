@@ -50,7 +50,9 @@ def turned_at_random(components: Components, generator: torch.Generator) -> Comp
     Norms, singular values, readings and shares of heads stay. (Turning the readings as well would change no score.)
     """
     triangular = torch.linalg.qr(components.writes).R
-    drawn = torch.randn(*triangular.shape[:2], components.writes.shape[2], triangular.shape[2], generator=generator)
+    drawn = torch.randn(
+        *triangular.shape[:2], components.writes.shape[2], triangular.shape[2], dtype=torch.float32, generator=generator
+    )
     frame, upper = torch.linalg.qr(drawn.to(triangular))
     frame = frame * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # or the first column would point downwards
     return Components(einsum(frame, triangular, "f head d s, f head s r -> f head d r"), components.readings)

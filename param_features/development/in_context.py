@@ -122,7 +122,11 @@ def repeated_tokens(adapter: Adapter, n_rows: int, seed: int) -> Int[Tensor, "ro
     if min(room, len(choices)) < 2:
         raise AdapterError(f"A context of {adapter.n_ctx} and {len(choices)} tokens leave nothing to repeat. Give tokens=.")
     length = min(_LONGEST, room, len(choices))
-    order = torch.rand(n_rows, len(choices), generator=torch.Generator().manual_seed(seed)).topk(length, 1).indices
+    order = (
+        torch.rand(n_rows, len(choices), dtype=torch.float32, generator=torch.Generator().manual_seed(seed))
+        .topk(length, 1)
+        .indices
+    )
     rows = choices[order].repeat(1, 2)
     return rows if first is None else torch.cat([torch.full((n_rows, 1), first), rows], 1)
 

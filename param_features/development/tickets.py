@@ -59,7 +59,7 @@ def _scores(features: Fitted, by: str, seed: int) -> EntryScores:
         return sizes
     if by == "random":
         generator = torch.Generator().manual_seed(seed)
-        return {name: torch.rand(size.shape, generator=generator) for name, size in sizes.items()}
+        return {name: torch.rand(size.shape, dtype=torch.float32, generator=generator) for name, size in sizes.items()}
     scores = _feature_scores(features)
     return scores if by == "features" else {name: scores[name] * size for name, size in sizes.items()}
 

@@ -53,6 +53,7 @@ class IntervenedFeatures(MeasuredFeatures):
             NotBoundError: The features were loaded without a model.
             InputError: `where` is no mask; inside the block, the model is run on a batch of another shape.
             AdapterError: `where` with a parameter that has no layer rule.
+            ModelStateError: In a backward pass that begins after the block and needs the steered weights again.
         """
         engine = self.bound_engine("steer")
         chosen = read_coefficients(coefficients, self.check_feature)

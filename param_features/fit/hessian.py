@@ -178,7 +178,9 @@ def _start(store: SampleGradients, request: FitRequest[HessianSettings], generat
     renormalize(candidates)
     chosen = candidates.rows(_unlike(candidates.gram().square(), request.n_features))
     signal = 0.0 if request.settings.start == "random" else 1 / _NOISE
-    start = chosen.map(lambda tensor: signal * tensor + torch.randn(tensor.shape, generator=generator).to(tensor))
+    start = chosen.map(
+        lambda tensor: signal * tensor + torch.randn(tensor.shape, dtype=torch.float32, generator=generator).to(tensor)
+    )
     renormalize(start)
     return start
 

@@ -39,7 +39,11 @@ class LinearHead:
         if self.weight.is_meta or self.weight.dtype not in _EXACT or not bool(torch.isfinite(self.weight).all()):
             return False
         generator = torch.Generator().manual_seed(0)
-        states = torch.randn(2, 1, self.weight.shape[1], generator=generator).to(self.weight).requires_grad_()
+        states = (
+            torch.randn(2, 1, self.weight.shape[1], dtype=torch.float32, generator=generator)
+            .to(self.weight)
+            .requires_grad_()
+        )
         with held_still(head):
             logits = head.forward(states)
         product = torch.nn.functional.linear(states, self.weight, self.bias)

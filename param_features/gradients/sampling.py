@@ -120,7 +120,7 @@ def least_rows(n_slots: int) -> int:
 def draw_positions(inputs: ModelInputs, n_slots: int, generator: torch.Generator) -> Int[Tensor, "batch slot"]:
     """Real positions of each row, at random without replacement; a row shorter than `n_slots` repeats its own."""
     weights = torch.ones(len(inputs), inputs.n_pos) if inputs.sample_mask is None else inputs.sample_mask.cpu().float()
-    order = torch.rand(weights.shape, generator=generator).add(weights * 2).argsort(1, descending=True)
+    order = torch.rand(weights.shape, dtype=torch.float32, generator=generator).add(weights * 2).argsort(1, descending=True)
     length = weights.sum(1).long().clamp(min=1)
     slot = torch.arange(n_slots).unsqueeze(0) % length.unsqueeze(1)
     return order.gather(1, slot)

@@ -36,7 +36,7 @@ def lora_without_peft(engine: GradientEngine, rank: int, seed: int) -> Trainable
     for view in engine.subset.views:
         d_out, d_in = view.matrix_shape
         like = at_least_float32(view.tensor.detach()[:0])
-        A = (torch.rand(rank, d_in, generator=generator) * 2 - 1) / math.sqrt(d_in)
+        A = (torch.rand(rank, d_in, dtype=torch.float32, generator=generator) * 2 - 1) / math.sqrt(d_in)
         factors[view.name] = (A.to(like).requires_grad_(), torch.zeros(d_out, rank).to(like).requires_grad_())
 
     def run(inputs: ModelInputs) -> Tensor:

@@ -206,7 +206,9 @@ def principal_directions(
         for rows in map(flatten, store.chunks(chunk)):
             moment += rows.T @ rows
         return leading_eigenvectors(moment, n_kept).to(store.square_norm())
-    basis = torch.randn(n_params, min(n_kept + EXTRA, n_params), generator=generator).to(store.square_norm())
+    basis = torch.randn(n_params, min(n_kept + EXTRA, n_params), dtype=torch.float32, generator=generator).to(
+        store.square_norm()
+    )
     for _ in range(6):
         basis = torch.linalg.qr(sum(rows.T @ (rows @ basis) for rows in map(flatten, store.chunks(chunk)))).Q
     small = sum((rows @ basis).T @ (rows @ basis) for rows in map(flatten, store.chunks(chunk)))
@@ -228,7 +230,7 @@ def random_directions(like: Gradients, n_features: int, rank: int, generator: to
     """Gaussian factors of each parameter's shape."""
 
     def draw(d: int, rank: int, to: Tensor) -> Tensor:
-        return torch.randn(n_features, d, rank, generator=generator).to(to)
+        return torch.randn(n_features, d, rank, dtype=torch.float32, generator=generator).to(to)
 
     factors = {}
     for name, gradient in like.items():
@@ -240,7 +242,7 @@ def random_directions(like: Gradients, n_features: int, rank: int, generator: to
 
 def gaussian_like(like: LowRank, generator: torch.Generator) -> LowRank:
     """Gaussian factors of given directions' number, shapes and ranks; on the CPU, of any length."""
-    return like.map(lambda tensor: torch.randn(tensor.shape, generator=generator))
+    return like.map(lambda tensor: torch.randn(tensor.shape, dtype=torch.float32, generator=generator))
 
 
 def random_like(like: LowRank, generator: torch.Generator) -> LowRank:

@@ -107,7 +107,7 @@ def _probes(train: SampleGradients, n: int, generator: torch.Generator) -> LowRa
     for some in index.split(_chunk_size(train)):
         for name, gradient in train.rows(some).items():
             matrix = gradient.dense().matrix
-            left = torch.randn(matrix.shape[1], generator=generator).to(matrix).expand(len(matrix), -1)
+            left = torch.randn(matrix.shape[1], dtype=torch.float32, generator=generator).to(matrix).expand(len(matrix), -1)
             right = left[:, :0]
             for _ in range(3):
                 right = torch.nn.functional.normalize(einsum(matrix, left, "s o i, s o -> s i"), dim=1)

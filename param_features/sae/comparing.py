@@ -193,6 +193,6 @@ def _chance(
     labels: dict[str, Tensor], n_samples: int, n_top: int, generator: torch.Generator, n_draws: int = 200
 ) -> dict[str, float]:
     """Measure the mean purity of as many samples drawn at random."""
-    drawn = torch.rand(n_samples, n_draws, generator=generator)
+    drawn = torch.rand(n_samples, n_draws, dtype=torch.float32, generator=generator)
     is_drawn = drawn <= drawn.kthvalue(min(n_top, n_samples), dim=0).values
     return {f"purity_{name}": float(purity(is_drawn, label).nanmean()) for name, label in labels.items()}

@@ -108,7 +108,9 @@ def random_sae_side(
 
     Only positive ones count, or with `signed` both signs by their size, as in the SAE that they stand beside.
     """
-    rows = torch.nn.functional.normalize(torch.randn(n_features, acts.shape[1], generator=generator), dim=1)
+    rows = torch.nn.functional.normalize(
+        torch.randn(n_features, acts.shape[1], dtype=torch.float32, generator=generator), dim=1
+    )
     centred = (acts - acts.mean(0)).float()
     size = max(1, _THRESHOLD_NUMBERS // n_features)
     calibrating = centred[torch.randperm(len(centred), generator=generator)[:size]] @ rows.T

@@ -21,7 +21,7 @@ def heads(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Factored:
     zeros for the others.
     """
     if inputs.dim() == 3:
-        return matrix(layer, inputs, delta)
+        return Factored(delta.flatten(2), inputs)
     of_head = torch.eye(delta.shape[2], dtype=delta.dtype, device=delta.device)
     return Factored((delta.unsqueeze(3) * of_head.unsqueeze(2)).flatten(3).flatten(1, 2), inputs.flatten(1, 2))
 
@@ -42,7 +42,7 @@ def gain_matrix(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Dense:
 @register_rule("shift")
 def shift(layer: nn.Module, inputs: Tensor, delta: Tensor) -> Dense:
     """Σ_s δ_s, for the bias of a norm over the last axis: heads count as positions."""
-    return gain_matrix(layer, torch.ones_like(delta), delta)
+    return Dense(gain(layer, torch.ones_like(delta), delta).flatten(1).unsqueeze(-1))
 
 
 def gain(layer: nn.Module, normalized: Tensor, delta: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class _Rough(Trainer):
         return directions
 
     def _disturbed(self, tensor: Tensor) -> Tensor:
-        noise = torch.randn(tensor.shape, generator=self.generator).to(tensor)
+        noise = torch.randn(tensor.shape, dtype=torch.float32, generator=self.generator).to(tensor)
         return tensor + _NOISE * tensor.std() * noise
 
 

@@ -47,7 +47,7 @@ class Comparison:
         metrics: `"features"`, `"random_features"`, `"sae"`, `"random_sae"` and `"any_samples"`, each with its numbers.
         top: The samples on which each parameter feature is strongest, strongest first.
         sae_top: The same for SAE features.
-        sae_strengths: The SAE's activations, signed where its are, sparse in the COO layout.
+        sae_strengths: The SAE's activations with their signs, sparse in the COO layout.
     """
 
     features: Fitted

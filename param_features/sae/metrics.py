@@ -198,10 +198,10 @@ def _losses(
         "loss_mean": lambda acts, at: mean.to(acts).expand_as(acts),
     }
     losses = {name: _loss(adapter, data, place, function) for name, function in replacements.items()}
-    unchanged, rebuilt = losses["loss"], losses["loss_reconstructed"]
+    unchanged, reconstructed = losses["loss"], losses["loss_reconstructed"]
     for control, name in (("loss_zero", "loss_recovered"), ("loss_mean", "loss_recovered_mean")):
         cost = losses[control] - unchanged
-        losses[name] = (losses[control] - rebuilt) / cost if cost else float("nan")
+        losses[name] = (losses[control] - reconstructed) / cost if cost else float("nan")
     return losses
 
 

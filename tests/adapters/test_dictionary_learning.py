@@ -112,7 +112,7 @@ class BatchTopKSAE(Dictionary):
     def __init__(self, threshold=0.3):
         super().__init__()
         self.encoder, self.decoder = nn.Linear(16, 24), nn.Linear(24, 16, bias=False)
-        self.register_buffer("threshold", torch.tensor(threshold))
+        self.threshold = torch.tensor(threshold)
         self.b_dec = nn.Parameter(torch.zeros(16))
 
     def encode(self, x):

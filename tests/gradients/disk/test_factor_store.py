@@ -390,8 +390,8 @@ def test_two_harvests_do_not_share_a_folder(tiny_hooked, tiny_tokens, tmp_path, 
 
 def harvested_anew(folder: Path, _: bool) -> None:
     """A job of many shards."""
-    call = {"settings": pf.HarvestSettings(batch_size=2), "n_samples": 600, "shard_mib": 0.05, "progress": False}
-    pf.harvest(pf.demo.load_model(), "blocks.2.attn.W_K", pf.demo.tokens(60), directory=folder, **call)
+    call = {"settings": pf.HarvestSettings(batch_size=2), "n_samples": 300, "shard_mib": 0.05, "progress": False}
+    pf.harvest(pf.demo.load_model(), "blocks.2.attn.W_K", pf.demo.tokens(30), directory=folder, **call)
 
 
 @pytest.mark.slow
@@ -418,7 +418,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_store(tmp_path):
     grown = []
-    for n in (500, 12_000):
+    for n in (500, 4_000):
         columns = {"w/matrix": torch.zeros(n, 64, 64), "row": torch.zeros(n).long(), "position": torch.zeros(n).long()}
         save_file(columns, tmp_path / f"{n}.safetensors")
         done = subprocess.run([sys.executable, "-c", READING, tmp_path / f"{n}.safetensors"], capture_output=True, text=True)

@@ -45,7 +45,8 @@ def public(called: Public) -> Public:
     if isinstance(called, type):
         cast(Any, called).__init__ = _guarded(called.__init__, called.__name__)
         return called
-    return cast(Public, _guarded(called, called.__name__))
+    function = cast(Any, called)
+    return cast(Public, _guarded(function, function.__name__))
 
 
 def _guarded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -109,7 +110,7 @@ def _where(key: str, known: Mapping[str, inspect.Parameter]) -> str:
 def at_home(path: Any) -> Any:
     """A path whose leading `~` is the user's folder; of the same type, and anything else as it is."""
     is_path = isinstance(path, str | os.PathLike) and str(path).startswith("~")
-    return type(path)(os.path.expanduser(path)) if is_path else path
+    return cast(Any, type(path))(os.path.expanduser(path)) if is_path else path
 
 
 def _read(name: str, parameter: inspect.Parameter, value: Any, others: Mapping[str, Any]) -> Any:
@@ -128,8 +129,9 @@ def _read(name: str, parameter: inspect.Parameter, value: Any, others: Mapping[s
     is_truth = isinstance(value, bool) and {int, float} & {*_alternatives(hint)} and bool not in _alternatives(hint)
     if value is parameter.default or (fits(value, hint) and not is_truth):
         return _in_range(name, parameter.name, value)
-    if not is_truth and _is_small(value) and fits(value.tolist(), hint):
-        return value.tolist()
+    plain = cast(Any, value).tolist() if not is_truth and _is_small(value) else value
+    if plain is not value and fits(plain, hint):
+        return plain
     swapped = [key for key, other in others.items() if key != parameter.name and other is not None and fits(other, hint)]
     note = f" Are {parameter.name}= and {swapped[0]}= swapped?" if swapped and _is_own(hint) else ""
     if parameter.name in _WHERE_FROM:
@@ -157,7 +159,8 @@ def shown(value: Any) -> str:
 
 def settings_kinds(hint: Any) -> list[type]:
     """The classes of settings among what a hint allows."""
-    return [kind for kind in _alternatives(hint) if dataclasses.is_dataclass(kind) and _name(kind).endswith("Settings")]
+    kinds = [kind for kind in _alternatives(hint) if isinstance(kind, type)]
+    return [kind for kind in kinds if dataclasses.is_dataclass(kind) and _name(kind).endswith("Settings")]
 
 
 def _fields(kind: type) -> list[str]:
@@ -165,7 +168,7 @@ def _fields(kind: type) -> list[str]:
 
 
 def _takes_path(hint: Any) -> bool:
-    return any(isinstance(kind, type) and issubclass(kind, os.PathLike) for kind in _alternatives(hint))
+    return any(isinstance(kind, type) and issubclass(kind, cast(Any, os.PathLike)) for kind in _alternatives(hint))
 
 
 def _is_small(value: Any) -> bool:

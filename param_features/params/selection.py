@@ -66,7 +66,7 @@ def _with_members(chosen: set[str], views: Mapping[str, ParamView], parts: Mappi
 
 
 def _patterns(spec: ParamSpec) -> list[str | re.Pattern]:
-    patterns = [spec] if isinstance(spec, str | re.Pattern) else list(spec) if isinstance(spec, Iterable) else [spec]
+    patterns: list[str | re.Pattern] = [spec] if isinstance(spec, str | re.Pattern) else [*spec]
     if isinstance(spec, Tensor) or not all(isinstance(pattern, str | re.Pattern) for pattern in patterns):
         raise ArgumentError(
             f"params= is {shown(spec)}. Give a name, a glob, a compiled regex or a list of these; was it forgotten? The "

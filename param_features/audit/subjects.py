@@ -1,6 +1,7 @@
 """What is audited: some features of one model on some inputs, and the random directions beside them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,7 +43,7 @@ class AuditSubject:
     n_top: int
     generator: torch.Generator
 
-    @property
+    @cached_property
     def engine(self) -> GradientEngine:
         """The engine of the features' model."""
         return self.features.bound_engine("audit")

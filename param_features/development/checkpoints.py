@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from param_features.changes import read_state
 from param_features.errors import InputError, SettingError, StoreError, UnknownParameterError, nearest
 from param_features.machine import at_home
-from param_features.params import Adapter, adapter_for, overwrite
+from param_features.params import Adapter, adapter_for, overwrite, stand_ins
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -157,7 +157,8 @@ def lent(adapter: Adapter) -> Iterator[Callable[[Any, TrainingStep], None]]:
         _fill([(tensor, original_of[id(tensor)] if _shares(tensor, values) else values) for tensor, values in pairs])
 
     try:
-        yield load
+        with stand_ins():
+            yield load
     finally:
         try:
             _fill(originals)

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.errors import FeatureCountError, InputError, NotBoundError, SettingError
+from param_features.errors import FeatureCountError, InputError, NotBoundError, ParamFeaturesError, SettingError
 from param_features.fit import Dictionary, Readings, activations
 from param_features.fit.formats import LowRank
 from param_features.fitted.metrics import Metrics
 from param_features.fitted.parts import Parts
 from param_features.fitted.saved import SavedFeatures, write_saved
-from param_features.gradients import GradientEngine, collect_references
-from param_features.machine import launched, methods_in_own_modes, public
+from param_features.gradients import GradientEngine, collect_references, following, is_as_planned
+from param_features.machine import launched, methods_in_own_modes, notify, public
 from param_features.params import ParamRecord, unfold_matrix
 from param_features.problem import Divergence, ModelInputs, Question, check_reference, read_inputs
 
@@ -146,6 +146,7 @@ class Fitted:
         The held-out examples are saved too, so that a colleague sees the same top examples; examples that are no tensors
         are left out. Of several processes that accelerate launched the main one writes.
         """
+        self._tell_of_changes()
         if launched().is_main:
             saved = SavedFeatures(
                 params=self.params,
@@ -158,6 +159,14 @@ class Fitted:
                 examples=self.examples,
             )
             write_saved(directory, saved)
+
+    def _tell_of_changes(self) -> None:
+        """Give a `Notice` where the model is no longer that of the features: what is saved belongs to its weights before."""
+        try:
+            if self.engine is not None:
+                following(self.engine)
+        except ParamFeaturesError as error:
+            notify(f"The features are saved; they belong to the model as it was. {error}")
 
     def bound_to(self: Features, engine: GradientEngine) -> Features:
         """The same features with a model, each factor on its parameter's device, parameters under that model's names."""
@@ -196,16 +205,17 @@ class Fitted:
             raise FeatureCountError(f"There is no feature {feature!r}. Features are numbered 0 to {self.n_features - 1}.")
 
     def bound_engine(self, call: str) -> GradientEngine:
-        """The model's gradients, for a call that needs them.
+        """The model's gradients, for a call that needs them; a `Notice` where it has changed since it was bound.
 
         Raises:
+            ModelStateError: The model has changed since, so that the features no longer fit it.
             NotBoundError: The features were loaded without a model; names the call.
         """
         if self.engine is None:
             raise NotBoundError(
                 f"{call}() needs the model, and these features were loaded without one. Use pf.load(dir, model=…)."
             )
-        return self.engine
+        return following(self.engine)
 
     def question_with(self, reference: Tensor | str | None = None, n_references: int | None = None) -> Question:
         """The features' question, with other references, or with the first of its own.
@@ -295,7 +305,7 @@ class Fitted:
     def readings_on(self, inputs: ModelInputs) -> Readings:
         """Activations and codes in one pass; those of the features' own examples are read once and remembered."""
         engine = self.bound_engine("activations")
-        if inputs is not self.examples:
+        if inputs is not self.examples or self.engine is None or not is_as_planned(self.engine):
             return self.dictionary.read(engine, self.question, inputs)
         if not self._example_readings:
             self._example_readings.append(self.dictionary.read(engine, self.question, inputs))

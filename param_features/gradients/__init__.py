@@ -11,6 +11,7 @@ from param_features.gradients.engine import (
     Routes,
     check_finite_output,
 )
+from param_features.gradients.following import following, is_as_planned
 from param_features.gradients.harvester import Harvester, OwnReferences
 from param_features.gradients.leading import leading_of_factored
 from param_features.gradients.mapping import CANNOT_MAP
@@ -80,7 +81,9 @@ __all__ = [
     "compact",
     "costs_less_as_matrices",
     "flatten",
+    "following",
     "has_forward_mode",
+    "is_as_planned",
     "is_fast_on",
     "leading_of_factored",
     "n_together",

@@ -4,7 +4,7 @@ A slot is one sample of every sequence of the batch (a position each), or the wh
 Samples of different sequences do not mix, so one backward pass of the summed divergences yields a gradient for each.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,8 +24,8 @@ from param_features.gradients.owners import owners_of
 from param_features.gradients.rows import at_least_float32, by_row
 from param_features.gradients.rules.registry import required_rule
 from param_features.gradients.types import Dense, Gradient, Gradients, join_positions
-from param_features.params import Adapter, ParamSubset, Site, Tap, held_still
-from param_features.problem import ModelInputs, SamplePositions
+from param_features.params import Adapter, Modes, ParamSubset, Site, Tap, Watched, held_still
+from param_features.problem import ModelInputs, Problem, SamplePositions
 
 CotangentOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(outputs [sample d_output], row [sample], position [sample]) -> cotangents [sample d_output]."""
@@ -75,6 +75,21 @@ class Routes:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What an engine was planned for, so that a change of the model is noticed.
+
+    Attributes:
+        problem: The question, with the rows that routes were checked on.
+        watched: The parameters then, and the modules around them.
+        forms: Of each parameter: the axes of its matrix, and how many modules hold it.
+    """
+
+    problem: Problem
+    watched: Watched
+    forms: Mapping[str, tuple[Modes, int]]
+
+
+@dataclass(frozen=True)
 class GradientEngine:
     """Takes per-sample gradients of `subset` in the adapter's model.
 
@@ -83,6 +98,8 @@ class GradientEngine:
         positions: Which positions of outputs are samples.
         gathering: Tapped outputs whose rows the model gathers, from every sample as many as there happen to be.
         remembered: What was found out about the model while it ran, such as that it has no forward mode.
+        origin: What it was planned for; None for an engine that is not to follow its model.
+        followers: The engine that was planned after the model changed, if it did; see `following`.
     """
 
     adapter: Adapter
@@ -92,6 +109,8 @@ class GradientEngine:
     positions: SamplePositions = SamplePositions()
     gathering: frozenset[Site] = frozenset()
     remembered: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
+    origin: Origin | None = field(default=None, compare=False, repr=False)
+    followers: list["GradientEngine"] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def located(self, inputs: ModelInputs) -> ModelInputs:
         """The inputs, and which positions of their outputs are samples; errors are those of `SamplePositions.located`."""

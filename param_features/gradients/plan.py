@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from param_features.errors import AdapterError, ModelStateError, NoGradientError
 from param_features.gradients.capture import Capture, with_gradients
 from param_features.gradients.cut import find_cut
-from param_features.gradients.engine import GradientEngine, Routes, gradients_of
+from param_features.gradients.engine import GradientEngine, Origin, Routes, gradients_of
 from param_features.gradients.head import LinearHead, gives_output
 from param_features.gradients.mapping import CANNOT_MAP
 from param_features.gradients.operations import Viewed
 from param_features.gradients.owners import gathering_sites
 from param_features.gradients.rules.registry import rule_for
 from param_features.gradients.types import Gradients
-from param_features.params import Adapter, ParamSubset, ParamView, all_parameters, held_still
+from param_features.params import Adapter, ParamSubset, ParamView, Watched, all_parameters, held_still
 from param_features.problem import ModelInputs, OutputInfo, Problem
 
 _DISAGREES = "its rule disagrees with autograd here"
@@ -62,12 +62,12 @@ def plan_engine(problem: Problem) -> GradientEngine:
     check = _Check(engine, problem.data.rows(slice(0, 2)), output, problem.data)
     through_head = _through_head(check, engine.routes)
     if through_head is not None:
-        return replace(engine, routes=through_head)
+        return _noted(engine, through_head, problem)
     routes = _watched(check, _routes(subset, ruled, check.failures(engine.routes)))
     routes = replace(routes, is_vmapped=check.vmap_works(routes))
     check.refuse_second_handles(routes)
     through_head = _through_head(check, routes) if routes.watched else None
-    return replace(engine, routes=through_head or routes)
+    return _noted(engine, through_head or routes, problem)
 
 
 def _through_head(check: "_Check", routes: Routes) -> Routes | None:
@@ -99,6 +99,21 @@ def _watched(check: "_Check", routes: Routes) -> Routes:
         why = {name: reason for name, reason in routes.why_dense.items() if name not in agreed}
         routes = replace(routes, watched=routes.watched | agreed, dense=tuple(why), why_dense=why)
     return routes
+
+
+def _noted(engine: GradientEngine, routes: Routes, problem: Problem) -> GradientEngine:
+    """The engine with its routes, and with what they were planned for."""
+    subset, head = engine.subset, engine.adapter.head()
+    tapped = [
+        module
+        for taps in routes.taps.values()
+        for tap in taps
+        for module in (tap.layer, tap.input.module, tap.output.module)
+    ]
+    used = [*tapped, *([] if head is None else [head])]
+    rows = replace(problem, data=problem.data.rows(slice(0, 2)), pairs=None, known=None)
+    forms = {view.name: (view.modes, len(view.places)) for view in subset.views}
+    return replace(engine, routes=routes, origin=Origin(rows, Watched.of(engine.adapter.module, subset, used), forms))
 
 
 def _with_cut(check: "_Check", routes: Routes) -> Routes:

@@ -15,7 +15,7 @@ from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine, argument, at_least_float32, by_row
 from param_features.gradients.rules import required_rule
 from param_features.machine import full_precision, has_saved_tensor_hooks, saved_as_they_are, uncompiled
-from param_features.params import Tap
+from param_features.params import Tap, hooked
 
 Where = Bool[Tensor, "batch"] | Bool[Tensor, "batch pos"]
 
@@ -35,7 +35,7 @@ def added_at(engine: GradientEngine, direction: LowRank, where: Where) -> Iterat
     Raises:
         InputError: Inside the block, the model is run on a batch of another shape.
     """
-    with uncompiled(), ExitStack() as hooks:
+    with uncompiled(), ExitStack() as hooks, hooked():
         for name, taps in engine.routes.taps.items():
             for tap in taps:
                 for handle in _hooked(tap, direction.factors[name], where):

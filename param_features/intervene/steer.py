@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from param_features.errors import InputError, SettingError
 from param_features.fit.formats import LowRank
-from param_features.gradients import GradientEngine
+from param_features.gradients import GradientEngine, following
 from param_features.intervene.combine import combined
 from param_features.intervene.late_backward import refusing_late_backward
 from param_features.intervene.positions import Where, added_at, check_rules
@@ -52,14 +52,31 @@ def steering(engine: GradientEngine, v_out: LowRank, coefficients: Coefficients,
     """W + Σ δ_k v_k for the whole batch, or where a mask says so."""
     if where is None:
         deltas = deltas_of(v_out, coefficients, engine.subset)
-        return Steering(coefficients, lambda: _block(engine, engine.subset.edited(deltas)))
+
+        def begin() -> AbstractContextManager:
+            now = following(engine)
+            return _block(now, now.subset.edited(deltas if now is engine else deltas_of(v_out, coefficients, now.subset)))
+
+        return Steering(coefficients, begin)
+    _with_rules(engine)
+    direction = combined_direction(v_out, coefficients)
+
+    def begin_at() -> AbstractContextManager:
+        now = _with_rules(engine)
+        return _block(now, added_at(now, direction, where))
+
+    return Steering(coefficients, begin_at)
+
+
+def _with_rules(engine: GradientEngine) -> GradientEngine:
+    """The engine for the model as it is now, of which every parameter has a layer rule."""
+    now = following(engine)
     check_rules(
-        engine,
+        now,
         needs="where= needs",
         instead="Leave where= out: the weight is then changed for the whole batch.",
     )
-    direction = combined_direction(v_out, coefficients)
-    return Steering(coefficients, lambda: _block(engine, added_at(engine, direction, where)))
+    return now
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from param_features.params.adapter import Adapter, is_padded_on_the_right
 from param_features.params.attention import Attention, Rotary
-from param_features.params.edits import overwrite
+from param_features.params.edits import has_stand_ins, hooked, is_any_edited, overwrite, stand_ins
 from param_features.params.fingerprints import fingerprint
 from param_features.params.folds import Modes, default_fold, unfold_matrix
 from param_features.params.layout import Layout
@@ -19,6 +19,7 @@ from param_features.params.storage import has_rows_in, rows_of_part
 from param_features.params.subset import ParamSubset
 from param_features.params.text import marked_once
 from param_features.params.views import Member, ParamInfo, ParamView, Site, Tap, all_parameters
+from param_features.params.watched import Watched
 
 __all__ = [
     "Adapter",
@@ -34,6 +35,7 @@ __all__ = [
     "Rotary",
     "Site",
     "Tap",
+    "Watched",
     "adapter_for",
     "all_parameters",
     "check_present",
@@ -44,7 +46,10 @@ __all__ = [
     "device_for_inputs",
     "fingerprint",
     "has_rows_in",
+    "has_stand_ins",
     "held_still",
+    "hooked",
+    "is_any_edited",
     "is_padded_on_the_right",
     "list_params",
     "marked_once",
@@ -54,6 +59,7 @@ __all__ = [
     "register_adapter",
     "rows_of_part",
     "select",
+    "stand_ins",
     "training_notice",
     "unfold_matrix",
     "untied",

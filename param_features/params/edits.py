@@ -90,6 +90,51 @@ def is_edited(stored: Tensor) -> bool:
     return edited is not None and bool(edited.parts)
 
 
+def own_values(stored: Tensor) -> Tensor:
+    """The tensor's values without what blocks add to it at this moment; not a copy."""
+    return _EDITED[id(stored)].values if is_edited(stored) else stored
+
+
+_HOOKED: list[object] = []
+"""A mark for every block that adds to the outputs of layers instead."""
+_STAND_INS: list[object] = []
+"""A mark for every block in which other tensors stand in the place of parameters, as that block means them to."""
+
+
+@contextmanager
+def hooked() -> Iterator[None]:
+    """Say that outputs are added to while a block runs."""
+    with _marked(_HOOKED):
+        yield
+
+
+@contextmanager
+def stand_ins() -> Iterator[None]:
+    """Say that parameters hold what this library puts there while a block runs: nobody is to be told of another model."""
+    with _marked(_STAND_INS):
+        yield
+
+
+def has_stand_ins() -> bool:
+    """Whether a block of `stand_ins` is running."""
+    return bool(_STAND_INS)
+
+
+def is_any_edited() -> bool:
+    """Whether a block adds to any tensor, or to any layer's output, at this moment."""
+    return bool(_HOOKED) or any(edited.parts for edited in _EDITED.values())
+
+
+@contextmanager
+def _marked(marks: list[object]) -> Iterator[None]:
+    mark = object()
+    marks.append(mark)
+    try:
+        yield
+    finally:
+        marks.remove(mark)
+
+
 def _entry(stored: Tensor) -> _Edited:
     """The tensor's entry, with its present values where nothing adds to it yet."""
     if not is_edited(stored):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from param_features.errors import NoGradientError, NonFiniteError
-from param_features.params.edits import Addition, added, is_edited
+from param_features.params.edits import Addition, added, is_edited, stand_ins
 from param_features.params.fingerprints import fingerprint
 from param_features.params.views import ParamView
 
@@ -93,7 +93,8 @@ class ParamSubset:
                 written = view.layout.write(tensors[view.name], view.stored)
                 for owner, key in view.places:
                     owner._parameters[key] = cast(nn.Parameter, written)
-            yield
+            with stand_ins():
+                yield
         finally:
             for owner, key, parameter in reversed(saved):
                 owner._parameters[key] = parameter

@@ -3,6 +3,7 @@
 A part is addressed as `c_attn.weight[k]`. Known by the class that holds them, so that no library is imported.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,13 @@ def _equal(names: str, total: int, n_heads: int | None = None) -> Split:
     return Split(dict.fromkeys(parts, total // len(parts)), n_heads)
 
 
+def _inside(layer: Any) -> Any:
+    """The layer that peft wrapped, or the layer itself."""
+    return getattr(layer, "base_layer", layer)
+
+
 def _gpt2(attention: Any) -> Split:
-    return _equal("k v" if attention.is_cross_attention else "q k v", attention.c_attn.nf)
+    return _equal("k v" if attention.is_cross_attention else "q k v", _inside(attention.c_attn).nf)
 
 
 def _by_head(child: str) -> Callable[[Any], Split]:
@@ -93,5 +99,6 @@ def splits(model: nn.Module) -> Iterator[tuple[str, Split]]:
         for class_name in class_names(module):
             known = _SPLITS.get(class_name, {})
             for start, split in known.items():
-                names = [name for name, _ in module.named_parameters() if name.startswith(start)]
+                plain = {name: name.replace(".base_layer.", ".") for name, _ in module.named_parameters()}
+                names = [name for name in plain if re.fullmatch(re.escape(start) + r"[^.]*", plain[name])]
                 yield from ((f"{prefix}.{name}" if prefix else name, split(module)) for name in names)

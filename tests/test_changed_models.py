@@ -303,8 +303,8 @@ def halved(features):
 
 REFUSED = {
     doubled: (ModelStateError, r"is torch.float64 on cpu now and was torch.float32 .*model.to\('cpu', torch.float32\)"),
-    parametrised: (ModelStateError, "no longer has"),
-    cut_out: (ModelStateError, "no longer has"),
+    parametrised: (ModelStateError, "which was decomposed"),
+    cut_out: (ModelStateError, "which was decomposed"),
     resized: (FingerprintError, "is now .* and was "),
     tied: (FingerprintError, "was held by 1 module.* is held by 2 now"),
 }

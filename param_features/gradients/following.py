@@ -63,7 +63,8 @@ def _planned(engine: GradientEngine) -> GradientEngine:
     check_ready(engine.adapter)
     subset = _subset_now(engine)
     problem = replace(engine.origin.problem, subset=subset)
-    followed = plan_engine(replace(problem, output=inspect_output(problem.adapter, problem.data)))
+    dtype = inspect_output(problem.adapter, problem.data).dtype
+    followed = plan_engine(replace(problem, output=replace(problem.output, dtype=dtype)))
     engine.followers[:] = [followed]
     return followed
 

@@ -1,6 +1,7 @@
 """Per-sample gradients: factored where a layer rule exists, dense otherwise, the same answer either way."""
 
 from param_features.gradients.capture import argument
+from param_features.gradients.changed_model import following, is_as_planned
 from param_features.gradients.changes import OutputGraph, has_forward_mode, n_together, output_changes
 from param_features.gradients.cotangents import AgainstMean
 from param_features.gradients.double_backward import changes_along
@@ -11,7 +12,6 @@ from param_features.gradients.engine import (
     Routes,
     check_finite_output,
 )
-from param_features.gradients.following import following, is_as_planned
 from param_features.gradients.harvester import Harvester, OwnReferences
 from param_features.gradients.leading import leading_of_factored
 from param_features.gradients.mapping import CANNOT_MAP

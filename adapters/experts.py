@@ -28,11 +28,6 @@ def expert_views(view: ParamView) -> Iterator[ParamView]:
         yield ParamView(f"{view.name}[{number}]", view.owner, view.attribute, fold, view.also_at, layout)
 
 
-def is_expert(view: ParamView) -> bool:
-    """Whether a view is one of `expert_views`."""
-    return view.layout.pattern.startswith("expert row")
-
-
 def expert_taps(view: ParamView) -> tuple[Tap, ...]:
     """The call of a layer that transformers runs by its interface; none for other stacks, which take the dense route."""
     if view.layout.part is None or not all(hasattr(view.owner, name) for name in _INTERFACE) or view.also_at:

@@ -7,7 +7,7 @@ from torch import nn
 from param_features.params import Adapter, Attention, ParamView, Site, Tap, default_fold, has_rows_in, rows_of_part
 
 from .attention import attention_of
-from .experts import expert_taps, expert_views, is_expert
+from .experts import expert_taps, expert_views
 from .fused import splits
 
 _LOGIT_LAYERS = ("lm_head", "unembed", "logits", "classifier")
@@ -22,7 +22,7 @@ class ModuleAdapter(Adapter):
 
     def taps(self, view: ParamView) -> tuple[Tap, ...]:
         """The input and output of every module that holds the parameter."""
-        return expert_taps(view) if is_expert(view) else layer_taps(view)
+        return expert_taps(view) if view.is_member else layer_taps(view)
 
     def parts(self) -> dict[str, ParamView]:
         """Queries, keys and values of fused matrices, gates of RNNs: `"<name>[q]"`; experts of a stack: `"<name>[3]"`."""

@@ -14,7 +14,7 @@ from torch import nn
 from param_features.params import Attention, Layout, ParamView, Site, Tap, adapter_for, has_rows_in
 
 from .attention import attention_of
-from .experts import expert_taps, expert_views, is_expert
+from .experts import expert_taps, expert_views
 from .lens import LensAdapter
 from .module import layer_fold, layer_taps
 
@@ -65,7 +65,7 @@ class TransformerBridgeAdapter(LensAdapter):
                 source = _hook(parent, f"{child}.hook_in" if child == "out" else "hook_in")
                 rule = "matrix" if attribute == "weight" else "bias"
                 return (Tap(rule, owner, attribute, source, _hook(parent, f"{child}.hook_out")),)
-        return expert_taps(view) if is_expert(view) else layer_taps(view)
+        return expert_taps(view) if view.is_member else layer_taps(view)
 
     def parts(self) -> dict[str, ParamView]:
         """Experts of a stack: `"<name>[3]"`."""

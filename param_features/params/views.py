@@ -48,6 +48,11 @@ class ParamView:
         return ((self.owner, self.attribute), *self.also_at)
 
     @property
+    def is_member(self) -> bool:
+        """Whether it is one of the matrices that a Parameter stacks along an axis, such as an expert's."""
+        return self.layout.part is not None and len(self.fold.partition("->")[0].split()) < self.stored.dim()
+
+    @property
     def shape(self) -> torch.Size:
         """Shape of the tensor."""
         return self.tensor.shape

@@ -103,7 +103,7 @@ class Viewed:
 
     Attributes:
         view: The matrix.
-        rows: For a part, its rows.
+        rows: For a part that is rows of a larger matrix, which.
         is_shared: Whether an output without an axis for samples is shared by all of them.
     """
 
@@ -114,7 +114,8 @@ class Viewed:
     @classmethod
     def of(cls, view: ParamView, *, is_shared: bool = False) -> "Viewed":
         """Read a view once."""
-        return cls(view, None if view.layout.part is None else rows_of_part(view), is_shared)
+        has_rows = view.layout.part is not None and not view.is_member
+        return cls(view, rows_of_part(view) if has_rows else None, is_shared)
 
     @staticmethod
     def is_known(view: ParamView) -> bool:

@@ -49,8 +49,9 @@ class HuggingFaceAdapter(ModuleAdapter):
 
     @property
     def n_ctx(self) -> int | None:
-        """Positions that the model was made for."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        """Positions that the model was made for; None where it has no limit, which XLNet writes as -1."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if limit is None or limit < 1 else limit
 
     @property
     def configured_padding(self) -> int | None:

@@ -1,6 +1,7 @@
 # make demo: set up .venv, decompose one W_K of the embedded model, print features beside their controls, write a page.
 # make test: set up .venv (TransformerLens 3, sae-lens) and .venv-tl4 (TransformerLens 4), run all tests in the first and
 # in the second those of the adapters and the how-tos; less than 90 % of lines covered by the first is a failure.
+# make families: every family of models of the documentation; make test takes the common third of them.
 # make lint, make docs, make package: ruff and pyright; the site, warnings as errors; wheel and sdist built, installed into a
 # clean environment, the demo run from each. All reuse what is there. PYTHON=python3.12 chooses another interpreter (3.11
 # or newer).
@@ -19,14 +20,14 @@ PARALLEL = OMP_NUM_THREADS=1
 PROCESSES = --numprocesses auto --maxprocesses 4 --dist worksteal --durations 25
 # Each block of the documentation runs once: the how-tos, but for sae-lens', with the TransformerLens that a newcomer gets.
 PAGES_TL4 = transformer-lens.md or (how-to and not sae)
-TESTS_TL4 = tests/adapters tests/golden tests/development/test_in_context.py tests/test_padding.py tests/test_importing.py \
+TESTS_TL4 = tests/adapters tests/families tests/golden tests/development/test_in_context.py tests/test_padding.py tests/test_importing.py \
 	tests/run/test_description.py tests/test_docs.py tests/test_real_models.py
 
 MAKEFLAGS += --jobs=2
 
 PIP = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-tl3 test-tl4 lint docs package clean
+.PHONY: demo test test-tl3 test-tl4 families lint docs package clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python demos/first_features.py
@@ -41,7 +42,11 @@ test-tl3: $(VENV)/.test
 
 test-tl4: $(VENV_TL4)/.test
 	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest $(PROCESSES) $(TESTS_TL4) \
-		-k "(not test_conformance or bridge) and (not test_block_runs or $(PAGES_TL4))"
+		-k "(not (test_conformance or test_families) or bridge) and (not test_block_runs or $(PAGES_TL4))"
+
+# Before a release: every family of models, those of each change among them.
+families: $(VENV)/.test
+	$(PARALLEL) $(VENV)/bin/python -m pytest $(PROCESSES) tests/families -m ""
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .

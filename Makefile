@@ -1,7 +1,7 @@
 # make demo: set up .venv, decompose one W_K of the embedded model, print features beside their controls, write a page.
 # make test: set up .venv (TransformerLens 3, sae-lens) and .venv-tl4 (TransformerLens 4), run all tests in the first and
 # in the second those of the adapters and the how-tos; less than 90 % of lines covered by the first is a failure.
-# make families: every family of models of the documentation; make test takes the common third of them.
+# make test-release: what make test leaves out, which are rarer families of models and the longest toys.
 # make lint, make docs, make package: ruff and pyright; the site, warnings as errors; wheel and sdist built, installed into a
 # clean environment, the demo run from each. All reuse what is there. PYTHON=python3.12 chooses another interpreter (3.11
 # or newer).
@@ -27,7 +27,7 @@ MAKEFLAGS += --jobs=2
 
 PIP = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-tl3 test-tl4 families lint docs package clean
+.PHONY: demo test test-tl3 test-tl4 test-release lint docs package clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python demos/first_features.py
@@ -44,9 +44,9 @@ test-tl4: $(VENV_TL4)/.test
 	$(PARALLEL) $(VENV_TL4)/bin/python -m pytest $(PROCESSES) $(TESTS_TL4) \
 		-k "(not (test_conformance or test_families) or bridge) and (not test_block_runs or $(PAGES_TL4))"
 
-# Before a release: every family of models, those of each change among them.
-families: $(VENV)/.test
-	$(PARALLEL) $(VENV)/bin/python -m pytest $(PROCESSES) tests/families -m ""
+# Before a release: what is too long for every change.
+test-release: $(VENV)/.test
+	$(PARALLEL) $(VENV)/bin/python -m pytest $(PROCESSES) tests -m release
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .

@@ -23,7 +23,8 @@ HEAD = """# Model families
 Every row is a tiny model with random weights, built as its library builds it. Held against autograd in float64 (float32
 where a kernel takes no other) are the gradients of all its parameters, sample by sample, and the activations of features
 of one parameter, by both routes. Steering all rows, and some (`where=`), is held against a weight edited by hand; afterwards
-nothing of it is left, bit for bit. `python -m docs.model_families` writes this page; `make families` runs its tests.
+nothing of it is left, bit for bit. `python -m docs.model_families` writes this page; `make test` tests the commonest third,
+and `make test-release` the others.
 
 *Factored* parameters keep their gradients as products of inputs and output gradients, which is fast and small. *Dense* ones
 take autograd's own, which is slower and gives the same answer. *Refused* is what ends in an error that says why.

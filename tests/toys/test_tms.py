@@ -83,7 +83,7 @@ def test_what_was_not_fitted_is_not_found(toy, fit):
     assert toy.score(toy.decompose(steps=1)).mmcs < toy.score(fit).mmcs - 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_forty_features_in_ten_hidden_units():
     toy = toys.superposition(40, 10, n_inputs=4000)
     scores = toy.score(toy.decompose(n_features=48))

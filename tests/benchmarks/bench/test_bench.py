@@ -31,7 +31,7 @@ def test_an_aim_is_counted_over_seeds_and_can_be_missed():
     assert rows["mmcs"].values[0] != rows["mmcs"].values[1]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_quick_command_runs_toys_and_saves_what_it_prints(tmp_path, capsys):
     """Toys that train in seconds; the others are run by their own tests."""
     names = ("tms 5-2", "groups 5x5")

@@ -146,7 +146,7 @@ def test_a_library_without_the_model_is_named(cache, monkeypatch):
         toys.induction(seed=3)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_features_fire_on_repeated_tokens_and_controls_do_not(cache):
     hooked_classes()
     toy = toys.induction()

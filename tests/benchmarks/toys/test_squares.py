@@ -8,7 +8,7 @@ from param_features.errors import SettingError, ToyError
 from param_features.measure.agreement import cosines
 from param_features.toys.planted_toy import principal_gradient, probe_gradients, unit_directions
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 
 @pytest.fixture(scope="module")

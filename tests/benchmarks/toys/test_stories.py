@@ -40,7 +40,7 @@ def test_too_few_rows_are_refused(bad):
         toys.stories(**bad)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_features_tell_rules_that_random_directions_do_not():
     toy = toys.stories(n_rows=600)
     scores = toy.score(toy.decompose(n_samples=4000, steps=200))

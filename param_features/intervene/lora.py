@@ -1,6 +1,7 @@
 """Features as a LoRA adapter in peft's own files: `W + Σ δ_k v_k` wherever peft runs."""
 
 import json
+import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from param_features.errors import ExportError, MissingExtraError
-from param_features.files import new_folder
+from param_features.files import new_file, new_folder
 from param_features.fitted import Fitted
 from param_features.intervene.calls import TWO_ROWS, refuse_other_uses
 from param_features.intervene.folder import check_replaceable, write_folder
@@ -48,7 +49,7 @@ def write_lora(
     """Write the adapter of Σ δ_k v_k; the features are bound to the model that peft wraps. See `features.to_lora`."""
     library = peft()
     coefficients = read_coefficients(coefficients, features.check_feature)
-    folder = new_folder(path)
+    folder = new_file(path, "adapter") if not os.path.isdir(path) else new_folder(path)
     check_replaceable(folder, _KNOWN)
     engine = features.bound_engine("to_lora")
     directions, steps = features.v_out.rows(list(coefficients)), list(coefficients.values())

@@ -135,7 +135,7 @@ def _read(name: str, parameter: inspect.Parameter, value: Any, others: Mapping[s
     swapped = [key for key, other in others.items() if key != parameter.name and other is not None and fits(other, hint)]
     note = f" Are {parameter.name}= and {swapped[0]}= swapped?" if swapped and _is_own(hint) else ""
     if parameter.name in _WHERE_FROM:
-        note = f" Was it forgotten? The first arguments are {', '.join(others)}; {_WHERE_FROM[parameter.name]}"
+        note = f" Was it forgotten? The order is (model, params, tokens); {_WHERE_FROM[parameter.name]}"
     raise ArgumentError(f"{name}() got {parameter.name}={shown(value)}. Accepted: {in_words(hint)}.{note}")
 
 

@@ -13,13 +13,15 @@ from .module import ModuleAdapter
 from .sae_lens import sae_lens_library
 from .saes import read_sae
 from .transformer_bridge import TransformerBridgeAdapter
-from .wrappers import compiled_adapter, nnsight_adapter, parallel_adapter
+from .wrappers import compiled_adapter, nnsight_adapter, parallel_adapter, peft_adapter
 
 register_adapter("transformer_lens.HookedTransformer", HookedTransformerAdapter)
 register_adapter("transformer_lens.HookedEncoder", HookedEncoderAdapter)
 register_adapter("transformer_lens.HookedEncoderDecoder", HookedEncoderDecoderAdapter)
 register_adapter("transformer_lens.TransformerBridge", TransformerBridgeAdapter)
 register_adapter("transformers.PreTrainedModel", HuggingFaceAdapter)
+register_adapter("peft.PeftModel", peft_adapter)
+register_adapter("peft.PeftMixedModel", peft_adapter)
 register_adapter("nnsight.Envoy", nnsight_adapter)
 register_adapter("torch.OptimizedModule", compiled_adapter)
 register_adapter("torch.DataParallel", parallel_adapter)

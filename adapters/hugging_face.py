@@ -38,6 +38,15 @@ class HuggingFaceAdapter(ModuleAdapter):
                 'tokens for both: inputs={"input_ids": …, "decoder_input_ids": …}.'
             ) from error
 
+    def peft_names(self) -> dict[nn.Module, str]:
+        """Every layer's name before peft wrapped any, so that files suit the model as it is loaded."""
+        return {owner: name.removesuffix(".base_layer") for owner, name in super().peft_names().items()}
+
+    def aliases(self) -> dict[str, str]:
+        """Names as they were before peft wrapped layers, without `base_layer`, beside the others."""
+        unwrapped = {name.replace(".base_layer.", "."): name for name in self.views() if ".base_layer." in name}
+        return super().aliases() | unwrapped
+
     @property
     def d_vocab(self) -> int | None:
         """How many token ids the model knows: the rows of its input embedding."""

@@ -5,6 +5,8 @@ from typing import Any
 
 from param_features.params import Adapter, adapter_for
 
+from .module import ModuleAdapter
+
 
 def nnsight_adapter(wrapped: Any) -> Adapter:
     """The adapter of the model inside an nnsight wrapper, names as that model has them; with the wrapper's tokenizer."""
@@ -12,6 +14,17 @@ def nnsight_adapter(wrapped: Any) -> Adapter:
     tokenizer = attributes.get("tokenizer")
     inner = adapter_for(attributes["_module"])
     return inner.reading(tokenizer=tokenizer, wrapper=f"nnsight {version('nnsight')} {type(wrapped).__name__}")
+
+
+def peft_adapter(wrapped: Any) -> Adapter:
+    """The adapter of the model in which peft's layers lie, names as that model has them.
+
+    Where peft adds virtual tokens instead, the model is run through the wrapper, as a plain module.
+    """
+    configs = wrapped.peft_config.values()
+    if any(config.is_prompt_learning for config in configs):
+        return ModuleAdapter(wrapped)
+    return adapter_for(wrapped.base_model.model).reading(wrapper=f"peft {type(wrapped).__name__}")
 
 
 def compiled_adapter(wrapped: Any) -> Adapter:

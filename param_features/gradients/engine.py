@@ -4,26 +4,24 @@ A slot is one sample of every sequence of the batch (a position each), or the wh
 Samples of different sequences do not mix, so one backward pass of the summed divergences yields a gradient for each.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from param_features.errors import AdapterError, NonFiniteError, OutputError
-from param_features.gradients.capture import Capture, StopForward, capturing, with_gradients
+from param_features.gradients.capture import Capture, StopForward, capturing
 from param_features.gradients.cotangents import Cotangents
+from param_features.gradients.dense import dense_gradients
+from param_features.gradients.factored import gradient_of_calls, gradient_of_uses
 from param_features.gradients.head import LinearHead
-from param_features.gradients.mapping import mapped_or_looped, quiet_loops
 from param_features.gradients.operations import Viewed, Watch
 from param_features.gradients.owners import owners_of
-from param_features.gradients.rows import at_least_float32, by_row
-from param_features.gradients.rules.registry import required_rule
-from param_features.gradients.types import Dense, Gradient, Gradients, join_positions
+from param_features.gradients.rows import at_least_float32
+from param_features.gradients.types import Gradients
 from param_features.params import Adapter, Modes, ParamSubset, Site, Tap, Watched, held_still
 from param_features.problem import ModelInputs, Problem, SamplePositions
 
@@ -271,8 +269,10 @@ class GradientEngine:
         deltas = dict(zip(calls, gradients, strict=False))
         of_uses = dict(zip(map(id, capture.uses), gradients[len(calls) :], strict=True))
         n_rows, shapes = len(root), {view.name: view.matrix_shape for view in self.subset.views}
-        found = {name: _apply_rules(taps, capture, deltas, n_rows, shapes[name]) for name, taps in self.routes.taps.items()}
-        return found | {name: _of_uses(viewed, capture, of_uses) for name, viewed in self.routes.watched.items()}
+        found = {
+            name: gradient_of_calls(taps, capture, deltas, n_rows, shapes[name]) for name, taps in self.routes.taps.items()
+        }
+        return found | {name: gradient_of_uses(viewed, capture, of_uses) for name, viewed in self.routes.watched.items()}
 
     def _find_owners(self, capture: Capture, root: Tensor, n_pos: int) -> None:
         """Note which samples the rows of gathered calls belong to."""
@@ -284,21 +284,8 @@ class GradientEngine:
         if not self.routes.dense:
             return {}
         subset = ParamSubset(tuple(self.subset[name] for name in self.routes.dense))
-
-        def mapped() -> dict[str, Tensor]:
-            return _vmapped(self.adapter, subset, inputs, cotangent)
-
-        def looped() -> dict[str, Tensor]:
-            return _one_by_one(self.adapter, subset, inputs, cotangent)
-
-        if self.routes.must_vmap:
-            with quiet_loops():
-                tensors = mapped()
-        elif self.routes.is_vmapped:  # inputs may be unmappable though the planned ones were not, such as a mask
-            tensors = mapped_or_looped(mapped, looped)
-        else:
-            tensors = looped()
-        return {view.name: Dense(view.to_matrix(at_least_float32(tensors[view.name]))) for view in subset.views}
+        maps, must_map = self.routes.is_vmapped, self.routes.must_vmap
+        return dense_gradients(self.adapter, subset, inputs, cotangent, maps=maps, must_map=must_map)
 
 
 def _at_cut(
@@ -323,53 +310,6 @@ def _at_cut(
     return at_cut
 
 
-Deltas = dict[tuple[Site, int], Tensor]
-
-
-def _apply_rules(taps: tuple[Tap, ...], capture: Capture, deltas: Deltas, n_rows: int, shape: tuple[int, int]) -> Gradient:
-    """The gradient of one parameter: its rule at every call of every use, summed."""
-    parts = []
-    for tap in taps:
-        rule = required_rule(tap.rule, tap.attribute)
-        for source, delta in _calls(tap, capture, deltas, n_rows, shape):
-            gradient = rule(tap.layer, source, delta)
-            parts.append(gradient if tap.rows is None else gradient.rows(tap.rows.to(delta.device)))
-    return join_positions(parts)
-
-
-def _calls(tap: Tap, capture: Capture, deltas: Deltas, n_rows: int, shape: tuple[int, int]) -> Iterator[tuple[Any, Tensor]]:
-    """The input and output gradient of every call, the batch first; of all calls as one where rows are gathered."""
-    sources, n_calls = capture.inputs[tap.input], len(capture.outputs[tap.output])
-    if any(source is None for source in sources):
-        raise AdapterError(f"The input of {tap.attribute!r} is no tensor in this call; its rule does not hold here.")
-    if tap.output in capture.owners:
-        owners = capture.owners[tap.output]
-        d_out = shape[0] if tap.rows is None else int(tap.rows.max()) + 1
-        rows = [at_least_float32(deltas[tap.output, index]) for index in range(n_calls)]
-        delta = owners.grouped(torch.cat(rows) if rows else torch.zeros(0, d_out, device=owners.sample.device))
-        source = at_least_float32(torch.cat(sources)) if rows else torch.zeros(0, shape[1])
-        yield owners.grouped(source.to(delta.device)).to(delta.dtype), delta
-        return
-    for index, source in enumerate(sources):
-        delta = by_row(at_least_float32(deltas[tap.output, index]), n_rows)
-        if len(delta) != n_rows:
-            raise AdapterError(f"The layer of {tap.attribute!r} is called on {len(delta)} rows of {n_rows} samples.")
-        yield _prepared(source, n_rows, delta.device), delta
-
-
-def _prepared(source: Any, n_rows: int, device: torch.device) -> Any:
-    """A rule's input, or all of a call's, with the batch first and at least in float32."""
-    if isinstance(source, tuple):
-        return tuple(_prepared(tensor, n_rows, device) for tensor in source)
-    return by_row(at_least_float32(source), n_rows).to(device)
-
-
-def _of_uses(viewed: Viewed, capture: Capture, deltas: dict[int, Tensor]) -> Gradient:
-    """The gradient of one parameter that is watched at operations: of every use, summed."""
-    uses = capture.uses_of(viewed.view.stored)
-    return join_positions([viewed.gradient(use.gradient(deltas[id(use)])) for use in uses])
-
-
 def check_finite_output(output: Tensor, *, d_output: int | None = None) -> Tensor:
     """The output itself, or what was computed from it where `d_output` says its own width. Cost: one pass, no copy.
 
@@ -383,48 +323,3 @@ def check_finite_output(output: Tensor, *, d_output: int | None = None) -> Tenso
             "a model in float16 may overflow, try bfloat16 or float32."
         )
     return output
-
-
-def _vmapped(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
-    """`torch.func.vjp` of one sample, mapped over the batch. Cost: one forward and backward pass of the whole model.
-
-    Attention runs under the math backend meanwhile, since vmap would loop over the fused kernels.
-    """
-    bare = ModelInputs(inputs.args, inputs.kwargs)
-
-    def pull(row: list[Tensor], cotangent: Tensor) -> dict[str, Tensor]:
-        def run(tensors: dict[str, Tensor]) -> Tensor:
-            values = iter(row)
-            sample_inputs = bare.map(lambda _: next(values).unsqueeze(0))
-            with subset.replaced(tensors):
-                return adapter.run(*sample_inputs.args, **sample_inputs.kwargs)
-
-        output, vjp, *_ = torch.func.vjp(run, subset.tensors)
-        return vjp(cotangent.reshape(output.shape))[0]
-
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.vmap(pull, randomness="same", chunk_size=32)(bare.tensors, cotangent)
-
-
-def _one_by_one(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
-    """A loop of `torch.autograd.grad`, one sample at a time: the slow obvious route that every other must equal."""
-    rows = [per_sample_gradient(adapter, subset, inputs.rows([row]), cotangent[[row]]) for row in range(len(inputs))]
-    return {name: torch.stack([row[name] for row in rows]) for name in subset.names}
-
-
-def per_sample_gradient(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
-    """∂⟨output, cotangent⟩/∂W for a batch of one, by `torch.autograd.grad`; zero where a parameter is unused."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in subset.tensors.items()}
-    layers = {owner for view in subset.views for owner, _ in view.places}
-    with subset.replaced(leaves), with_gradients(layers):  # in the backward pass too, in which checkpointed layers run again
-        output = adapter.run(*inputs.args, **inputs.kwargs)
-        return gradients_of(output, leaves, cotangent)
-
-
-def gradients_of(output: Tensor, leaves: dict[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
-    """∂⟨output, cotangent⟩ by each leaf; zero where one is unused, strided where torch would give a sparse one."""
-    if not output.requires_grad:
-        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    gradients = torch.autograd.grad(output, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True)
-    strided = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients]
-    return dict(zip(leaves, strided, strict=True))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from param_features.errors import AdapterError, ModelStateError, NoGradientError
 from param_features.gradients.capture import Capture, with_gradients
 from param_features.gradients.cut import find_cut
-from param_features.gradients.engine import GradientEngine, Origin, Routes, gradients_of
+from param_features.gradients.dense import gradients_of
+from param_features.gradients.engine import GradientEngine, Origin, Routes
 from param_features.gradients.head import LinearHead, gives_output
 from param_features.gradients.mapping import CANNOT_MAP
 from param_features.gradients.operations import Viewed

@@ -10,6 +10,7 @@ from param_features.params.listing import list_params
 from param_features.params.locating import matching_views
 from param_features.params.naming import class_names
 from param_features.params.offloaded import device_for_inputs, untied, values_of
+from param_features.params.quantised import packed_layers, quantised_layers
 from param_features.params.readiness import check_present, check_ready, training_notice, why_never_chosen
 from param_features.params.record import ParamRecord
 from param_features.params.registry import adapter_for, register_adapter
@@ -55,7 +56,9 @@ __all__ = [
     "marked_once",
     "matching_views",
     "overwrite",
+    "packed_layers",
     "plain_kernels",
+    "quantised_layers",
     "register_adapter",
     "rows_of_part",
     "select",

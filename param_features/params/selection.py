@@ -2,13 +2,21 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from param_features.errors import ArgumentError, EmptySelectionError, SettingError, UnknownParameterError, nearest
+from param_features.errors import (
+    ArgumentError,
+    EmptySelectionError,
+    NoGradientError,
+    SettingError,
+    UnknownParameterError,
+    nearest,
+)
 from param_features.machine import shown
 from param_features.params.other_names import what_was_meant
+from param_features.params.quantised import quantised_match
 from param_features.params.subset import ParamSubset
 from param_features.params.views import ParamView
 
@@ -20,6 +28,7 @@ def select(
     spec: ParamSpec,
     aliases: Mapping[str, str] | None = None,
     parts: Mapping[str, ParamView] | None = None,
+    quantised: Sequence[str] = (),
 ) -> ParamSubset:
     """Choose parameters by name, glob, compiled regex, or a list of these.
 
@@ -30,6 +39,7 @@ def select(
             of experts stands for each of its experts, which are matrices of their own: `experts.down_proj[3]`.
         aliases: Names that users say, mapped to the library's: `blocks.2.attn.W_K` to `blocks.2.attn._W_K`.
         parts: Parts of fused matrices by name; matched by a glob or regex only where that names them.
+        quantised: Layers that hold no floating-point weight, by name.
 
     Returns:
         The chosen parameters, each once, in the model's order, parts last.
@@ -37,6 +47,7 @@ def select(
     Raises:
         EmptySelectionError: `spec` is empty.
         UnknownParameterError: A part of `spec` matches nothing; the message lists the nearest names.
+        NoGradientError: A part of `spec` means a quantised layer alone.
         ArgumentError: `spec` holds something else than names.
         SettingError: A matrix is chosen both whole and in part.
     """
@@ -48,7 +59,7 @@ def select(
             f"params={spec!r} chooses no parameter. Give a name, a glob, a compiled regex or a list of these; "
             "pf.list_params(model) prints all names."
         )
-    chosen = {name for pattern in patterns for name in _matches(pattern, names, part_names)}
+    chosen = {name for pattern in patterns for name in _matches(pattern, names, part_names, quantised)}
     chosen = _with_members(chosen, views, parts)
     subset = ParamSubset(tuple(view for name, view in {**views, **parts}.items() if name in chosen))
     _refuse_overlap(subset)
@@ -83,7 +94,9 @@ def _names_of_parts(parts: Mapping[str, ParamView], aliases: Mapping[str, str]) 
     return names
 
 
-def _matches(pattern: str | re.Pattern, names: Mapping[str, str], part_names: Mapping[str, str]) -> set[str]:
+def _matches(
+    pattern: str | re.Pattern, names: Mapping[str, str], part_names: Mapping[str, str], quantised: Sequence[str]
+) -> set[str]:
     if isinstance(pattern, re.Pattern):
         matched = {real for name, real in names.items() if pattern.fullmatch(name)}
         matched = matched or {real for name, real in part_names.items() if pattern.fullmatch(name)}
@@ -92,6 +105,12 @@ def _matches(pattern: str | re.Pattern, names: Mapping[str, str], part_names: Ma
     else:
         matched = {real for name, real in names.items() if fnmatch.fnmatchcase(name, pattern)}
         matched |= {real for name, real in part_names.items() if _is_part_of(name, pattern)}
+    layer = None if matched else quantised_match(pattern, quantised)
+    if layer is not None:
+        raise NoGradientError(
+            f"{repr(layer) if layer else 'The model'} is a quantised layer: its weight is no floating-point Parameter and "
+            "has no gradient. Decompose the model before it is quantised, or leave this layer out of params=."
+        )
     if not matched:
         known = [*names, *part_names]
         text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern

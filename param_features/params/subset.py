@@ -60,7 +60,7 @@ class ParamSubset:
             if not view.stored.is_floating_point():
                 raise NoGradientError(
                     f"{view.name!r} is {view.stored.dtype}, and only floating-point weights have gradients. Load the model "
-                    "without quantisation, or leave this parameter out."
+                    "without quantisation and decompose that, or leave this parameter out."
                 )
             if not has_plain_values(view.stored):
                 raise NoGradientError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from param_features.errors import InputError, ModelStateError, OutputError, ParamFeaturesError, SettingError
-from param_features.params import Adapter, held_still
+from param_features.params import Adapter, held_still, packed_layers
 from param_features.problem.arguments import DECODER_TOKENS, ModelInputs
 from param_features.problem.divergence import KL, Divergence
 
@@ -81,7 +81,7 @@ def inspect_output(adapter: Adapter, inputs: ModelInputs) -> OutputInfo:
             "divergence is taken for each sample, never averaged over them."
         )
     if alone is not None:
-        _refuse_mixing(output[:1], alone)
+        _refuse_mixing(adapter, output[:1], alone)
     has_positions, ids = output.dim() == 3, inputs.ids
     is_encoders = inputs.decoder_tokens is None and any(name in DECODER_TOKENS for name in adapter.call_names)
     has_tokens = has_positions and ids is not None and output.shape[1] == ids.shape[1] and not is_encoders
@@ -114,11 +114,15 @@ def _run_alone(adapter: Adapter, row: ModelInputs) -> Tensor:
         ) from error
 
 
-def _refuse_mixing(together: Tensor, alone: Tensor) -> None:
+def _refuse_mixing(adapter: Adapter, together: Tensor, alone: Tensor) -> None:
     """Refuse a model whose rows influence each other: the gradient of one sample would mean nothing."""
     tolerance = _MIXING.get(together.dtype, 0.01)
     if together.shape != alone.shape or bool((together - alone).norm() > tolerance * alone.norm() + 1e-6):
+        packed = packed_layers(adapter.module)
+        way_out = "give BatchNorm running statistics, or leave out what compares inputs"
+        if packed:
+            way_out = f"{packed[0]!r} is quantised and may share one scale among them; decompose the model before that"
         raise ModelStateError(
             "The output of the first input is another one when a second input is in the batch. The rows of a batch must not "
-            "influence each other: give BatchNorm running statistics, or leave out what compares inputs."
+            f"influence each other: {way_out}."
         )

@@ -17,6 +17,8 @@ from param_features.params import (
     check_present,
     check_ready,
     matching_views,
+    packed_layers,
+    quantised_layers,
     select,
     training_notice,
 )
@@ -61,7 +63,8 @@ def read_model(
         NoGradientError: Chosen weights are quantised, or were made under `torch.inference_mode()`.
     """
     adapter = adapter_for(model).reading(tokenizer=tokenizer, output=output)
-    subset = select(adapter.views(), params, adapter.aliases(), adapter.parts())
+    quantised = quantised_layers(adapter.module)
+    subset = select(adapter.views(), params, adapter.aliases(), adapter.parts(), quantised)
     return check_model(adapter, subset)
 
 
@@ -102,7 +105,18 @@ def check_model(adapter: Adapter, subset: ParamSubset) -> ChosenParams:
     check_ready(adapter)
     check_present(subset)
     subset.check_finite()
+    _say_packed(adapter)
     return ChosenParams(adapter, subset)
+
+
+def _say_packed(adapter: Adapter) -> None:
+    layers = packed_layers(adapter.module)
+    if layers:
+        further = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+        notify(
+            f"{layers[0]!r}{further} are quantised by torch and pass no gradients on: what other parameters do by way of "
+            "them is missing from the gradients. Decompose the model before it is quantised."
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from param_features.audit.stepping import StepEffects, effect_reader
 from param_features.audit.subjects import AuditSubject
 from param_features.audit.table import AuditRow
 from param_features.fit.formats import LowRank
+from param_features.gradients import differentiable
 from param_features.intervene import combined, deltas_of, moved
 from param_features.measure import distance, outputs_of, random_like, read_effects
 from param_features.params import held_still
@@ -139,7 +140,7 @@ def _movement(
     with held_still(engine.adapter.module):
         with torch.no_grad():
             before = outputs_of(engine, rows)
-        with torch.set_grad_enabled(has_slope), engine.subset.replaced(changed):
+        with torch.set_grad_enabled(has_slope), differentiable(engine.subset, changed):
             value = moved_by(before, outputs_of(engine, rows)).mean()
-    slope = torch.autograd.grad(value, leaf)[0] if has_slope else torch.zeros_like(delta)
+            slope = torch.autograd.grad(value, leaf)[0] if has_slope else torch.zeros_like(delta)
     return float(value.detach()), slope

@@ -4,7 +4,7 @@ import gc
 import random
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf, nan
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from param_features.circuits import Metric, checked_values
 from param_features.errors import MissingExtraError, SettingError
 from param_features.fit.formats import LowRank
-from param_features.gradients import GradientEngine
+from param_features.gradients import GradientEngine, differentiable
 from param_features.params import ParamSubset
 from param_features.problem import ModelInputs
 
@@ -110,7 +110,7 @@ class LocalLoss(nn.Module):
     def __init__(self, engine: GradientEngine, directions: LowRank | None, inputs: ModelInputs, metric: Metric) -> None:
         """Keep the model in a tuple, so that it is no submodule: its weights are not to be sampled."""
         super().__init__()
-        self.measured, self.travel = (engine, inputs, metric), Travel()
+        self.measured, self.travel, self.placed = (engine, inputs, metric), Travel(), ExitStack()
         subset = engine.subset
         self.factors, self.to_steps = None, None
         if directions is None:
@@ -137,12 +137,16 @@ class LocalLoss(nn.Module):
         return self
 
     def forward(self, rows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
-        """The loss of each row; the model is held still by the caller."""
+        """The loss of each row; the model is held still by the caller.
+
+        Its weights stay moved until the next call, for the backward pass, or until the caller closes `placed`.
+        """
         engine, inputs, metric = self.measured
         self.travel.add(self.moves)
         chosen = inputs.rows(rows)
-        with engine.subset.replaced(self._weights(engine.subset)):
-            return metric.on(engine.adapter, chosen)(engine.adapter.run(*chosen.args, **chosen.kwargs))
+        self.placed.close()
+        self.placed.enter_context(differentiable(engine.subset, self._weights(engine.subset)))
+        return metric.on(engine.adapter, chosen)(engine.adapter.run(*chosen.args, **chosen.kwargs))
 
     @torch.no_grad()
     def row_losses(self, batch_size: int) -> Float[Tensor, " row"]:

@@ -146,7 +146,7 @@ def learning_coefficient(
     if len(rows) < batch_size:
         raise InputError(f"{len(rows)} rows are fewer than batch_size={batch_size}. Give more rows, or a smaller batch.")
     local_loss = LocalLoss(engine, _basis(features, along), rows, metric)
-    with held_still(engine.adapter.module):
+    with held_still(engine.adapter.module), local_loss.placed:
         at_start = local_loss.row_losses(batch_size)
         losses = sampled_losses(local_loss, settings)
     start = float(at_start.mean())

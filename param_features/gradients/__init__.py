@@ -1,6 +1,6 @@
 """Per-sample gradients: factored where a layer rule exists, dense otherwise, the same answer either way."""
 
-from param_features.gradients.capture import argument
+from param_features.gradients.capture import argument, differentiable
 from param_features.gradients.changed_model import following, is_as_planned
 from param_features.gradients.changes import OutputGraph, has_forward_mode, n_together, output_changes
 from param_features.gradients.cotangents import AgainstMean
@@ -80,6 +80,7 @@ __all__ = [
     "collect_references",
     "compact",
     "costs_less_as_matrices",
+    "differentiable",
     "flatten",
     "following",
     "has_forward_mode",

@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from param_features.errors import ModelStateError
 from param_features.gradients.operations import Use, Watch
-from param_features.params import Site, Tap
+from param_features.params import ParamSubset, Site, Tap
 
 
 class StopForward(BaseException):
@@ -168,6 +168,19 @@ def with_gradients(layers: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def differentiable(subset: ParamSubset, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run a block with other tensors in place of the parameters, none of whose gradients torch leaves out.
+
+    Backward passes belong inside: layers that are checkpointed run again in them.
+
+    Raises:
+        ModelStateError: Such a layer is called under reentrant gradient checkpointing.
+    """
+    with subset.replaced(tensors), with_gradients({owner for view in subset.views for owner, _ in view.places}):
+        yield
 
 
 def _keep(capture: Capture, module: nn.Module) -> RemovableHandle:

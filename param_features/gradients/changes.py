@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.gradients.capture import with_gradients
+from param_features.gradients.capture import differentiable
 from param_features.gradients.double_backward import changes_along
 from param_features.gradients.engine import GradientEngine, at_least_float32
 from param_features.gradients.mapping import CANNOT_MAP, mapped_or_looped
@@ -128,9 +128,8 @@ class OutputGraph:
     def of(cls, engine: GradientEngine, inputs: ModelInputs) -> "OutputGraph":
         """Run the model once. Memory: every activation above the lowest chosen parameter, as long as this object lives."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in engine.subset.tensors.items()}
-        layers = {owner for view in engine.subset.views for owner, _ in view.places}
         still = held_still(engine.adapter.module)
-        with still, plain_kernels(), engine.subset.replaced(leaves), with_gradients(layers):
+        with still, plain_kernels(), differentiable(engine.subset, leaves):
             return cls(engine, engine.adapter.run(*inputs.args, **inputs.kwargs), leaves)
 
     def pushed(self, matrices: Matrices, reduce: Reduce) -> Float[Tensor, "feature ..."]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from param_features.gradients.capture import with_gradients
+from param_features.gradients.capture import differentiable
 from param_features.gradients.mapping import mapped_or_looped, quiet_loops
 from param_features.gradients.rows import at_least_float32
 from param_features.gradients.types import Dense, Gradients
@@ -72,8 +72,7 @@ def _one_by_one(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cota
 def per_sample_gradient(adapter: Adapter, subset: ParamSubset, inputs: ModelInputs, cotangent: Tensor) -> dict[str, Tensor]:
     """∂⟨output, cotangent⟩/∂W for a batch of one, by `torch.autograd.grad`; zero where a parameter is unused."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in subset.tensors.items()}
-    layers = {owner for view in subset.views for owner, _ in view.places}
-    with subset.replaced(leaves), with_gradients(layers):  # in the backward pass too, in which checkpointed layers run again
+    with differentiable(subset, leaves):
         output = adapter.run(*inputs.args, **inputs.kwargs)
         return gradients_of(output, leaves, cotangent)
 

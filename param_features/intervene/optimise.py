@@ -1,7 +1,8 @@
 """One loop of steps for whatever is trainable: coefficients of features, of random directions, or LoRA's factors."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,10 +36,12 @@ class Trainable:
     Attributes:
         tensors: Leaves that gradients flow to; at their start the model is the original.
         run: The model moved by their present values.
+        placed: A block in which the model has the weights of `run`, for backward passes that run layers again.
     """
 
     tensors: tuple[Tensor, ...]
     run: ModelRun
+    placed: Callable[[], AbstractContextManager] = nullcontext
 
     @property
     def n_numbers(self) -> int:
@@ -110,7 +113,8 @@ def _step(
             f"The loss became {float(value.detach())} at lr={budget.lr:g}. Take a smaller one, such as {budget.lr / 10:g}, "
             "and check that the loss is finite on the model as it is."
         )
-    gradients = torch.autograd.grad(value, list(trainable.tensors))
+    with trainable.placed():
+        gradients = torch.autograd.grad(value, list(trainable.tensors))
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
         raise NonFiniteError(
             f"The loss is finite and its gradient is not, at lr={budget.lr:g}: the model turns NaN into numbers. Take a "

@@ -1,6 +1,8 @@
 """What a fine-tuning can train: coefficients of directions, peft's LoRA, or low-rank factors without peft."""
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from copy import deepcopy
 
 import torch
@@ -8,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.fit.formats import LowRank
-from param_features.gradients import Dense, GradientEngine, Gradients, at_least_float32
+from param_features.gradients import Dense, GradientEngine, Gradients, at_least_float32, differentiable
 from param_features.intervene.combine import combined, moved
 from param_features.intervene.layers import peft_kind
 from param_features.intervene.lora import peft
@@ -22,11 +24,7 @@ def coefficients_of(engine: GradientEngine, directions: LowRank) -> Trainable:
     """One number for each direction, zero at first: W + Σ δ_k v_k."""
     steps = torch.zeros(directions.n_features, device=engine.device, requires_grad=True)
 
-    def run(inputs: ModelInputs) -> Tensor:
-        with engine.subset.replaced(moved(engine.subset, combined(directions, steps))):
-            return engine.adapter.run(*inputs.args, **inputs.kwargs)
-
-    return Trainable((steps,), run)
+    return _trainable(engine, (steps,), lambda: combined(directions, steps))
 
 
 def lora_without_peft(engine: GradientEngine, rank: int, seed: int) -> Trainable:
@@ -39,12 +37,23 @@ def lora_without_peft(engine: GradientEngine, rank: int, seed: int) -> Trainable
         A = (torch.rand(rank, d_in, dtype=torch.float32, generator=generator) * 2 - 1) / math.sqrt(d_in)
         factors[view.name] = (A.to(like).requires_grad_(), torch.zeros(d_out, rank).to(like).requires_grad_())
 
+    tensors = tuple(tensor for pair in factors.values() for tensor in pair)
+    return _trainable(engine, tensors, lambda: {name: B @ A for name, (A, B) in factors.items()})
+
+
+def _trainable(
+    engine: GradientEngine, tensors: tuple[Tensor, ...], change: Callable[[], dict[str, Float[Tensor, "d_out d_in"]]]
+) -> Trainable:
+    """Numbers that make a change of each parameter's matrix."""
+
+    def placed() -> AbstractContextManager[None]:
+        return differentiable(engine.subset, moved(engine.subset, change()))
+
     def run(inputs: ModelInputs) -> Tensor:
-        matrices = {name: B @ A for name, (A, B) in factors.items()}
-        with engine.subset.replaced(moved(engine.subset, matrices)):
+        with placed():
             return engine.adapter.run(*inputs.args, **inputs.kwargs)
 
-    return Trainable(tuple(tensor for pair in factors.values() for tensor in pair), run)
+    return Trainable(tensors, run, placed)
 
 
 def peft_fits(engine: GradientEngine) -> bool:
@@ -83,12 +92,9 @@ def first_order(engine: GradientEngine, task: Task, directions: LowRank, batch_s
     for index in chunks(len(task.inputs), batch_size):
         leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in subset.tensors.items()}
 
-        def run(inputs: ModelInputs, leaves: dict[str, Tensor] = leaves) -> Tensor:
-            with subset.replaced(leaves):
-                return adapter.run(*inputs.args, **inputs.kwargs)
-
-        value, weight = task.value(run, index)
-        slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        with differentiable(subset, leaves):
+            value, weight = task.value(lambda inputs: adapter.run(*inputs.args, **inputs.kwargs), index)
+            slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
         by_name = dict(zip(leaves, slopes, strict=True))
         gradients: Gradients = {
             view.name: Dense(view.to_matrix(at_least_float32(by_name[view.name])).unsqueeze(0)) for view in subset.views

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import walk_tb
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointFunction
 
-from param_features.errors import InferenceModeError
+from param_features.errors import InferenceModeError, ModelStateError
 from param_features.machine import own_modes
 from param_features.params.conversions import quiet_conversions
 from param_features.params.views import all_parameters
@@ -81,6 +83,8 @@ def held_still(module: nn.Module) -> Iterator[None]:
 
     Raises:
         InferenceModeError: Under `torch.inference_mode()` nothing could be differentiated.
+        ModelStateError: A backward pass of the block met reentrant gradient checkpointing.
+        RuntimeError: Any other error of the block is passed on.
     """
     if torch.is_inference_mode_enabled():
         raise InferenceModeError(
@@ -102,6 +106,9 @@ def held_still(module: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(False)
             torch.backends.mha.set_fastpath_enabled(False)
             yield
+        except RuntimeError as error:
+            _refuse_reentrant_checkpointing(error)
+            raise
         finally:
             for child, training in modes:
                 child.training = training
@@ -112,3 +119,13 @@ def held_still(module: nn.Module) -> Iterator[None]:
             for buffer in buffers:
                 buffer.restore()
             torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _refuse_reentrant_checkpointing(error: RuntimeError) -> None:
+    """Say in words what torch's reentrant checkpointing refuses in its own backward pass."""
+    raised_in = [frame.f_code for frame, _ in walk_tb(error.__traceback__)][-1]
+    if raised_in is CheckpointFunction.backward.__code__:
+        raise ModelStateError(
+            "The model uses reentrant gradient checkpointing above a chosen parameter, which gives no gradients of "
+            "chosen tensors alone. Checkpoint with use_reentrant=False, or not at all."
+        ) from error

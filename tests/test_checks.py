@@ -4,21 +4,21 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError, jaxtyped
 
-import param_features as pf
+from param_features.fit.selection import threshold_for
 from tests import N_CHECKED, N_INNER, check_anew, checked
 
-WHOLE, UNEVEN = torch.tensor([1, 3]), torch.tensor([1.0, 3.0])
+WHOLE, UNEVEN = torch.tensor([[1, 3]]), torch.tensor([[1.0, 3.0]])
 
 
 def test_the_first_calls_of_each_test_are_checked():
     with pytest.raises(TypeCheckError):
-        pf.development.gini(WHOLE)
+        threshold_for(WHOLE, 1.0)
     for _ in range(N_CHECKED):
-        pf.development.gini(UNEVEN)
-    assert pf.development.gini(WHOLE) == pf.development.gini(UNEVEN) == 0.25
+        threshold_for(UNEVEN, 1.0)
+    assert threshold_for(WHOLE, 1.0) == threshold_for(UNEVEN, 1.0) == 3
     check_anew()
     with pytest.raises(TypeCheckError):
-        pf.development.gini(WHOLE)
+        threshold_for(WHOLE, 1.0)
 
 
 def test_of_a_function_inside_another_the_first_of_each_test_are_checked():

@@ -110,6 +110,7 @@ def _noted(engine: GradientEngine, routes: Routes, problem: Problem) -> Gradient
         for taps in routes.taps.values()
         for tap in taps
         for module in (tap.layer, tap.input.module, tap.output.module)
+        if isinstance(module, nn.Module)  # an expert is a part of one
     ]
     used = [*tapped, *([] if head is None else [head])]
     rows = replace(problem, data=problem.data.rows(slice(0, 2)), pairs=None, known=None)

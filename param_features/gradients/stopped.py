@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -21,4 +21,9 @@ class StopsWithoutGrad(TorchFunctionMode):
     ) -> Any:
         """Call the function, and cut its results off where gradients are switched off."""
         result = func(*args, **(kwargs or {}))
-        return result if torch.is_grad_enabled() else tree_map_only(Tensor, Tensor.detach, result)
+        return result if torch.is_grad_enabled() else tree_map_only(Tensor, _cut_off, result)
+
+
+def _cut_off(tensor: Tensor) -> Tensor:
+    """The tensor as a constant; a Parameter is one, and stays what a library expects to put into a module."""
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach()

@@ -62,6 +62,8 @@ def _guarded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             bound.arguments[key] = _read(name, signature.parameters[key], value, bound.arguments)
         return function(*bound.args, **bound.kwargs)
 
+    if hasattr(function, "cache_clear"):
+        cast(Any, guarded).cache_clear = cast(Any, function).cache_clear
     return guarded
 
 

@@ -69,7 +69,7 @@ def test_a_class_that_only_bears_the_name_is_a_plain_module():
     assert type(adapter_for(type("HookedTransformer", (nn.Linear,), {})(2, 2))) is ModuleAdapter
 
 
-@pytest.mark.parametrize("model", [3, "gpt2", None, torch.zeros(2), lambda x: x], ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("model", [3, torch.zeros(2), lambda x: x], ids=lambda model: type(model).__name__)
 def test_an_unknown_model_is_refused_with_the_known_ones(model):
     with pytest.raises(
         AdapterError, match=r"Known: transformer_lens\.HookedTransformer, .*torch\.Module\. .*register_adapter"
@@ -77,6 +77,16 @@ def test_an_unknown_model_is_refused_with_the_known_ones(model):
         adapter_for(model)
     with pytest.raises(AdapterError, match="No adapter reads"):
         pf.list_params(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("gpt2", r"model is 'gpt2'\. Load the model first: .*from_pretrained"), (None, "Give a torch nn.Module")],
+)
+def test_what_stands_where_a_model_is_needed_says_what_to_do(model, message):
+    for read in (adapter_for, pf.list_params):
+        with pytest.raises(AdapterError, match=message):
+            read(model)
 
 
 def test_registering_twice_is_refused():

@@ -64,7 +64,7 @@ def test_direction_is_v_out_in_the_parameters_own_layout(tiny_features):
     torch.testing.assert_close(tiny_features.direction(2)[W_K], expected)
 
 
-@pytest.mark.parametrize("feature", [-1, 6, True])
+@pytest.mark.parametrize("feature", [-1, 6])
 def test_unknown_feature_is_refused(tiny_features, feature):
     for call in (tiny_features.direction, tiny_features.top_examples, tiny_features.top_logits, tiny_features.show):
         with pytest.raises(FeatureCountError, match="numbered 0 to 5"):

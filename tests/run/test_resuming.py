@@ -285,7 +285,7 @@ def test_wrong_arguments_are_refused_before_the_harvest(tiny_hooked, tiny_tokens
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match=r"every=-1 of pf.CheckpointSettings must not be negative"):
         pf.CheckpointSettings(tmp_path / "new", every=-1)
-    with pytest.raises(SettingError, match=r"checkpoints='.*file' is a file"):
+    with pytest.raises(SettingError, match=r"'.*file' is a file. Give a folder"):
         fitted(tiny_hooked, tiny_tokens, tmp_path / "file")
     with pytest.raises(SampleCountError, match=r"fewer than the 500 features"):
         fitted(tiny_hooked, tiny_tokens, tmp_path / "new", n_features=500)

@@ -1,5 +1,7 @@
 """The modular toy's training: the fast forward against the model, checkpoints, the cache, masks that hold."""
 
+import inspect
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -70,7 +72,7 @@ def test_one_step_is_that_of_plain_adamw(training):
 
 def test_the_second_call_reads_the_file(training, monkeypatch):
     toys.modular_training.cache_clear()
-    monkeypatch.setitem(toys.modular_training.__wrapped__.__globals__, "trained", None)  # training again would fail
+    monkeypatch.setitem(inspect.unwrap(toys.modular_training).__globals__, "trained", None)  # training again would fail
     again = toys.modular_training(7, **SMALL)
     assert again.steps == training.steps
     assert all(torch.equal(again.states[2][name], training.states[2][name]) for name in TRAINED)

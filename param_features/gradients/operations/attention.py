@@ -15,7 +15,7 @@ _WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 @handles(functional.multi_head_attention_forward)
-def attention(watch: Watch, *args: Any, **kwargs: Any) -> Any:
+def multi_head_attention(watch: Watch, *args: Any, **kwargs: Any) -> Any:
     """Do the projections beside torch's function, and give it identity matrices in their place.
 
     Cost: four products with an identity matrix, so that masks, added keys and weights stay torch's own.

@@ -119,7 +119,10 @@ def test_noise_gives_no_recommendation(shape):
     found = swept(normal(800, *shape), n_features=[8, 48], l0=[1, 4])
     assert found.recommended is None
     assert found.best is None
-    assert "none. No setting lies 5% below all of its controls. The nearest, n_features=" in found.reason
+    assert (
+        "none. No setting lies 5% and two standard errors below all of its controls. The nearest, n_features="
+        in found.reason
+    )
     for row in found.rows:
         assert not row.is_eligible
         assert ("more features than parameters" in row.flags) == (row.setting.n_features > shape[0] * shape[1])

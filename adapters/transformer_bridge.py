@@ -59,7 +59,7 @@ class TransformerBridgeAdapter(LensAdapter):
         for parent in self.module.modules():
             if parent._modules.get(_WRAPPED) is owner and "hook_normalized" in parent._modules:
                 rule = "gain" if attribute == "weight" else "bias"
-                return (Tap(rule, owner, attribute, _hook(parent, "hook_normalized"), Site(parent)),)
+                return (Tap(rule, owner, attribute, _hook(parent, "hook_normalized"), _hook(parent, "hook_out")),)
             child = next((name for name in _MLP if _wrapped(parent, name) is owner), None)
             if child is not None and getattr(parent, "_use_processed_weights", False):
                 source = _hook(parent, f"{child}.hook_in" if child == "out" else "hook_in")

@@ -3,17 +3,29 @@
 from importlib.metadata import version
 from typing import Any
 
+from param_features.errors import ModelStateError
 from param_features.params import Adapter, adapter_for
 
 from .module import ModuleAdapter
 
 
 def nnsight_adapter(wrapped: Any) -> Adapter:
-    """The adapter of the model inside an nnsight wrapper, names as that model has them; with the wrapper's tokenizer."""
+    """The adapter of the model inside an nnsight wrapper, names as that model has them; with the wrapper's tokenizer.
+
+    It runs the model inside, which knows nothing of the wrapper's edits: with any, its runs raise a `ModelStateError`.
+    """
     attributes = vars(wrapped)
-    tokenizer = attributes.get("tokenizer")
+    name = f"nnsight {version('nnsight')} {type(wrapped).__name__}"
+
+    def refuse_edits() -> None:
+        if attributes.get("_edits"):
+            raise ModelStateError(
+                f"This {name} holds edits (model.edit), which act in its traces and not in the model inside. "
+                "Call model.clear_edits() first, or give the model inside, model._module, to read it without them."
+            )
+
     inner = adapter_for(attributes["_module"])
-    return inner.reading(tokenizer=tokenizer, wrapper=f"nnsight {version('nnsight')} {type(wrapped).__name__}")
+    return inner.reading(tokenizer=attributes.get("tokenizer"), wrapper=name, refuse=refuse_edits)
 
 
 def peft_adapter(wrapped: Any) -> Adapter:

@@ -14,6 +14,7 @@ from param_features.errors import AdapterError, InputError
 from param_features.fit.formats import LowRank
 from param_features.gradients import GradientEngine, argument, at_least_float32, by_row
 from param_features.gradients.rules import required_rule
+from param_features.intervene.within_forward import WithinForward
 from param_features.machine import full_precision, has_saved_tensor_hooks, saved_as_they_are, uncompiled
 from param_features.params import Tap, hooked
 
@@ -69,7 +70,7 @@ def check_rules(engine: GradientEngine, *, needs: str, instead: str) -> None:
         raise AdapterError(f"{needs} a layer rule for every parameter, and {dense[0]!r} has none here ({why}). {instead}")
 
 
-def _hooked(tap: Tap, factors: tuple[Tensor, Tensor], where: Where) -> Iterator[RemovableHandle]:
+def _hooked(tap: Tap, factors: tuple[Tensor, Tensor], where: Where) -> Iterator[WithinForward | RemovableHandle]:
     """Add the direction's part to the tapped output, computed from the tapped input of the same pass."""
 
     def act(source: Tensor, output: Tensor) -> Tensor:
@@ -79,19 +80,22 @@ def _hooked(tap: Tap, factors: tuple[Tensor, Tensor], where: Where) -> Iterator[
     return acting_at(tap, act)
 
 
-def acting_at(tap: Tap, act: Callable[[Tensor, Tensor], Tensor]) -> Iterator[RemovableHandle]:
-    """Hook a tap so that each call of its layer passes on what `act` makes of (tapped input, tapped output)."""
+def acting_at(tap: Tap, act: Callable[[Tensor, Tensor], Tensor]) -> Iterator[WithinForward | RemovableHandle]:
+    """Act at a tap so that each call of its layer passes on what `act` makes of (tapped input, tapped output).
+
+    Hooks of the user and traces of nnsight see the output with its change, as they would with a changed weight.
+    """
     inputs: list[Tensor] = []
 
-    def change(module: nn.Module, args: tuple, output: object) -> Tensor | None:
-        return act(inputs[-1], output) if isinstance(output, Tensor) and inputs else None
+    def change(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        return act(inputs[-1], output) if isinstance(output, Tensor) and inputs else output
 
-    # The user's hooks see the output with its change, as they would with a changed weight.
-    yield tap.output.module.register_forward_hook(change, prepend=True)
+    yield WithinForward(tap.output.module, change)
     yield from _watched(tap, lambda tensor: inputs.__setitem__(slice(None), [tensor]))
 
 
-def _watched(tap: Tap, receive: Callable[[Tensor], None]) -> Iterator[RemovableHandle]:
+def _watched(tap: Tap, receive: Callable[[Tensor], None]) -> Iterator[WithinForward | RemovableHandle]:
     """Hand on the tensor that reaches the tap's input, after every hook that might change it."""
     module, place = tap.input.module, tap.input.which
     if place == "output":
@@ -106,15 +110,13 @@ def _watched(tap: Tap, receive: Callable[[Tensor], None]) -> Iterator[RemovableH
         yield module.register_forward_pre_hook(lambda *_: hooks.move_to_end(handle.id))
         return
 
-    def watch(module: nn.Module, args: tuple, kwargs: Any, *output: object) -> None:
+    def watch(forward: Callable, *args: Any, **kwargs: Any) -> Any:
         tensor = argument(args, kwargs, place)
         if tensor is not None:
             receive(tensor)
+        return forward(*args, **kwargs)
 
-    if module is tap.output.module:
-        yield module.register_forward_hook(watch, prepend=True, with_kwargs=True)
-    else:  # the output lies inside the module: its input is needed before the call is over
-        yield module.register_forward_pre_hook(watch, with_kwargs=True)
+    yield WithinForward(module, watch)
 
 
 def _change(tap: Tap, source: Tensor, output: Tensor, factors: tuple[Tensor, Tensor], n_rows: int) -> Tensor:

@@ -25,6 +25,7 @@ class Adapter(ABC):
     given_tokenizer: Any = None
     given_output: Callable[[Any], Tensor] | None = None
     wrapper: str = ""
+    refuse: Callable[[], None] | None = None
 
     def __init__(self, model: Any) -> None:
         """Read `model`; nothing is copied or changed."""
@@ -36,6 +37,7 @@ class Adapter(ABC):
         tokenizer: Any = None,
         output: Callable[[Any], Tensor] | None = None,
         wrapper: str = "",
+        refuse: Callable[[], None] | None = None,
     ) -> "Adapter":
         """Return a copy of the adapter that knows what the user says about the model.
 
@@ -43,6 +45,7 @@ class Adapter(ABC):
             tokenizer: A Hugging Face tokenizer, for models that carry none.
             output: Takes what the model returns and gives the tensor to be explained.
             wrapper: Name of what the user's model is wrapped in, for messages.
+            refuse: Called before each run; raises where the wrapper makes the model another one than it is by itself.
 
         Raises:
             AdapterError: `tokenizer` is no tokenizer, or `output` cannot be called.
@@ -60,6 +63,7 @@ class Adapter(ABC):
         changed.given_tokenizer = self.given_tokenizer if tokenizer is None else tokenizer
         changed.given_output = self.given_output if output is None else output
         changed.wrapper = wrapper or self.wrapper
+        changed.refuse = refuse or self.refuse
         return changed
 
     @property
@@ -172,6 +176,8 @@ class Adapter(ABC):
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the model and return its output tensor: what it returns, or the `.logits` of what it returns."""
+        if self.refuse is not None:
+            self.refuse()
         return self.tensor_of(self.call(*args, **kwargs))
 
     def call(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,8 +11,10 @@ def check_ready(adapter: Adapter) -> None:
     """Refuse a model whose weights are not all there, or are not brought in when it runs.
 
     Raises:
-        ModelStateError: Names a parameter without values and how to load them.
+        ModelStateError: Names a parameter without values and how to load them; or the wrapper makes it another model.
     """
+    if adapter.refuse is not None:
+        adapter.refuse()
     views = adapter.views().values()
     empty = next((view.name for view in views if view.stored.is_meta and not is_offloaded(view)), None)
     if empty is not None:

@@ -13,6 +13,7 @@ from param_features.gradients.capture import Capture, with_gradients
 from param_features.gradients.cut import find_cut
 from param_features.gradients.dense import gradients_of
 from param_features.gradients.engine import GradientEngine, Origin, Routes
+from param_features.gradients.foreign_forward import DISAGREES, FAILS, unproven_rules
 from param_features.gradients.head import LinearHead, gives_output
 from param_features.gradients.mapping import CANNOT_MAP
 from param_features.gradients.operations import Viewed
@@ -21,10 +22,6 @@ from param_features.gradients.rules.registry import rule_for
 from param_features.gradients.types import Gradients
 from param_features.params import Adapter, ParamSubset, ParamView, Watched, all_parameters, held_still
 from param_features.problem import ModelInputs, OutputInfo, Problem
-
-_DISAGREES = "its rule disagrees with autograd here"
-_FAILS = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, AttributeError)
-"""What a rule or a model raises where tensors are other than it thinks."""
 
 _GATHERED_ROWS = 16
 _INFLUENCE_ROWS = 256
@@ -61,10 +58,13 @@ def plan_engine(problem: Problem) -> GradientEngine:
     gathering = gathering_sites(adapter, [tap for uses in ruled.values() for tap in uses], problem.data)
     engine = GradientEngine(adapter, subset, routes, output.per_position, positions, gathering)
     check = _Check(engine, problem.data.rows(slice(0, 2)), output, problem.data)
+    unproven = unproven_rules(engine, check.inputs)
+    engine = replace(engine, routes=_routes(subset, ruled, unproven))
+    check = replace(check, engine=engine)
     through_head = _through_head(check, engine.routes)
     if through_head is not None:
         return _noted(engine, through_head, problem)
-    routes = _watched(check, _routes(subset, ruled, check.failures(engine.routes)))
+    routes = _watched(check, _routes(subset, ruled, unproven | check.failures(engine.routes)))
     routes = replace(routes, is_vmapped=check.vmap_works(routes))
     check.refuse_second_handles(routes)
     through_head = _through_head(check, routes) if routes.watched else None
@@ -182,12 +182,12 @@ class _Check:
             wrong = [name for name in factored if not self._agrees(gradients, name)]
         except ModelStateError:
             raise
-        except _FAILS as error:
+        except FAILS as error:
             if len(factored) == 1:
                 return {factored[0]: f"its rule failed: {error}" if self._has_gradient(factored[0]) else _NO_GRADIENT}
             failures = {name: why for alone in factored for name, why in self.failures(routes.only([alone])).items()}
             return failures or dict.fromkeys(factored, f"its rule failed beside the others': {error}")
-        return {name: _DISAGREES if self._has_gradient(name) else _NO_GRADIENT for name in wrong}
+        return {name: DISAGREES if self._has_gradient(name) else _NO_GRADIENT for name in wrong}
 
     def understood(self, views: list[ParamView]) -> list[ParamView]:
         """Those of some parameters whose every use is an operation with a rule, on as many rows for every input.
@@ -203,7 +203,7 @@ class _Check:
                 spread = torch.arange(0, len(self.data), -(-len(self.data) // _GATHERED_ROWS)).tolist()
                 single = [self._captured(engine, self.data.rows([row])) for row in spread]
                 views = [view for view in views if len({each.n_rows_of(view.stored) for each in single}) == 1]
-        except _FAILS:
+        except FAILS:
             return views  # each is then tried by itself
         return [view for view in views if capture.is_understood(view.stored)]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from param_features.errors import RegistryError
 from param_features.gradients.types import Gradient
@@ -56,13 +56,24 @@ def required_rule(key: type | str, attribute: str) -> LayerRule:
 
 def rule_for(key: type | str, attribute: str) -> LayerRule | None:
     """The rule of the first class in the MRO that has one (or of the name), None without one."""
-    for candidate in _names_of(key) if isinstance(key, type) else (key,):
+    for candidate in [name for _, name in _names_of(key)] if isinstance(key, type) else (key,):
         for name in (attribute, "*"):
             if (candidate, name) in _RULES:
                 return _RULES[candidate, name]
     return None
 
 
-def _names_of(layer: type) -> list[type | str]:
-    """Every class of the MRO, each followed by its name."""
-    return [key for cls in layer.__mro__ for key in (cls, f"{cls.__module__.partition('.')[0]}.{cls.__name__}")]
+def has_ruled_forward(key: type | str, attribute: str, layer: nn.Module) -> bool:
+    """Whether a layer runs the very forward of the class that its rule was registered for.
+
+    A rule's name stands for a place that an adapter knows, but `"rms_norm"`, which is any class called so.
+    """
+    if not isinstance(key, type):
+        return key != "rms_norm"
+    ruled = next((cls for cls, name in _names_of(key) if {(name, attribute), (name, "*")} & _RULES.keys()), None)
+    return "forward" not in vars(layer) and getattr(type(layer), "forward", None) is getattr(ruled, "forward", None)
+
+
+def _names_of(layer: type) -> list[tuple[type, type | str]]:
+    """Every class of the MRO as it is and by its name."""
+    return [(cls, key) for cls in layer.__mro__ for key in (cls, f"{cls.__module__.partition('.')[0]}.{cls.__name__}")]

@@ -47,7 +47,7 @@ def test_the_weakest_give_way_to_the_best_while_twice_the_use_is_gained():
     assert [len(found) for found in replacements(useful, torch.zeros(4), apart)] == [0, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_as_many_features_as_circuits_find_every_circuit_by_restarts_alone():
     """Some start on mixtures of two circuits: they are the strongest samples, and rare."""
     toy = toys.planted_circuits(seed=1)

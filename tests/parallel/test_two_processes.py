@@ -84,6 +84,7 @@ def test_what_the_main_process_saved_is_whole(two):
     assert all(torch.equal(a, b) for a, b in zip(kept.v_out.tensors, found["tensors"], strict=False))
 
 
+@pytest.mark.release
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bits(two, tmp_path):
     done = launch("tests.parallel.job", tmp_path, "dies")  # gloo would wait for half an hour
     assert done.returncode != 0
@@ -102,6 +103,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_bit
         assert (ours["threshold"], ours["metrics"]) == (unbroken["threshold"], unbroken["metrics"])
 
 
+@pytest.mark.release
 def test_the_command_line_shares_the_work_and_speaks_once(one, tmp_path):
     data = ("--model", "demo", "--dataset", "demo", "--n-rows", 60, "--params", "blocks.1.attn.W_K", "--n-samples", 400)
     done = launch("param_features.cli", "harvest", *data, "--shard-mib", 0.5, "--out", tmp_path / "store", "-q")

@@ -78,7 +78,7 @@ def test_settings_out_of_range_are_refused(bad):
         toys.modular_addition(**bad)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_features_keep_to_key_frequencies_and_controls_do_not(cache):
     hooked_classes()
     toy = toys.modular_addition()

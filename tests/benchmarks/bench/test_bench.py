@@ -20,6 +20,7 @@ def test_the_worst_seed_is_the_low_one_of_scores_and_the_high_one_of_errors_and_
         assert Row("a", number, values).worst == 0.9
 
 
+@pytest.mark.release
 def test_an_aim_is_counted_over_seeds_and_can_be_missed():
     case = Case("tms", toys.superposition, TINY, {"mmcs": 0.5, "covered": 6}, {"error": -1.0}, {"steps": 200})
     rows = {row.number: row for row in run_case(case, range(2), is_quick=True)}
@@ -48,6 +49,7 @@ def test_the_quick_command_runs_toys_and_saves_what_it_prints(tmp_path, capsys):
         assert numbers[case, "random"] < 0.7
 
 
+@pytest.mark.release
 def test_the_command_prints_a_table_and_writes_both_files(tmp_path, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--seeds", "1", "--quick", "--only", "xor", "--out", str(tmp_path)])

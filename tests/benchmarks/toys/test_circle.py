@@ -9,7 +9,7 @@ from benchmarks import toys
 from benchmarks.toys.circle import concentration
 from param_features.errors import SettingError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 
 def test_concentration_by_hand():

@@ -31,7 +31,7 @@ def test_the_model_is_accurate_on_images_that_it_has_not_seen(toy):
     assert len(toy.images) + len(toy.inputs) == 1797
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_features_tell_digits_better_than_random_directions_and_shuffled_labels_fail(toy):
     scores = toy.score(toy.decompose())
     assert scores.told >= 9
@@ -43,7 +43,7 @@ def test_features_tell_digits_better_than_random_directions_and_shuffled_labels_
     assert "digits told" in repr(scores)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_one_feature_cannot_tell_ten_digits(toy):
     assert toy.score(toy.decompose(n_features=1, l0=1, steps=20)).told <= 3
 

@@ -6,7 +6,7 @@ import torch
 from benchmarks import toys
 from param_features.errors import SettingError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from benchmarks.toys.linear_map import r_squared
 from param_features.errors import SettingError
 from param_features.toys.planted_toy import probe_gradients, unit_directions
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ def test_the_planted_direction_is_the_gradient_but_for_the_random_weights():
     torch.testing.assert_close(cosines(toy.truth, gradients).diagonal(), torch.ones(10, dtype=torch.float64))
 
 
+@pytest.mark.release
 def test_circuits_are_found_and_the_controls_are_not(toy):
     scores = toy.score(toy.decompose())
     assert scores.n_covered == scores.n_true == 10
@@ -45,11 +46,13 @@ def test_circuits_are_found_and_the_controls_are_not(toy):
     assert scores.n_covered_shuffled == scores.n_covered_random == 0
 
 
+@pytest.mark.release
 def test_too_few_features_and_no_fit_fail(toy):
     assert toy.score(toy.decompose(n_features=5)).n_covered <= 5
     assert toy.score(toy.decompose(steps=1)).mmcs < 0.9
 
 
+@pytest.mark.release
 def test_another_networks_circuits_are_not_found(toy):
     other = toys.planted_circuits(seed=1)
     fit = other.decompose(steps=500)

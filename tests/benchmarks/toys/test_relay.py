@@ -11,7 +11,7 @@ from benchmarks.toys.relay import RELAY_OF_MARKER, WIRES
 from param_features.errors import SettingError
 from param_features.measure.agreement import cosines
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 JOBS = range(5)
 LAYERS = ("encode.weight", "decode.weight")

@@ -100,7 +100,7 @@ def test_wrong_arguments_are_refused(demo):
         pf.estimate(demo[0], "blocks.1.attn.W_K", demo[1], fit=pf.HessianSettings())
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_peak_of_a_process_is_within_a_factor_of_one_and_a_half():
     peaks = [_in_process(what) for what in ("estimate", "truth")]
     assert peaks[1] / 1.5 < peaks[0] < peaks[1] * 1.5

@@ -280,9 +280,6 @@ READINGS: dict[str, Callable[[pf.ParamFeatures], Any]] = {
     "direction": lambda features: features.direction(1),
     "errors by l0": lambda features: [*features.errors_by_l0(TOKENS, n_samples=32).errors["reconstruction_error"]],
 }
-
-
-NAMES = {"peft": "base_model.model.transformer.h.0.attn.c_attn.base_layer.weight[k]"}  # of what is decomposed, there
 WITHOUT_A_RUN = ("residual", "direction", "top examples")  # the last are remembered
 
 
@@ -371,7 +368,7 @@ def test_a_fit_is_the_same(setting):
             with pytest.raises(REFUSED[setting], match="reentrant|inference_mode"):
                 decomposed(model, subject.kind.param)
             return
-        found = decomposed(model, NAMES.get(setting, subject.kind.param))
+        found = decomposed(model, subject.kind.param)
     assert gap(direction_of(found), direction_of(subject.features)) < EXACT.get(setting, 1e-4)
     for name in ("reconstruction_error", "control_pca", "control_svd_w"):
         assert found.metrics[name] == pytest.approx(subject.features.metrics[name], rel=1e-4)

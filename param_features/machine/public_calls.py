@@ -73,10 +73,8 @@ def _unbound(name: str, signature: inspect.Signature, args: Sequence[Any], kwarg
     for key in kwargs:
         if key not in known:
             return f"{name}() has no argument {key}=. {_where(key, known)}"
-    most, is_method = (
-        sum(parameter.kind != parameter.KEYWORD_ONLY for parameter in known.values()),
-        "self" in signature.parameters,
-    )
+    most = sum(parameter.kind != parameter.KEYWORD_ONLY for parameter in known.values())
+    is_method = "self" in signature.parameters
     if len(args) - is_method > most:
         n_given = len(args) - is_method
         return f"{name}() takes {most} arguments without a name, and got {n_given}. Give the others as name=value."

@@ -13,6 +13,10 @@ from tests.families.hugging_face import transformers_model
 
 _SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24, "num_labels": 5}
 _PATCHES = {**_SIZES, "image_size": 8, "patch_size": 4}
+_WINDOWS = {
+    "image_size": 8, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2,
+    "num_labels": 5,
+}  # fmt: skip
 _STAGES = {"num_labels": 5, "hidden_sizes": [8, 16], "depths": [1, 1]}
 _SPEECH = {
     **_SIZES, "vocab_size": D_VOCAB, "conv_dim": [8, 8], "conv_kernel": [4, 4], "conv_stride": [4, 4],
@@ -140,26 +144,14 @@ IMAGES = [
         "swin.encoder.layers.0.blocks.0.attention.k_proj.weight",
         common=True,
         data=images(8),
-        image_size=8,
-        patch_size=2,
-        embed_dim=8,
-        depths=[1, 1],
-        num_heads=[2, 2],
-        window_size=2,
-        num_labels=5,
+        **_WINDOWS,
     ),
     _image(
         "Swin V2",
         "swinv2",
         "swinv2.encoder.layers.0.blocks.0.attention.self.key.weight",
         data=images(8),
-        image_size=8,
-        patch_size=2,
-        embed_dim=8,
-        depths=[1, 1],
-        num_heads=[2, 2],
-        window_size=2,
-        num_labels=5,
+        **_WINDOWS,
     ),
     _image(
         "SegFormer",

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from param_features.adapters import SparseAutoencoder
 from param_features.errors import AdapterError
-from param_features.gradients import Gradient, at_least_float32, by_row, required_rule
-from param_features.intervene import acting_at
+from param_features.gradients import Gradient, acting_at, at_least_float32, by_row, required_rule
 from param_features.machine import saved_as_they_are
 from param_features.params import Tap
 from param_features.sae import first_tensor, with_first

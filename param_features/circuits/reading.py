@@ -12,7 +12,8 @@ from param_features.circuits.groups import Group, SaeGroup, WeightGroup
 from param_features.circuits.places import Factors, SaePlace, WeightPlace
 from param_features.errors import FeatureMismatchError, SettingError
 from param_features.fitted import Fitted
-from param_features.intervene import check_rules, outside_span, weight_overlaps
+from param_features.gradients import check_rules
+from param_features.intervene import outside_span, weight_overlaps
 from param_features.sae import find_place, place_written
 
 Places = str | tuple[str, str] | None

@@ -56,7 +56,7 @@ class Fit:
         errors: Reconstruction error of each step's batch, where a step has one.
     """
 
-    dictionary: Dictionary
+    dictionary: Any
     steps_done: int
     errors: tuple[float, ...] = ()
 

@@ -22,6 +22,15 @@ from param_features.gradients.references import collect_references, own_referenc
 from param_features.gradients.rows import at_least_float32, by_row
 from param_features.gradients.rules import LayerRule, register_rule, required_rule, rule_for
 from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_samples
+from param_features.gradients.sites import (
+    Applied,
+    MatrixSite,
+    acting_at,
+    acting_on,
+    check_rules,
+    sites_of,
+    transposed,
+)
 from param_features.gradients.sparse import is_fast_on, sparse_product
 from param_features.gradients.store import (
     CHUNK_BYTES,
@@ -45,8 +54,17 @@ from param_features.gradients.types import (
     summed,
     together,
 )
+from param_features.gradients.within_forward import WithinForward
 
 __all__ = [
+    "Applied",
+    "MatrixSite",
+    "WithinForward",
+    "acting_at",
+    "acting_on",
+    "check_rules",
+    "sites_of",
+    "transposed",
     "CANNOT_MAP",
     "CHUNK_BYTES",
     "MOST_LOGITS",

@@ -9,7 +9,6 @@ from param_features.intervene.lora import CONFIG, peft, write_lora
 from param_features.intervene.lora_comparison import LoraComparison
 from param_features.intervene.objective import read_off_target, with_penalty
 from param_features.intervene.optimise import Budget
-from param_features.intervene.positions import acting_at, check_rules
 from param_features.intervene.rules import ablation_coefficients
 from param_features.intervene.span import outside_span, span_coefficients, weight_norm, weight_overlaps
 from param_features.intervene.steer import (
@@ -34,11 +33,9 @@ __all__ = [
     "Search",
     "Steering",
     "ablation_coefficients",
-    "acting_at",
     "by_noise",
     "by_weight",
     "check_rule",
-    "check_rules",
     "choose",
     "combined",
     "combined_direction",

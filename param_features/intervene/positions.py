@@ -1,21 +1,18 @@
 """Adding a feature for some sequences or positions only: at the layer's output, where the weight itself stays as it is."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from param_features.errors import AdapterError, InputError
+from param_features.errors import InputError
 from param_features.fit.formats import LowRank
-from param_features.gradients import GradientEngine, argument, at_least_float32, by_row
+from param_features.gradients import GradientEngine, WithinForward, acting_at, at_least_float32, by_row, transposed
 from param_features.gradients.rules import required_rule
-from param_features.intervene.within_forward import WithinForward
-from param_features.machine import full_precision, has_saved_tensor_hooks, saved_as_they_are, uncompiled
+from param_features.machine import full_precision, uncompiled
 from param_features.params import Tap, hooked
 
 Where = Bool[Tensor, "batch"] | Bool[Tensor, "batch pos"]
@@ -44,32 +41,6 @@ def added_at(engine: GradientEngine, direction: LowRank, where: Where) -> Iterat
         yield
 
 
-def check_rules(engine: GradientEngine, *, needs: str, instead: str) -> None:
-    """Refuse parameters whose part of an output cannot be told apart.
-
-    Args:
-        engine: Knows each parameter's route.
-        needs: What needs the rule, with its verb.
-        instead: What to do without.
-
-    Raises:
-        AdapterError: A parameter has no layer rule here, or its layer goes on to compute from what it gives.
-    """
-    for name, taps in engine.routes.taps.items():
-        if any(tap.output in engine.gathering for tap in taps):
-            raise AdapterError(
-                f"{needs} the positions of a batch in order, and the layer of {name!r} is called on some. {instead}"
-            )
-        if any(tap.input.which == "call" for tap in taps):
-            raise AdapterError(
-                f"{needs} what {name!r} itself gives, and its layer shows only what all experts give together. {instead}"
-            )
-    dense = [name for name in engine.subset.names if name not in engine.routes.taps]
-    if dense:
-        why = engine.routes.why_dense.get(dense[0], "its layer shows no module around it")
-        raise AdapterError(f"{needs} a layer rule for every parameter, and {dense[0]!r} has none here ({why}). {instead}")
-
-
 def _hooked(tap: Tap, factors: tuple[Tensor, Tensor], where: Where) -> Iterator[WithinForward | RemovableHandle]:
     """Add the direction's part to the tapped output, computed from the tapped input of the same pass."""
 
@@ -78,45 +49,6 @@ def _hooked(tap: Tap, factors: tuple[Tensor, Tensor], where: Where) -> Iterator[
         return output + (change * _spread(where, output)).to(output.dtype)
 
     return acting_at(tap, act)
-
-
-def acting_at(tap: Tap, act: Callable[[Tensor, Tensor], Tensor]) -> Iterator[WithinForward | RemovableHandle]:
-    """Act at a tap so that each call of its layer passes on what `act` makes of (tapped input, tapped output).
-
-    Hooks of the user and traces of nnsight see the output with its change, as they would with a changed weight.
-    """
-    inputs: list[Tensor] = []
-
-    def change(forward: Callable, *args: Any, **kwargs: Any) -> Any:
-        output = forward(*args, **kwargs)
-        return act(inputs[-1], output) if isinstance(output, Tensor) and inputs else output
-
-    yield WithinForward(tap.output.module, change)
-    yield from _watched(tap, lambda tensor: inputs.__setitem__(slice(None), [tensor]))
-
-
-def _watched(tap: Tap, receive: Callable[[Tensor], None]) -> Iterator[WithinForward | RemovableHandle]:
-    """Hand on the tensor that reaches the tap's input, after every hook that might change it."""
-    module, place = tap.input.module, tap.input.which
-    if place == "output":
-
-        def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
-            receive(output)
-
-        handle = module.register_forward_hook(keep)
-        yield handle
-        # Hooks that the user adds later run later: before each call ours moves behind them.
-        hooks = cast(OrderedDict, module._forward_hooks)
-        yield module.register_forward_pre_hook(lambda *_: hooks.move_to_end(handle.id))
-        return
-
-    def watch(forward: Callable, *args: Any, **kwargs: Any) -> Any:
-        tensor = argument(args, kwargs, place)
-        if tensor is not None:
-            receive(tensor)
-        return forward(*args, **kwargs)
-
-    yield WithinForward(module, watch)
 
 
 def _change(tap: Tap, source: Tensor, output: Tensor, factors: tuple[Tensor, Tensor], n_rows: int) -> Tensor:
@@ -134,23 +66,7 @@ def _change(tap: Tap, source: Tensor, output: Tensor, factors: tuple[Tensor, Ten
             gradient = gradient if tap.rows is None else gradient.rows(tap.rows.to(delta.device))
             return gradient.inner(left, right).sum()
 
-        return _transposed(overlap, torch.zeros(output.shape, dtype=left.dtype, device=output.device))
-
-
-def _transposed(function: Callable[[Tensor], Tensor], probe: Tensor) -> Tensor:
-    """The gradient of a function that is linear in `probe`, with a graph to whatever else it is computed from.
-
-    By torch.func, which can itself be mapped and differentiated forward; it takes no saved-tensor hooks, and under these no
-    other transform of torch.func is about.
-    """
-    if not has_saved_tensor_hooks():
-        value, pull, *_ = torch.func.vjp(function, probe)
-        return pull(torch.ones_like(value))[0]
-    has_graph = torch.is_grad_enabled()
-    with saved_as_they_are(), torch.enable_grad():
-        probe.requires_grad_()
-        gradient = torch.autograd.grad(function(probe), probe, create_graph=True)[0]
-    return gradient if has_graph else gradient.detach()
+        return transposed(overlap, torch.zeros(output.shape, dtype=left.dtype, device=output.device))
 
 
 def _spread(where: Where, output: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from param_features.errors import InputError, SettingError
 from param_features.fit.formats import LowRank
-from param_features.gradients import GradientEngine, following
+from param_features.gradients import GradientEngine, check_rules, following
 from param_features.intervene.combine import combined
 from param_features.intervene.late_backward import refusing_late_backward
-from param_features.intervene.positions import Where, added_at, check_rules
+from param_features.intervene.positions import Where, added_at
 from param_features.machine import Block, shown
 from param_features.params import ParamSubset
 

@@ -1,0 +1,117 @@
+"""Components as what a fit finds: parts of every matrix, and the network that says where they are needed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from param_features.fit.components.gates import importances_for_masks
+from param_features.fit.components.importance import ImportanceNet
+from param_features.fit.components.parts import Parts
+from param_features.fit.components.passes import MaskedModel
+from param_features.fit.dictionary import Readings
+from param_features.fit.formats.low_rank import LowRank
+from param_features.gradients import GradientEngine, sites_of
+from param_features.problem import ModelInputs
+
+_POSITIONS = 2**14
+"""Positions that are read together."""
+
+
+@dataclass(frozen=True, eq=False)
+class ComponentDictionary:
+    """The components of some matrices, numbered through, site by site.
+
+    Attributes:
+        parts: U and V of each site.
+        net: Gives importances.
+    """
+
+    parts: Mapping[str, Parts]
+    net: ImportanceNet
+    _models: list[MaskedModel] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def n_features(self) -> int:
+        """How many components there are."""
+        return sum(parts.n for parts in self.parts.values())
+
+    @property
+    def sites(self) -> list[str]:
+        """The name of each component's matrix."""
+        return [name for name, parts in self.parts.items() for _ in range(parts.n)]
+
+    @cached_property
+    def directions(self) -> LowRank:
+        """Each component at unit norm, zero in all matrices but its own. Cost: components · Σ (d_out + d_in) numbers."""
+        factors, start = {}, 0
+        for name, parts in self.parts.items():
+            U, V = (torch.nn.functional.normalize(side, dim=1) for side in (parts.U, parts.V))
+            whole = []
+            for side in (U, V):
+                padded = side.new_zeros(self.n_features, side.shape[1], 1)
+                padded[start : start + parts.n, :, 0] = side
+                whole.append(padded)
+            factors[name] = (whole[0], whole[1])
+            start += parts.n
+        return LowRank(factors)
+
+    @torch.no_grad()
+    def by_site(
+        self, engine: GradientEngine, inputs: ModelInputs
+    ) -> tuple[dict[str, Float[Tensor, "row pos component"]], dict[str, Float[Tensor, "row pos component"]]]:
+        """Importances and inner activations at every position of each site, on the CPU. Cost: a forward pass of the rows."""
+        model = MaskedModel(engine, sites_of(engine))
+        importances: dict[str, list[Tensor]] = {name: [] for name in self.parts}
+        inners: dict[str, list[Tensor]] = {name: [] for name in self.parts}
+        with model.held(), torch.no_grad():
+            for rows in torch.arange(len(inputs)).split(max(1, _POSITIONS // inputs.n_pos)):
+                applied = model.clean(inputs.rows(rows)).applied
+                inner = {name: parts.inner(applied[name]) for name, parts in self.parts.items()}
+                for name, z in self.net(inner, applied).items():
+                    importances[name].append(importances_for_masks(z).cpu())
+                    inners[name].append(inner[name].cpu())
+        join = lambda found: {name: torch.cat(each) for name, each in found.items()}  # noqa: E731
+        return join(importances), join(inners)
+
+    def read(self, engine: GradientEngine, question: object, inputs: ModelInputs) -> Readings:
+        """Importances as activations and codes, inner activations as overlaps, of every sample.
+
+        Where a sample is an input, or a site has other positions than the output, a sample has the largest of the site's.
+        """
+        importances, inners = (self._of_samples(engine, inputs, found) for found in self.by_site(engine, inputs))
+        is_real = self._is_real(engine, inputs)
+        if is_real is None:
+            is_real = torch.ones(importances.shape[:-1], dtype=torch.bool)
+        else:
+            importances, inners = (torch.where(is_real.unsqueeze(-1), found, 0.0) for found in (importances, inners))
+        return Readings(importances, inners, importances, is_real)
+
+    def _is_real(self, engine: GradientEngine, inputs: ModelInputs) -> Bool[Tensor, "row pos"] | None:
+        return None if inputs.mask is None or not engine.per_position else inputs.mask.cpu()
+
+    def _of_samples(
+        self, engine: GradientEngine, inputs: ModelInputs, found: Mapping[str, Float[Tensor, "row pos component"]]
+    ) -> Float[Tensor, "*sample component"]:
+        columns = []
+        for values in found.values():
+            if not engine.per_position:
+                columns.append(_largest(values))
+            elif values.shape[1] == inputs.n_pos:
+                columns.append(values)
+            else:
+                columns.append(_largest(values).unsqueeze(1).expand(-1, inputs.n_pos, -1))
+        return torch.cat(columns, -1)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ComponentDictionary":
+        """Apply a change to every tensor: moving, casting."""
+        parts = {name: Parts(change(parts.U), change(parts.V)) for name, parts in self.parts.items()}
+        return ComponentDictionary(parts, self.net._apply(change))
+
+
+def _largest(values: Float[Tensor, "row pos component"]) -> Float[Tensor, "row component"]:
+    """Of each row's positions the value of largest size, with its sign."""
+    return values.gather(1, values.abs().argmax(1, keepdim=True))[:, 0]

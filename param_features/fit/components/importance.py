@@ -1,0 +1,101 @@
+"""Networks that say, from the clean activations, how much of each component an input needs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from param_features.gradients import Applied
+
+ByName = Mapping[str, Float[Tensor, "row pos component"]]
+_SHAPES = Mapping[str, tuple[int, int]]
+"""Of each site: its number of components, and d_in."""
+
+
+class ImportanceNet(nn.Module, ABC):
+    """Gives each component's z at every position; `gates` makes importances of it."""
+
+    @abstractmethod
+    def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Float[Tensor, "row pos component"]]:
+        """From inner activations and what matrices are applied to, by site."""
+
+
+class PerComponent(ImportanceNet):
+    """A network for each component on its own inner activation."""
+
+    def __init__(self, shapes: _SHAPES, hidden: int, generator: torch.Generator) -> None:
+        """Start with importances near 1."""
+        super().__init__()
+        self.weights = nn.ParameterList()
+        for n, _ in shapes.values():
+            first = torch.randn(n, hidden, generator=generator)
+            second = torch.randn(n, hidden, generator=generator) / hidden**0.5
+            for tensor in (first, torch.zeros(n, hidden), second, torch.ones(n)):
+                self.weights.append(nn.Parameter(tensor))
+
+    def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Tensor]:
+        """z_c = w₂·GELU(w₁ V_cᵀx + b₁) + b₂. Cost: row · pos · component · hidden."""
+        found = {}
+        for place, (name, values) in enumerate(inner.items()):
+            first, shift, second, bias = (self.weights[4 * place + k] for k in range(4))
+            found[name] = (functional.gelu(values.unsqueeze(-1) * first + shift) * second).sum(-1) + bias
+        return found
+
+
+class PerSite(ImportanceNet):
+    """A network for each matrix, shared by its components, on the matrix's input."""
+
+    def __init__(self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str]) -> None:
+        """Start with importances near 1; `tables` are the sites that read indices."""
+        super().__init__()
+        self.weights = nn.ParameterList()
+        for name, (n, d_in) in shapes.items():
+            scale = 1.0 if name in tables else d_in**-0.5
+            first = torch.randn(d_in, hidden, generator=generator) * scale
+            second = torch.randn(hidden, n, generator=generator) / hidden**0.5
+            for tensor in (first, torch.zeros(hidden), second, torch.ones(n)):
+                self.weights.append(nn.Parameter(tensor))
+
+    def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Tensor]:
+        """Z = W₂ GELU(W₁ x̂ + b₁) + b₂, x̂ the input over its root mean square; a table's index chooses a row of W₁."""
+        found = {}
+        for place, name in enumerate(inner):
+            first, shift, second, bias = (self.weights[4 * place + k] for k in range(4))
+            found[name] = functional.gelu(read(applied[name], first) + shift) @ second + bias
+        return found
+
+
+class ForModel(ImportanceNet):
+    """One network for the components of all matrices, on the inputs of all of them at the same position."""
+
+    def __init__(self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str]) -> None:
+        """Start with importances near 1; `tables` are the sites that read indices."""
+        super().__init__()
+        self.sizes = [n for n, _ in shapes.values()]
+        d_all = sum(1 if name in tables else d_in for name, (_, d_in) in shapes.items())
+        firsts = [
+            torch.randn(d_in, hidden, generator=generator) * (1.0 if name in tables else d_all**-0.5)
+            for name, (_, d_in) in shapes.items()
+        ]
+        second = torch.randn(hidden, hidden, generator=generator) / hidden**0.5
+        third = torch.randn(hidden, sum(self.sizes), generator=generator) / hidden**0.5
+        self.firsts = nn.ParameterList(map(nn.Parameter, firsts))
+        rest = (torch.zeros(hidden), second, torch.zeros(hidden), third, torch.ones(sum(self.sizes)))
+        self.rest = nn.ParameterList(map(nn.Parameter, rest))
+
+    def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Tensor]:
+        """Z = W₃ GELU(W₂ GELU(Σ_site W₁ x̂ + b₁) + b₂) + b₃."""
+        shift, second, further, third, bias = self.rest
+        states = sum(read(applied[name], first) for name, first in zip(inner, self.firsts, strict=True))
+        hidden = functional.gelu(functional.gelu(states + shift) @ second + further)
+        return dict(zip(inner, (hidden @ third + bias).split(self.sizes, -1), strict=True))
+
+
+def read(applied: Applied, first: Float[Tensor, "d_in hidden"]) -> Float[Tensor, "row pos hidden"]:
+    """A first layer's product with the input over its root mean square, or the row that an index chooses."""
+    if not applied.is_floating_point():
+        return first[applied]
+    return functional.rms_norm(applied, applied.shape[-1:]) @ first

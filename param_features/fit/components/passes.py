@@ -1,0 +1,129 @@
+"""Passes of a model with its components masked: an addition at each layer's output, the weights as they are."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.errors import AdapterError
+from param_features.fit.components.parts import Parts
+from param_features.gradients import Applied, GradientEngine, MatrixSite, acting_on, at_least_float32, check_finite_output
+from param_features.params import held_still
+from param_features.problem import ModelInputs
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """How much of each component, and of Δ, stays on at every position of some rows.
+
+    Attributes:
+        components: In [0, 1], by site; a site that is left out stays whole.
+        remainders: The same of Δ, which stays whole where it is left out.
+    """
+
+    components: Mapping[str, Float[Tensor, "row pos component"]]
+    remainders: Mapping[str, Float[Tensor, "row pos"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class CleanPass:
+    """What a pass without masks gives.
+
+    Attributes:
+        output: Of every sample, in float32 at least.
+        applied: What each matrix is applied to.
+    """
+
+    output: Float[Tensor, "sample d_output"]
+    applied: dict[str, Applied]
+
+
+class MaskedModel:
+    """A model whose matrices may be masked, pass by pass; it is held still and acted on within `held`."""
+
+    def __init__(self, engine: GradientEngine, sites: list[MatrixSite]) -> None:
+        """Nothing is hooked yet."""
+        self.engine, self.sites = engine, sites
+        self._applied: dict[str, Applied] | None = None
+        self._masked: tuple[Mapping[str, Parts], Masks, Mapping[str, Tensor]] | None = None
+        self._n_rows = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block the model's sites are acted on; errors are those of `held_still`."""
+        with held_still(self.engine.adapter.module), acting_on(self.sites, self._act):
+            yield
+
+    def clean(self, inputs: ModelInputs) -> CleanPass:
+        """Run rows as they are. Cost: a forward pass.
+
+        Raises:
+            AdapterError: A matrix is not applied exactly once.
+            NonFiniteError: The output holds NaN or infinity.
+        """
+        self._applied, self._n_rows = {}, len(inputs)
+        try:
+            with torch.no_grad():
+                output = self._output(inputs)
+            missing = [site.name for site in self.sites if site.name not in self._applied]
+            if missing:
+                raise AdapterError(f"{missing[0]!r} is not applied in this model's pass. Choose other parameters.")
+            return CleanPass(check_finite_output(output), self._applied)
+        finally:
+            self._applied = None
+
+    def masked(
+        self,
+        inputs: ModelInputs,
+        parts: Mapping[str, Parts],
+        masks: Masks,
+        remainders: Mapping[str, Float[Tensor, "d_out d_in"]] | None = None,
+    ) -> Float[Tensor, "sample d_output"]:
+        """Run rows under masks, one set for each row. Cost: a forward pass, and two small products a site.
+
+        Args:
+            inputs: The rows.
+            parts: The components by site.
+            masks: Of these rows.
+            remainders: Δ by site; needed where `masks` has some of it.
+        """
+        self._masked, self._n_rows = (parts, masks, remainders or {}), len(inputs)
+        try:
+            return self._output(inputs)
+        finally:
+            self._masked = None
+
+    def _output(self, inputs: ModelInputs) -> Float[Tensor, "sample d_output"]:
+        output = at_least_float32(self.engine.adapter.run(*inputs.args, **inputs.kwargs))
+        if not self.engine.per_position:
+            return output.flatten(1)
+        is_sample = inputs.sample_mask
+        return output.flatten(0, 1) if is_sample is None else output[is_sample.to(output.device)]
+
+    def _act(self, site: MatrixSite, source: Tensor, output: Tensor) -> Tensor:
+        if self._applied is not None:
+            if site.name in self._applied:
+                raise AdapterError(
+                    f"{site.name!r} is applied more than once in a pass, and components have one importance at each "
+                    "position. Choose other parameters."
+                )
+            self._applied[site.name] = site.applied(source, output, self._n_rows).detach()
+            return output
+        if self._masked is None:
+            return output
+        parts, masks, remainders = self._masked
+        if site.name not in masks.components:
+            return output
+        applied = site.applied(source, output, self._n_rows)
+        change = parts[site.name].change(
+            applied, masks.components[site.name], remainders.get(site.name), masks.remainders.get(site.name)
+        )
+        return site.added(change, source, output, self._n_rows)
+
+
+def repeated(inputs: ModelInputs, n: int) -> ModelInputs:
+    """Rows n times, one set after the other."""
+    return inputs if n == 1 else inputs.map(lambda tensor: torch.cat([tensor] * n))

@@ -1,0 +1,300 @@
+"""Training components: their parts, importances and adversary, step by step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from param_features.fit.checkpointing import Checkpoints, keeping
+from param_features.fit.components.adversary import Adversary, Sources
+from param_features.fit.components.dictionary import ComponentDictionary
+from param_features.fit.components.gates import importances_for_masks, importances_for_penalties
+from param_features.fit.components.importance import ForModel, ImportanceNet, PerComponent, PerSite
+from param_features.fit.components.losses import (
+    Distance,
+    drawn_sources,
+    faithfulness,
+    frequency_penalty,
+    importance_penalty,
+    masks_from,
+    one_site,
+    random_subset,
+    side_by_side,
+)
+from param_features.fit.components.parts import Parts, least_square_parts
+from param_features.fit.components.passes import CleanPass, MaskedModel, Masks, repeated
+from param_features.fit.components.settings import ComponentSettings
+from param_features.fit.loop import Fit, take_steps
+from param_features.gradients import GradientEngine, sites_of
+from param_features.machine import ALONE, Processes
+from param_features.problem import Divergence, ModelInputs
+
+_SMALL = 256
+"""Up to so many components of a matrix, each has a network of its own where the user leaves that open."""
+
+_ALIVE = 1e-6
+_MEMORY = 0.99
+
+
+def fit_components(
+    engine: GradientEngine,
+    divergence: Divergence,
+    data: ModelInputs,
+    n_components: Mapping[str, int],
+    settings: ComponentSettings,
+    *,
+    generator: torch.Generator,
+    progress: bool,
+    start: Mapping[str, Float[Tensor, "component d_in"]] | None = None,
+    checkpoints: Checkpoints | None = None,
+    processes: Processes = ALONE,
+) -> Fit:
+    """Learn the components. Ctrl-C ends the fit early and keeps what is learned so far.
+
+    Cost: a step costs one forward pass of the batch, and a forward and a backward pass for each set of masks.
+
+    Args:
+        engine: Runs the model.
+        divergence: Of outputs under masks from the model's own.
+        data: The training data.
+        n_components: How many of each matrix.
+        settings: How they are learned.
+        generator: Draws batches, masks and starting points.
+        progress: Whether to show a progress bar with D under masks, l0, how many are alive, and ‖Δ‖.
+        start: Where V starts, by matrix; drawn where it is not given.
+        checkpoints: Where the fit is kept, and gone on with.
+        processes: Who share the rows of every batch; Ctrl-C then ends all of them.
+    """
+    trainer = ComponentTrainer(engine, divergence, data, n_components, settings, generator, start, processes)
+    with trainer.model.held(), keeping(trainer, checkpoints) as steps:
+        take_steps(steps, settings.steps, progress=progress, is_shared=processes.n > 1)
+    return trainer.result()
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step measured, for the progress bar; D by the name of its loss."""
+
+    distances: dict[str, float]
+    l0: float
+    remainder: float
+
+
+class ComponentTrainer:
+    """The state of a fit: components, importance network, adversary, optimiser."""
+
+    def __init__(
+        self,
+        engine: GradientEngine,
+        divergence: Divergence,
+        data: ModelInputs,
+        n_components: Mapping[str, int],
+        settings: ComponentSettings,
+        generator: torch.Generator,
+        start: Mapping[str, Tensor] | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        """Start with Σ U ⊗ V as close to W as the first V allow."""
+        self.engine, self.data, self.settings, self.generator, self.processes = engine, data, settings, generator, processes
+        self.distance = Distance(divergence)
+        self.model = MaskedModel(engine, sites_of(engine))
+        self.weights = {site.name: site.weight() for site in self.model.sites}
+        self.n_rows = min(len(data), max(2, settings.batch_size // data.n_pos))
+        with self.model.held():
+            probe = self.model.clean(data.rows(slice(0, 2)))
+        self.parts = {name: self._start(name, n_components[name], start or {}) for name in self.weights}
+        self.net = self._network(probe)
+        tensors = [tensor for parts in self.parts.values() for tensor in (parts.U, parts.V)]
+        self.tensors = tensors
+        for tensor in (*tensors, *self.net.parameters()):
+            processes.spread_(tensor)
+            tensor.requires_grad_()
+        self.optimizer = torch.optim.Adam([*tensors, *self.net.parameters()], lr=settings.lr)
+        shapes = {name: (self.n_rows, probe.applied[name].shape[1], self.parts[name].n) for name in self.parts}
+        self.adversary = None
+        if settings.adversarial_weight:
+            self.adversary = Adversary(shapes, settings.adversary_lr, generator, tensors[0])
+        self.mean_importance = torch.ones(sum(n for *_, n in shapes.values()))
+        self.n_steps = 0
+        self.errors = torch.zeros(settings.steps, dtype=torch.float64)
+        self.order = torch.empty(0, dtype=torch.long)
+
+    def _start(self, name: str, n: int, start: Mapping[str, Tensor]) -> Parts:
+        weight = self.weights[name]
+        V = torch.randn(n, weight.shape[1], generator=self.generator) if name not in start else start[name]
+        V = torch.nn.functional.normalize(V.to(weight), dim=1)
+        return least_square_parts(weight, V)
+
+    def _network(self, probe: CleanPass) -> ImportanceNet:
+        shapes = {name: (parts.n, parts.V.shape[1]) for name, parts in self.parts.items()}
+        tables = frozenset(name for name, applied in probe.applied.items() if not applied.is_floating_point())
+        net = network_of(self.settings, shapes, self.generator, tables)
+        return net.to(self.tensor_like)
+
+    @property
+    def tensor_like(self) -> Tensor:
+        """Gives dtype and device."""
+        return next(iter(self.parts.values())).U
+
+    @torch.enable_grad()
+    def step(self) -> StepOutcome:
+        """One optimiser step on one batch, of which each process takes its part."""
+        index = self._next_batch()
+        share = self.processes.share(len(index))
+        inputs = self.data.rows(share.of(index))
+        clean = self.model.clean(inputs)
+        inner = {name: parts.inner(clean.applied[name]) for name, parts in self.parts.items()}
+        z = self.net(inner, clean.applied)
+        importances = {name: importances_for_masks(values) for name, values in z.items()}
+        remainders = {name: parts.remainder(self.weights[name]) for name, parts in self.parts.items()}
+        self._ascend(inputs, clean, importances, remainders)
+        leaves = {} if self.adversary is None else self.adversary.leaves(len(inputs))
+        passes = self._passes(importances, leaves)
+        distances = self._distances(inputs, clean, passes, remainders)
+        faith = faithfulness(remainders)
+        loss = self.settings.faithfulness_weight * faith + self._penalty(z, inputs)
+        for (_, weight, _), distance in zip(passes, distances, strict=True):
+            loss = loss + weight * distance
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.adversary is not None:
+            self.adversary.climb({name: leaf.grad for name, leaf in leaves.items()})
+        self._together(share)
+        self._update()
+        return self._outcome(passes, distances, importances, faith, inputs)
+
+    def _ascend(self, inputs: ModelInputs, clean: CleanPass, importances: dict, remainders: dict) -> None:
+        if self.adversary is None:
+            return
+        parts = {name: Parts(parts.U.detach(), parts.V.detach()) for name, parts in self.parts.items()}
+        rests = {name: rest.detach() for name, rest in remainders.items()}
+        fixed = {name: g.detach() for name, g in importances.items()}
+
+        def at(sources: Sources) -> Tensor:
+            output = self.model.masked(inputs, parts, masks_from(fixed, sources), rests)
+            return self.distance(output, clean.output).mean()
+
+        for _ in range(self.settings.ascents):
+            self.adversary.ascend(len(inputs), at)
+
+    def _passes(self, importances: dict, leaves: Sources) -> list[tuple[str, float, Masks]]:
+        """Name, weight and masks of every pass of this step."""
+        settings, found = self.settings, []
+        drawn = lambda: masks_from(importances, drawn_sources(importances, self.generator))  # noqa: E731
+        if settings.stochastic_weight:
+            found.append(("stochastic", settings.stochastic_weight, drawn()))
+        if settings.one_at_a_time_weight and (len(self.parts) > 1 or not found):
+            masks, share = drawn(), settings.one_at_a_time_weight / len(self.parts)
+            found += [("one", share, one_site(masks, name)) for name in self.parts]
+        if settings.subset_weight:
+            found.append(("subset", settings.subset_weight, random_subset(drawn(), self.generator)))
+        if self.adversary is not None:
+            found.append(("adversarial", settings.adversarial_weight, masks_from(importances, leaves)))
+        return found
+
+    def _distances(self, inputs: ModelInputs, clean: CleanPass, passes: list, remainders: dict) -> list[Tensor]:
+        """Mean D of every pass; all of them are one pass of the model."""
+        masks = side_by_side([masks for *_, masks in passes])
+        output = self.model.masked(repeated(inputs, len(passes)), self.parts, masks, remainders)
+        return [self.distance(part, clean.output).mean() for part in output.chunk(len(passes))]
+
+    def _penalty(self, z: dict, inputs: ModelInputs) -> Tensor:
+        settings = self.settings
+        done = self.n_steps / max(1, settings.steps - 1)
+        p = settings.p + (settings.p_end - settings.p) * done
+        penalised, real = {name: importances_for_penalties(values) for name, values in z.items()}, self._real(z, inputs)
+        penalty = settings.importance_weight * importance_penalty(penalised, p, real)
+        if settings.frequency_weight:
+            penalty = penalty + settings.frequency_weight * frequency_penalty(penalised, p, real)
+        return penalty
+
+    @staticmethod
+    def _real(values: Mapping[str, Tensor], inputs: ModelInputs) -> dict[str, Bool[Tensor, "row pos"] | None]:
+        """Which positions of each site are no padding; None for all."""
+        mask = inputs.mask
+        return {
+            name: None if mask is None or mask.shape != value.shape[:2] else mask.to(value.device)
+            for name, value in values.items()
+        }
+
+    def _together(self, share) -> None:
+        """The batch's gradient in all processes."""
+        if share.is_whole:
+            return
+        grads = [parameter.grad for parameter in self.optimizer.param_groups[0]["params"] if parameter.grad is not None]
+        for grad in grads:
+            grad.mul_(share.weight)
+        share.sum_(grads)
+
+    def _update(self) -> None:
+        settings = self.settings
+        if settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.tensors, settings.clip)
+        fall = (1 + math.cos(math.pi * self.n_steps / settings.steps)) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * (settings.lr_end + (1 - settings.lr_end) * fall)
+        self.optimizer.step()
+        self.n_steps += 1
+
+    @torch.no_grad()
+    def _outcome(self, passes: list, distances: list, importances: dict, faith: Tensor, inputs: ModelInputs) -> StepOutcome:
+        found: dict[str, float] = {}
+        for (name, _, _), distance in zip(passes, distances, strict=True):
+            found[name] = found.get(name, 0.0) + float(distance.detach())
+        self.errors[self.n_steps - 1 : self.n_steps] = next(iter(found.values()))
+        means = torch.cat([g.detach().flatten(0, 1).mean(0) for g in importances.values()])
+        self.mean_importance.lerp_(means.cpu(), 1 - _MEMORY)
+        l0 = sum(float((g > 0).sum(-1, dtype=torch.float32).mean()) for g in importances.values())
+        return StepOutcome(found, l0, float(faith.detach()) ** 0.5)
+
+    @property
+    def n_in_pass(self) -> int:
+        """How many rows a pass over the data goes through."""
+        return len(self.data)
+
+    @property
+    def counters(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside weights, optimiser and data."""
+        held = {"errors": self.errors, "mean_importance": self.mean_importance}
+        return held if self.adversary is None else held | self.adversary.counters
+
+    def status(self, outcome: StepOutcome) -> dict[str, str]:
+        """What the progress bar shows."""
+        alive = int((self.mean_importance > _ALIVE).sum())
+        shown = {name: f"{value:.3g}" for name, value in outcome.distances.items()}
+        return {**shown, "l0": f"{outcome.l0:.1f}", "alive": str(alive), "‖Δ‖": f"{outcome.remainder:.1g}"}
+
+    def _next_batch(self) -> Int[Tensor, " row"]:
+        if len(self.order) < self.n_rows:
+            self.order = torch.randperm(len(self.data), generator=self.generator)
+        index, self.order = self.order[: self.n_rows], self.order[self.n_rows :]
+        return index
+
+    def result(self) -> Fit:
+        """The components as they are now."""
+        parts = {name: Parts(parts.U.detach().clone(), parts.V.detach().clone()) for name, parts in self.parts.items()}
+        net = self.net.requires_grad_(False)
+        return Fit(ComponentDictionary(parts, net), self.n_steps, tuple(self.errors[: self.n_steps].tolist()))
+
+
+def network_of(
+    settings: ComponentSettings, shapes: Mapping[str, tuple[int, int]], generator: torch.Generator, tables: frozenset[str]
+) -> ImportanceNet:
+    """The importance network that the settings ask for.
+
+    Args:
+        settings: Kind and width.
+        shapes: Of each site: its number of components, and d_in.
+        generator: Draws the first weights.
+        tables: The sites that read indices.
+    """
+    kind = settings.importance
+    if kind == "auto":
+        kind = "component" if max(n for n, _ in shapes.values()) <= _SMALL else "site"
+    if kind == "component":
+        return PerComponent(shapes, settings.hidden or 16, generator)
+    hidden = settings.hidden or min(1024, 4 * max(d_in for name, (_, d_in) in shapes.items()))
+    return (PerSite if kind == "site" else ForModel)(shapes, hidden, generator, tables)

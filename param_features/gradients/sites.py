@@ -1,0 +1,199 @@
+"""Acting where a pass applies a parameter: its input and output there, laid out as a matrix product by the layer rule."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from param_features.errors import AdapterError
+from param_features.gradients.capture import argument
+from param_features.gradients.engine import GradientEngine
+from param_features.gradients.rows import at_least_float32, by_row
+from param_features.gradients.rules import required_rule
+from param_features.gradients.types import Factored, Indexed
+from param_features.gradients.within_forward import WithinForward
+from param_features.machine import has_saved_tensor_hooks, saved_as_they_are, uncompiled
+from param_features.params import ParamView, Tap, hooked
+
+Applied = Float[Tensor, "row pos d_in"] | Int[Tensor, "row pos"]
+"""What a matrix is applied to at every position of every row; of a table the index of the column that it reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixSite:
+    """The one place where a pass applies a parameter as a matrix: y = W a at every position of every row.
+
+    Attributes:
+        view: The parameter.
+        tap: Where its input and output show.
+    """
+
+    view: ParamView
+    tap: Tap
+
+    @property
+    def name(self) -> str:
+        """The parameter's name."""
+        return self.view.name
+
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        """W as it is now, in float32 at least; not for editing."""
+        return at_least_float32(self.view.to_matrix(self.view.tensor.detach()))
+
+    def applied(self, source: Tensor, output: Tensor, n_rows: int) -> Applied:
+        """What W is applied to, from the tensors at the tap; differentiable. Convolutions: the patches of all pixels."""
+        gradient = self._laid_out(source, output.detach(), n_rows)
+        return gradient.inputs if isinstance(gradient, Factored) else gradient.index
+
+    def added(
+        self, change: Float[Tensor, "row pos d_out"], source: Tensor, output: Tensor, n_rows: int
+    ) -> Float[Tensor, " *shape"]:
+        """The output with W's part changed at every position; a change of zeros leaves every bit.
+
+        Where the rule only looks at the output in another shape, so does this; otherwise it is the rule's transpose.
+        """
+        rows = self.tap.rows
+        probe = output.detach()
+        laid_out = self._laid_out(source.detach(), probe, n_rows, is_whole=True).delta
+        if laid_out.data_ptr() == probe.data_ptr() and laid_out.is_contiguous() and probe.is_contiguous():
+            if rows is not None:
+                change = change.new_zeros(laid_out.shape).index_copy(2, rows.to(change.device), change)
+            return output + change.reshape(output.shape).to(output.dtype)
+
+        def overlap(delta: Tensor) -> Tensor:
+            return (self._laid_out(source.detach(), delta, n_rows).delta * change).sum()
+
+        probe = torch.zeros(output.shape, dtype=change.dtype, device=output.device)
+        return output + transposed(overlap, probe).to(output.dtype)
+
+    def _laid_out(self, source: Tensor, delta: Tensor, n_rows: int, *, is_whole: bool = False) -> Factored | Indexed:
+        source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
+        delta = by_row(at_least_float32(delta), n_rows)
+        gradient = required_rule(self.tap.rule, self.tap.attribute)(self.tap.layer, source, delta)
+        if not isinstance(gradient, Factored | Indexed):
+            raise AdapterError(f"{self.name!r} is not applied as a matrix at every position: {_MATRICES}")
+        return gradient if is_whole or self.tap.rows is None else gradient.rows(self.tap.rows.to(delta.device))
+
+
+_MATRICES = (
+    "only matrices of linear layers, attention, MLPs, tables of tokens and convolutions without groups have components. "
+    "Biases and gains of norms have none."
+)
+
+
+def sites_of(engine: GradientEngine) -> list[MatrixSite]:
+    """The site of every parameter of the engine, in order.
+
+    Raises:
+        AdapterError: A parameter has no layer rule, is no matrix, or is applied at several places.
+    """
+    check_rules(engine, needs="Components need", instead="Choose other parameters.")
+    sites = []
+    for view in engine.subset.views:
+        taps = engine.routes.taps[view.name]
+        if len(taps) != 1:
+            raise AdapterError(
+                f"{view.name!r} is applied at {len(taps)} places of the model (tied weights), and components have one "
+                "importance at each position. Untie the model, or choose other parameters."
+            )
+        if min(view.matrix_shape) == 1:
+            raise AdapterError(f"{view.name!r} is no matrix: {_MATRICES}")
+        sites.append(MatrixSite(view, taps[0]))
+    return sites
+
+
+def check_rules(engine: GradientEngine, *, needs: str, instead: str) -> None:
+    """Refuse parameters whose part of an output cannot be told apart.
+
+    Args:
+        engine: Knows each parameter's route.
+        needs: What needs the rule, with its verb.
+        instead: What to do without.
+
+    Raises:
+        AdapterError: A parameter has no layer rule here, or its layer goes on to compute from what it gives.
+    """
+    for name, taps in engine.routes.taps.items():
+        if any(tap.output in engine.gathering for tap in taps):
+            raise AdapterError(
+                f"{needs} the positions of a batch in order, and the layer of {name!r} is called on some. {instead}"
+            )
+        if any(tap.input.which == "call" for tap in taps):
+            raise AdapterError(
+                f"{needs} what {name!r} itself gives, and its layer shows only what all experts give together. {instead}"
+            )
+    dense = [name for name in engine.subset.names if name not in engine.routes.taps]
+    if dense:
+        why = engine.routes.why_dense.get(dense[0], "its layer shows no module around it")
+        raise AdapterError(f"{needs} a layer rule for every parameter, and {dense[0]!r} has none here ({why}). {instead}")
+
+
+@contextmanager
+def acting_on(sites: list[MatrixSite], act: Callable[[MatrixSite, Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Within the block each site's layer passes on what `act` makes of (site, tapped input, tapped output)."""
+    with uncompiled(), ExitStack() as stack, hooked():
+        for site in sites:
+            for handle in acting_at(site.tap, lambda source, output, site=site: act(site, source, output)):
+                stack.callback(handle.remove)
+        yield
+
+
+def acting_at(tap: Tap, act: Callable[[Tensor, Tensor], Tensor]) -> Iterator[WithinForward | RemovableHandle]:
+    """Act at a tap so that each call of its layer passes on what `act` makes of (tapped input, tapped output).
+
+    Hooks of the user and traces of nnsight see the output with its change, as they would with a changed weight.
+    """
+    inputs: list[Tensor] = []
+
+    def change(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        return act(inputs[-1], output) if isinstance(output, Tensor) and inputs else output
+
+    yield WithinForward(tap.output.module, change)
+    yield from _watched(tap, lambda tensor: inputs.__setitem__(slice(None), [tensor]))
+
+
+def _watched(tap: Tap, receive: Callable[[Tensor], None]) -> Iterator[WithinForward | RemovableHandle]:
+    """Hand on the tensor that reaches the tap's input, after every hook that might change it."""
+    module, place = tap.input.module, tap.input.which
+    if place == "output":
+
+        def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+            receive(output)
+
+        handle = module.register_forward_hook(keep)
+        yield handle
+        # Hooks that the user adds later run later: before each call ours moves behind them.
+        hooks = cast(OrderedDict, module._forward_hooks)
+        yield module.register_forward_pre_hook(lambda *_: hooks.move_to_end(handle.id))
+        return
+
+    def watch(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        tensor = argument(args, kwargs, place)
+        if tensor is not None:
+            receive(tensor)
+        return forward(*args, **kwargs)
+
+    yield WithinForward(module, watch)
+
+
+def transposed(function: Callable[[Tensor], Tensor], probe: Tensor) -> Tensor:
+    """The gradient of a function that is linear in `probe`, with a graph to whatever else it is computed from.
+
+    By torch.func, which can itself be mapped and differentiated forward; it takes no saved-tensor hooks, and under these no
+    other transform of torch.func is about.
+    """
+    if not has_saved_tensor_hooks():
+        value, pull, *_ = torch.func.vjp(function, probe)
+        return pull(torch.ones_like(value))[0]
+    has_graph = torch.is_grad_enabled()
+    with saved_as_they_are(), torch.enable_grad():
+        probe.requires_grad_()
+        gradient = torch.autograd.grad(function(probe), probe, create_graph=True)[0]
+    return gradient if has_graph else gradient.detach()

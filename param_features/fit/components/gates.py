@@ -37,4 +37,4 @@ def importances_for_penalties(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*sha
 
 def masks_of(importance: Float[Tensor, "*shape"], source: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """M = g + (1 − g) r: anything between the importance and 1."""
-    return importance + (1 - importance) * source
+    return torch.lerp(importance, importance.new_ones(()), source)

@@ -28,6 +28,9 @@ class Distance:
         self, output: Float[Tensor, "sample d_output"], clean: Float[Tensor, "sample d_output"]
     ) -> Float[Tensor, " sample"]:
         """Of each sample, in the divergence's unit."""
+        if self.divergence.name == "kl":
+            ours = clean.log_softmax(-1)  # the entropy of the model's own output, without the care for zeros
+            return (ours.exp() * (ours - output.log_softmax(-1))).sum(-1)
         value = self.divergence.value(output, self.divergence.to_reference(clean))
         return value / output.shape[1] if self.divergence.name == "se" else value
 
@@ -79,35 +82,30 @@ def masks_from(importances: Importances, sources: Sources) -> Masks:
     )
 
 
-def routed(masks: Masks, is_routed: Mapping[str, Bool[Tensor, "row pos"]]) -> Masks:
-    """The masks at the positions where a site is routed through them, 1 elsewhere."""
-    one = torch.ones(())
-    components, remainders = {}, {}
-    for name, mask in masks.components.items():
-        here = is_routed[name].to(mask.device)
-        components[name] = torch.where(here.unsqueeze(-1), mask, one.to(mask))
-        remainders[name] = torch.where(here, masks.remainders[name], one.to(mask))
-    return Masks(components, remainders)
+def routed(sources: Sources, is_routed: Mapping[str, Bool[Tensor, "row pos"]]) -> dict[str, Tensor]:
+    """The sources at the positions where a site is routed through its masks, 1 elsewhere: there all stays whole."""
+    return {
+        name: source.masked_fill(~is_routed[name].to(source.device).unsqueeze(-1), 1.0) for name, source in sources.items()
+    }
 
 
-def one_site(masks: Masks, chosen: str) -> Masks:
-    """The masks of one site, all others whole."""
-    shapes = {name: mask.shape[:-1] for name, mask in masks.components.items()}
-    return routed(masks, {name: torch.full(shape, name == chosen) for name, shape in shapes.items()})
+def one_site(sources: Sources, chosen: str) -> dict[str, Tensor]:
+    """The sources of one site, all others whole."""
+    return {name: source if name == chosen else torch.ones_like(source) for name, source in sources.items()}
 
 
-def random_subset(masks: Masks, generator: torch.Generator) -> Masks:
-    """The masks of a random number of sites, from 1 to all, drawn at every position.
+def random_subset(sources: Sources, generator: torch.Generator) -> dict[str, Tensor]:
+    """The sources of a random number of sites, from 1 to all, drawn at every position, the others whole.
 
     Where sites differ in their positions, it is drawn for every row.
     """
-    shapes = {name: tuple(mask.shape[:-1]) for name, mask in masks.components.items()}
+    shapes = {name: tuple(source.shape[:-1]) for name, source in sources.items()}
     rows = next(iter(shapes.values()))[0]
     pos = next(iter(shapes.values()))[1] if len(set(shapes.values())) == 1 else 1
     order = torch.rand(len(shapes), rows, pos, generator=generator).argsort(0)
     n_chosen = torch.randint(1, len(shapes) + 1, (rows, pos), generator=generator)
     is_chosen = order < n_chosen
-    return routed(masks, {name: is_chosen[k].expand(shape) for k, (name, shape) in enumerate(shapes.items())})
+    return routed(sources, {name: is_chosen[k].expand(shape) for k, (name, shape) in enumerate(shapes.items())})
 
 
 def side_by_side(all_masks: list[Masks]) -> Masks:

@@ -151,8 +151,7 @@ class ComponentTrainer:
         importances = {name: importances_for_masks(values) for name, values in z.items()}
         remainders = {name: parts.remainder(self.weights[name]) for name, parts in self.parts.items()}
         self._ascend(inputs, clean, importances, remainders)
-        leaves = {} if self.adversary is None else self.adversary.leaves(len(inputs))
-        passes = self._passes(importances, leaves)
+        passes = self._passes(importances)
         distances = self._distances(inputs, clean, passes, remainders)
         faith = faithfulness(remainders)
         loss = self.settings.faithfulness_weight * faith + self._penalty(z, inputs)
@@ -161,7 +160,7 @@ class ComponentTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.adversary is not None:
-            self.adversary.climb({name: leaf.grad for name, leaf in leaves.items()})
+            self.adversary.climb()
         self._together(share)
         self._update()
         return self._outcome(passes, distances, importances, faith, inputs)
@@ -180,19 +179,22 @@ class ComponentTrainer:
         for _ in range(self.settings.ascents):
             self.adversary.ascend(len(inputs), at)
 
-    def _passes(self, importances: dict, leaves: Sources) -> list[tuple[str, float, Masks]]:
+    def _passes(self, importances: dict) -> list[tuple[str, float, Masks]]:
         """Name, weight and masks of every pass of this step."""
-        settings, found = self.settings, []
-        drawn = lambda: masks_from(importances, drawn_sources(importances, self.generator))  # noqa: E731
+        settings, found, n_rows = self.settings, [], len(next(iter(importances.values())))
+        drawn = lambda: drawn_sources(importances, self.generator)  # noqa: E731
         if settings.stochastic_weight:
-            found.append(("stochastic", settings.stochastic_weight, drawn()))
+            found.append(("stochastic", settings.stochastic_weight, masks_from(importances, drawn())))
         if settings.one_at_a_time_weight and (len(self.parts) > 1 or not found):
-            masks, share = drawn(), settings.one_at_a_time_weight / len(self.parts)
-            found += [("one", share, one_site(masks, name)) for name in self.parts]
+            sources, share = drawn(), settings.one_at_a_time_weight / len(self.parts)
+            found += [("one", share, masks_from(importances, one_site(sources, name))) for name in self.parts]
         if settings.subset_weight:
-            found.append(("subset", settings.subset_weight, random_subset(drawn(), self.generator)))
+            sources = random_subset(drawn(), self.generator)
+            found.append(("subset", settings.subset_weight, masks_from(importances, sources)))
         if self.adversary is not None:
-            found.append(("adversarial", settings.adversarial_weight, masks_from(importances, leaves)))
+            found.append(
+                ("adversarial", settings.adversarial_weight, masks_from(importances, self.adversary.sources_of(n_rows)))
+            )
         return found
 
     def _distances(self, inputs: ModelInputs, clean: CleanPass, passes: list, remainders: dict) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The metrics of a fit by name, never without their controls."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 from param_features.fitted.standing import Standing, lower
@@ -24,6 +25,24 @@ _MEANINGS = {
     "error_alone": "reconstruction error on the target of a fit without background",
 }
 
+_OF_COMPONENTS = {
+    "unmasked": "D with all components on and Δ off",
+    "stochastic": "D with every mask drawn between importance and 1",
+    "importance_as_mask": "D with importances as masks, Δ off",
+    "rounded": "D with components of importance above 0 on, all else off",
+    "all_zero": "D with nothing of the matrices left",
+    "l0": "components of importance above 0 per position, here and in the controls",
+    "l0_above_0.1": "the same above 0.1",
+    "alive": "components whose mean importance is above 1e-6",
+    "faithfulness": "‖Δ‖ / ‖W‖",
+    "loss_clean": "cross-entropy of the next token, nats",
+    "loss_unrecovered": "what rounded masks cost of it, as a share of what all-zero masks cost",
+    "control_svd_w": "singular directions of W that contribute most",
+    "control_neurons": "rows or columns of W that contribute most",
+    "control_rotated": "needed components, rotated at random among each other",
+    "control_shuffled": "the components with another position's importances",
+}
+
 
 ALWAYS = (
     "reconstruction_error", "training_error", "l0", "l0_at_threshold", "density", "dead", "n_features", "n_samples",
@@ -31,10 +50,21 @@ ALWAYS = (
 )  # fmt: skip
 """What `held_out_metrics` measures of every fit."""
 
+ALWAYS_OF_COMPONENTS = (
+    "unmasked", "stochastic", "importance_as_mask", "rounded", "all_zero", "l0", "l0_above_0.1", "alive", "faithfulness",
+    "control_svd_w", "control_neurons", "control_rotated", "control_shuffled", "n_features", "n_held_out",
+)  # fmt: skip
+"""What `component_metrics` measures of all components."""
+
+_CONTROLS_LOSS = re.compile("loss_.*control_")
+
+_RESOLUTION = 1e-4
+"""Of what switching the matrices off costs: smaller differences of D under masks tell nothing."""
+
 
 def is_counted(name: str) -> bool:
     """Whether a metric is a whole number of something."""
-    return name.startswith("n_") or name == "dead"
+    return name.startswith(("n_", "alive")) or name == "dead"
 
 
 def spread_name(control: str) -> str:
@@ -62,40 +92,52 @@ class Metrics(Mapping[str, float]):
         return len(self._values)
 
     @property
+    def score(self) -> str:
+        """The error that verdicts compare with the controls': `rounded` of components, else `reconstruction_error`."""
+        return "rounded" if "rounded" in self else "reconstruction_error"
+
+    @property
     def standings(self) -> dict[str, Standing]:
-        """How the fit's error lies beside each control's: the rule of every verdict about it."""
-        if "reconstruction_error" not in self:
-            return {}
-        return {
-            name: lower(self["reconstruction_error"], self[name], spread=self.get(spread_name(name), 0.0))
-            for name in self
-            if name.startswith("control_") and isinstance(self[name], int | float)
-        }
+        """How the fit's score lies beside each control's: the rule of every verdict about it."""
+        return {name: standing for name in self if name.startswith("control_") and (standing := self._standing(name))}
+
+    def _standing(self, control: str) -> Standing | None:
+        """How the fit lies beside a control: its score, or what the control's name says."""
+        compared = control.partition("control_")[0].removesuffix("_") or self.score
+        value, rival = self.get(compared), self[control]
+        if value is None or not isinstance(rival, int | float):
+            return None
+        floor = max(1e-12, _RESOLUTION * self.get("all_zero", 0.0))
+        return lower(value, rival, spread=self.get(spread_name(control), 0.0), floor=floor)
 
     @property
     def matched_by(self) -> list[str]:
-        """Controls that the fit's error is not below by 5 % and two standard errors: beside these it has shown nothing."""
+        """Controls that the fit's score is not below by 5 % and two standard errors: beside these it has shown nothing."""
         return [name for name, standing in self.standings.items() if not standing.is_better]
 
     def __repr__(self) -> str:
         """Print each metric with what it means, and each control with how the fit compares."""
-        return "\n".join(f"{name:<21} {self._number(name):>7}  {self.remark(name)}".rstrip() for name in self.listed)
+        width = max([21, *map(len, self.listed)])
+        return "\n".join(f"{name:<{width}} {self._number(name):>7}  {self.remark(name)}".rstrip() for name in self.listed)
 
     @property
     def listed(self) -> list[str]:
-        """The names that tables list: a control's spread stands in its own line."""
-        return [name for name in self if not name.startswith("spread_")]
+        """The names that tables list: a control's spread stands in its own line, single matrices' numbers in none."""
+        return [name for name in self if "spread_" not in name and "/" not in name and not _CONTROLS_LOSS.match(name)]
 
     def _number(self, name: str) -> str:
         value = self[name]
-        return str(int(value)) if is_counted(name) else f"{value:.3f}"
+        if is_counted(name):
+            return str(int(value))
+        is_small = self.score == "rounded" and 0 < abs(value) < 0.001
+        return f"{value:.1e}" if is_small else f"{value:.3f}"
 
     def remark(self, name: str) -> str:
         """What a metric means; of a control, how the fit compares with it."""
-        meaning = _MEANINGS.get(name, "")
-        if not name.startswith("control_"):
+        meaning = self._meaning(name)
+        if "control_" not in name:
             return meaning
-        standing = self.standings.get(name)
+        standing = self._standing(name)
         if standing is None or not self[name]:
             return meaning
         way = f"{standing.share} {'higher' if standing.gain < 0 else 'lower'}"
@@ -103,3 +145,11 @@ class Metrics(Mapping[str, float]):
             return f"{meaning}: the fit is {way}"
         verb = "IS BETTER THAN" if standing.side == "worse" else "MATCHES"
         return f"{meaning}: {verb} THE FIT, which has shown nothing beyond it ({way})"
+
+    def _meaning(self, name: str) -> str:
+        if self.score == "reconstruction_error":
+            return _MEANINGS.get(name, "")
+        if name.startswith("adversarial_"):
+            return f"largest D that {name.removeprefix('adversarial_')} steps of an adversary find"
+        meaning = _OF_COMPONENTS.get(name.removeprefix("stochastic_"), "")
+        return f"{meaning}, under stochastic masks" if name.startswith("stochastic_") else meaning

@@ -45,9 +45,18 @@ class Standing:
         return f"{abs(self.gain):.0%} ± {self.spread:.{0 if self.spread >= 0.01 else 1}%}"
 
 
-def lower(value: float, control: float, *, spread: float = 0.0, least: float = LEAST_GAIN) -> Standing:
-    """How an error lies beside a control's: the gain is the share of the control's error by which it is lower."""
-    return Standing((control - value) / max(control, 1e-12), spread, least)
+def lower(value: float, control: float, *, spread: float = 0.0, least: float = LEAST_GAIN, floor: float = 1e-12) -> Standing:
+    """How an error lies beside a control's: the gain is the share of the control's error by which it is lower.
+
+    Args:
+        value: Of which less is better.
+        control: What must not do as well.
+        spread: Standard error of the gain.
+        least: The gain that is needed.
+        floor: The gain is a share of this where the control's error is smaller: below it errors are noise.
+    """
+    scale = max(control, floor)
+    return Standing((control - value) / scale, spread * max(control, 0) / scale if control < floor else spread, least)
 
 
 def higher(value: float, control: float, *, spread: float = 0.0, least: float = LEAST_GAIN) -> Standing:

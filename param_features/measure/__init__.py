@@ -2,6 +2,8 @@
 
 from param_features.measure.agreement import Match, correlations, match_directions
 from param_features.measure.background_effects import background_metrics, off_target, on_target
+from param_features.measure.component_controls import each_control
+from param_features.measure.component_metrics import component_metrics
 from param_features.measure.controls import (
     ControlDictionary,
     control_bytes,
@@ -26,6 +28,7 @@ from param_features.measure.l0_curve import L0Curve, default_l0s, errors_by_l0, 
 from param_features.measure.label_purity import purity
 from param_features.measure.labels import label_of, output_label, visible, windows_with
 from param_features.measure.logits import TopLogits, top_logits
+from param_features.measure.masked_rows import Candidate, MaskedRows, rounded
 from param_features.measure.matching import match
 from param_features.measure.metrics import held_out_metrics
 from param_features.measure.of_features import curve_of, densities_of, examples_of
@@ -35,17 +38,20 @@ from param_features.measure.ranking import auroc
 from param_features.measure.weight import weight_by_head
 
 __all__ = [
+    "Candidate",
     "Counterparts",
     "ControlDictionary",
     "EXTRA",
     "Example",
     "L0Curve",
+    "MaskedRows",
     "Match",
     "Ranking",
     "SlicedPrincipal",
     "TopLogits",
     "activation_parts",
     "auroc",
+    "component_metrics",
     "background_metrics",
     "control_bytes",
     "control_dictionaries",
@@ -59,6 +65,7 @@ __all__ = [
     "densities_of",
     "dictionary_error",
     "distance",
+    "each_control",
     "errors_by_l0",
     "examples_of",
     "feature_chunks",
@@ -73,6 +80,7 @@ __all__ = [
     "outputs_of",
     "principal_directions",
     "purity",
+    "rounded",
     "random_directions",
     "random_like",
     "read_effects",

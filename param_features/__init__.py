@@ -8,6 +8,7 @@ from param_features.errors import ParamFeaturesError
 from param_features.features import ParamFeatures, decompose, load, sweep, track
 from param_features.files import library_version
 from param_features.fit import FitSettings, HessianSettings
+from param_features.fit.components import ComponentSettings
 from param_features.fitted import Metrics
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import FactorStore
@@ -26,6 +27,7 @@ __all__ = [
     "Background",
     "CardSettings",
     "CheckpointSettings",
+    "ComponentSettings",
     "FactorStore",
     "FitSettings",
     "HarvestSettings",

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import FeatureCountError, InputError, NotBoundError, ParamFeaturesError, SettingError
-from param_features.fit import Dictionary, Readings, activations
+from param_features.fit import Readings, activations
 from param_features.fit.formats import LowRank
 from param_features.fitted.metrics import Metrics
 from param_features.fitted.parts import Parts
@@ -43,7 +43,7 @@ class Fitted:
         engine: The model's gradients; None for features loaded without a model.
     """
 
-    dictionary: Dictionary
+    dictionary: Any
     question: Question
     params: Mapping[str, ParamRecord]
     metrics: Metrics

@@ -21,15 +21,17 @@ from param_features.gradients.probe import SampleProbe
 from param_features.gradients.references import collect_references, own_references, question_of
 from param_features.gradients.rows import at_least_float32, by_row
 from param_features.gradients.rules import LayerRule, register_rule, required_rule, rule_for
-from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_samples
+from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_rows, plan_samples
 from param_features.gradients.sites import (
     Applied,
     MatrixSite,
     acting_at,
     acting_on,
     check_rules,
+    no_matrix_at_one_place,
     sites_of,
     transposed,
+    without_components,
 )
 from param_features.gradients.sparse import is_fast_on, sparse_product
 from param_features.gradients.store import (
@@ -63,8 +65,10 @@ __all__ = [
     "acting_at",
     "acting_on",
     "check_rules",
+    "no_matrix_at_one_place",
     "sites_of",
     "transposed",
+    "without_components",
     "CANNOT_MAP",
     "CHUNK_BYTES",
     "MOST_LOGITS",
@@ -110,6 +114,7 @@ __all__ = [
     "outputs_at",
     "own_references",
     "plan_engine",
+    "plan_rows",
     "plan_samples",
     "question_of",
     "register_rule",

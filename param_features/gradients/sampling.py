@@ -107,6 +107,25 @@ def plan_samples(problem: Problem, settings: HarvestSettings, n_features: int, g
     return SamplePlan(order[n_held_out:].sort().values, order[:n_held_out].sort().values, n_slots)
 
 
+def plan_rows(problem: Problem, settings: HarvestSettings, generator: torch.Generator) -> SamplePlan:
+    """Split the sequences at random, each of which gives all of its positions; all sequences unless `n_samples` is given.
+
+    Raises:
+        SampleCountError: There are too few sequences to hold some out.
+    """
+    inputs = problem.data
+    n_slots = _n_positions(inputs) if problem.output.per_position else 1
+    n_used = len(inputs) if settings.n_samples is None else min(len(inputs), -(-settings.n_samples // n_slots))
+    n_held_out = max(least_rows(n_slots), round(n_used * settings.held_out_fraction))
+    if n_used - n_held_out < least_rows(n_slots):
+        raise SampleCountError(
+            f"{n_used} sequences with up to {n_slots} positions are too few to learn from some and measure on {n_held_out} "
+            "others. Give more data, or a larger n_samples."
+        )
+    order = torch.randperm(len(inputs), generator=generator)[:n_used]
+    return SamplePlan(order[n_held_out:].sort().values, order[:n_held_out].sort().values, n_slots)
+
+
 def _n_positions(inputs: ModelInputs) -> int:
     """Positions that every row has; a padded batch counts its mean length."""
     return inputs.n_pos if inputs.sample_mask is None else max(1, int(inputs.sample_mask.sum()) // len(inputs))

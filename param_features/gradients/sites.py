@@ -93,19 +93,37 @@ def sites_of(engine: GradientEngine) -> list[MatrixSite]:
     Raises:
         AdapterError: A parameter has no layer rule, is no matrix, or is applied at several places.
     """
-    check_rules(engine, needs="Components need", instead="Choose other parameters.")
-    sites = []
+    for why in without_components(engine).values():
+        raise AdapterError(why)
+    return [MatrixSite(view, engine.routes.taps[view.name][0]) for view in engine.subset.views]
+
+
+def without_components(engine: GradientEngine) -> dict[str, str]:
+    """The parameters of the engine that have no site, each with the reason in a sentence, in order."""
+    unruled = _without_rule(engine)
+    found = {}
     for view in engine.subset.views:
-        taps = engine.routes.taps[view.name]
-        if len(taps) != 1:
-            raise AdapterError(
-                f"{view.name!r} is applied at {len(taps)} places of the model (tied weights), and components have one "
-                "importance at each position. Untie the model, or choose other parameters."
-            )
-        if min(view.matrix_shape) == 1:
-            raise AdapterError(f"{view.name!r} is no matrix: {_MATRICES}")
-        sites.append(MatrixSite(view, taps[0]))
-    return sites
+        why = no_matrix_at_one_place(view, len(engine.routes.taps.get(view.name, [view])))
+        if view.name in unruled:
+            why = f"Components need {unruled[view.name]}. Choose other parameters."
+        if why is not None:
+            found[view.name] = why
+    return found
+
+
+def no_matrix_at_one_place(view: ParamView, n_places: int) -> str | None:
+    """Why a parameter has no components, as far as it shows without a pass of the model; None where nothing shows.
+
+    Args:
+        view: The parameter.
+        n_places: At how many places of the model it is applied.
+    """
+    if n_places != 1:
+        return (
+            f"{view.name!r} is applied at {n_places} places of the model (tied weights), and components have one "
+            "importance at each position. Untie the model, or choose other parameters."
+        )
+    return f"{view.name!r} is no matrix: {_MATRICES}" if min(view.matrix_shape) == 1 else None
 
 
 def check_rules(engine: GradientEngine, *, needs: str, instead: str) -> None:
@@ -119,19 +137,23 @@ def check_rules(engine: GradientEngine, *, needs: str, instead: str) -> None:
     Raises:
         AdapterError: A parameter has no layer rule here, or its layer goes on to compute from what it gives.
     """
+    for why in _without_rule(engine).values():
+        raise AdapterError(f"{needs} {why}. {instead}")
+
+
+def _without_rule(engine: GradientEngine) -> dict[str, str]:
+    """Parameters whose part of an output cannot be told apart, and what would be needed; those with a rule first."""
+    found = {}
     for name, taps in engine.routes.taps.items():
         if any(tap.output in engine.gathering for tap in taps):
-            raise AdapterError(
-                f"{needs} the positions of a batch in order, and the layer of {name!r} is called on some. {instead}"
-            )
-        if any(tap.input.which == "call" for tap in taps):
-            raise AdapterError(
-                f"{needs} what {name!r} itself gives, and its layer shows only what all experts give together. {instead}"
-            )
-    dense = [name for name in engine.subset.names if name not in engine.routes.taps]
-    if dense:
-        why = engine.routes.why_dense.get(dense[0], "its layer shows no module around it")
-        raise AdapterError(f"{needs} a layer rule for every parameter, and {dense[0]!r} has none here ({why}). {instead}")
+            found[name] = f"the positions of a batch in order, and the layer of {name!r} is called on some"
+        elif any(tap.input.which == "call" for tap in taps):
+            found[name] = f"what {name!r} itself gives, and its layer shows only what all experts give together"
+    for name in engine.subset.names:
+        if name not in engine.routes.taps:
+            why = engine.routes.why_dense.get(name, "its layer shows no module around it")
+            found[name] = f"a layer rule for every parameter, and {name!r} has none here ({why})"
+    return found
 
 
 @contextmanager

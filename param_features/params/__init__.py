@@ -14,7 +14,7 @@ from param_features.params.quantised import packed_layers, quantised_layers
 from param_features.params.readiness import check_present, check_ready, training_notice, why_never_chosen
 from param_features.params.record import ParamRecord
 from param_features.params.registry import adapter_for, register_adapter
-from param_features.params.selection import ParamSpec, select
+from param_features.params.selection import ParamSpec, named_in, select
 from param_features.params.state import copied_buffers, held_still, plain_kernels
 from param_features.params.storage import has_rows_in, rows_of_part
 from param_features.params.subset import ParamSubset
@@ -61,6 +61,7 @@ __all__ = [
     "quantised_layers",
     "register_adapter",
     "rows_of_part",
+    "named_in",
     "select",
     "stand_ins",
     "training_notice",

@@ -66,6 +66,26 @@ def select(
     return subset
 
 
+def named_in(
+    spec: ParamSpec,
+    views: Mapping[str, ParamView],
+    aliases: Mapping[str, str] | None = None,
+    parts: Mapping[str, ParamView] | None = None,
+) -> set[str]:
+    """The parameters that `spec` names one by one, by the library's names; those that a glob or regex takes are not.
+
+    Args:
+        spec: As for `select`; so are the others.
+        views: Every parameter of the model.
+        aliases: Further names of them.
+        parts: Parts of fused matrices.
+    """
+    parts, aliases = parts or {}, aliases or {}
+    names = {name: name for name in views} | dict(aliases) | _names_of_parts(parts, aliases)
+    named = {names[pattern] for pattern in _patterns(spec) if isinstance(pattern, str) and pattern in names}
+    return _with_members(named, views, parts)
+
+
 def _with_members(chosen: set[str], views: Mapping[str, ParamView], parts: Mapping[str, ParamView]) -> set[str]:
     """The choice with the members of every stack in place of the stack: parts that have an axis less than the whole."""
     members: dict[str, list[str]] = {}

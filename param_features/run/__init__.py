@@ -5,7 +5,7 @@ from param_features.run.description import ModelDescription, describe
 from param_features.run.estimation import Estimate, estimate
 from param_features.run.harvesting import harvest
 from param_features.run.loading import bind, load
-from param_features.run.request import settings_of_record
+from param_features.run.record import settings_of_record
 from param_features.run.resuming import CheckpointSettings
 from param_features.run.sweeping import Sweep, SweepRow, SweepSettings, sweep
 

@@ -1,62 +1,33 @@
 """From a model, parameter names and inputs to features with their controls."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from param_features.fit import Fit, FitRequest, FitSettings, HessianSettings, OffTarget, fit_hessian, fit_l3d
-from param_features.fit.formats import FORMATS
-from param_features.fitted import Fitted, Metrics
-from param_features.gradients import (
-    GradientEngine,
-    GradientStore,
-    Harvester,
-    HarvestSettings,
-    SampleGradients,
-    SamplePlan,
-    SampleProbe,
-    build_engine,
-    own_references,
-    plan_samples,
-    question_of,
-)
-from param_features.gradients.disk import FactorStore, near
-from param_features.machine import ALONE, Processes, free_bytes, launched, notify, own_modes, public
-from param_features.measure import held_out_metrics
-from param_features.params import ParamRecord, ParamSpec
-from param_features.problem import (
-    ModelInputs,
-    Problem,
-    Question,
-    ReadBackground,
-    Stage,
-    check_curved,
-    position_record,
-    read_background,
-    read_model,
-    read_problem,
-    say_notices,
-    stage_generator,
-)
-from param_features.run.contrast import FitCall, Stores, background_gradients, fit_beside
-from param_features.run.estimation.room import fit_in_room
-from param_features.run.estimation.sizes import Sizes
+from param_features.fit import FitSettings, HessianSettings
+from param_features.fit.components import ComponentSettings
+from param_features.fitted import Fitted
+from param_features.gradients import HarvestSettings
+from param_features.gradients.disk import FactorStore
+from param_features.machine import launched, own_modes, public
+from param_features.params import ParamSpec
+from param_features.problem import check_curved, read_background, read_model, read_problem, say_notices
+from param_features.run.from_gradients import Decomposition
+from param_features.run.from_weights import ComponentRun, refuse_foreign
 from param_features.run.request import (
-    MethodSettings,
     Request,
     check_request,
+    component_settings,
     leaves_batch_open,
     method_settings,
+    one_count,
     read_fit,
-    settings_record,
     usual_l0,
 )
-from param_features.run.resuming import CheckpointFolder, CheckpointSettings, Job, resumable
+from param_features.run.resuming import CheckpointSettings, resumable
 
 
 @public
@@ -68,7 +39,7 @@ def decompose(
     *,
     inputs: Any = None,
     store: str | PathLike | FactorStore | None = None,
-    n_features: int = 100,
+    n_features: int | Mapping[str, int] | None = None,
     l0: float | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
     reference: Any = None,
@@ -82,10 +53,10 @@ def decompose(
     progress: bool = True,
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
-    fit: FitSettings | HessianSettings | Mapping[str, Any] | None = None,
+    fit: FitSettings | HessianSettings | ComponentSettings | Mapping[str, Any] | str | None = None,
     checkpoints: str | PathLike | CheckpointSettings | None = None,
 ) -> Fitted:
-    """Find directions in the chosen parameters, each of which matters for few inputs.
+    """Find directions in the chosen parameters, or components of their weights, each of which matters for few inputs.
 
     The model is run in evaluation mode and is left exactly as it was: weights, hooks, gradient flags, modes and random
     state, after success, after an error and after Ctrl-C. Ctrl-C during the fit returns the features fitted so far.
@@ -107,7 +78,8 @@ def decompose(
         store: Gradients that `pf.harvest` took before, or their directory, instead of a harvest. The parameters, the data,
             the divergence, the reference and the samples are then the store's, and may be left out; what is given must be
             the same. The result is that of a harvest in memory with the store's seed.
-        n_features: Number of features.
+        n_features: Number of features; 100 by default. Of components: of each matrix, or `{name or glob: number}`, where a
+            name goes before a glob; twice the smaller side of a matrix, at most 512, where nothing is given for it.
         l0: Mean number of features kept per sample; n_features / 20, at least 1, by default.
         divergence: `"kl"`, `"se"`, `"sum"`, your own function of (output, reference) to one scalar per sample, or `"auto"`:
             KL for logits and squared error otherwise.
@@ -126,15 +98,21 @@ def decompose(
             values speak of these data alone. Rows without such a position are left out.
         tokenizer: For strings, where the model carries none: a Hugging Face tokenizer.
         method: `"l3d"` fits directions to gradients; `"hessian"` climbs to directions along which some samples' divergence
-            from their own output is steeply curved, and which do not interfere; for `"kl"` and `"se"`.
+            from their own output is steeply curved, and which do not interfere; for `"kl"` and `"se"`. `"components"`
+            splits the weights into rank-1 components that sum to them, and learns for every input which ones its output
+            needs (SPD, VPD): D is then that of the output with the others switched off from the model's own, so that
+            `reference`, `background`, `store` and `l0` are refused. Parameters that a glob takes and that have no components
+            (biases, gains, positions, tied tables, experts) are left out, which a notice says.
         steps: Optimiser steps; overrides `fit.steps`.
         seed: Of every random choice. Same seed, same machine, same result.
         progress: Whether to show progress bars and what is going on, on the error stream.
         n_samples: Samples to harvest; overrides `harvest.n_samples`.
-        harvest: How samples, references and examples are taken from the data.
+        harvest: How samples, references and examples are taken from the data. Of components all positions of a row are
+            samples, and only `n_samples`, `held_out_fraction`, `n_references` and `n_examples` are taken.
         fit: Further settings of the fit, rank and format among them: `pf.FitSettings` for `"l3d"`, `pf.HessianSettings` for
-            `"hessian"`. Where none are given but rank and format, and a batch of 1,024 samples does not fit in memory, a
-            smaller one is taken, and a notice says so.
+            `"hessian"`, `pf.ComponentSettings` or the name of its presets, `"spd"` or `"vpd"`, for `"components"`. Where
+            none are given but rank and format, and a batch of 1,024 samples does not fit in memory, a smaller one is taken,
+            and a notice says so.
         checkpoints: A folder in which harvest and fit are kept as they go, or `pf.CheckpointSettings(folder, every=5)` for
             other seconds between them. The same call goes on from there after a kill, and ends with the bits of an unbroken
             one on the same machine; Ctrl-C leaves a checkpoint too. Gradients then lie on disk, and how many are taken does
@@ -164,12 +142,32 @@ def decompose(
     Source: L3D (arXiv 2504.00194); its first draft for `method="hessian"`, see `fit/hessian.py` for what differs; the
         metrics' controls are this library's own.
     """
-    processes, fit = launched(), read_fit(method, fit)
+    processes = launched()
+    if method == "components":
+        refuse_foreign(reference, harvest, store=store, background=background, l0=l0)
+        run = ComponentRun.of(
+            model,
+            params,
+            tokens,
+            inputs,
+            n_features=n_features,
+            divergence=divergence,
+            output=output,
+            positions=positions,
+            tokenizer=tokenizer,
+            seed=seed,
+            progress=progress and processes.is_main,
+            harvest=_with_samples(harvest or HarvestSettings(), n_samples),
+            fit=component_settings(fit, steps=steps),
+            processes=processes,
+        )
+        return run.fitted()
+    fit, n_features = read_fit(method, fit), one_count(n_features, method)
     l0 = usual_l0(n_features) if l0 is None else float(l0)
     request = Request(method, n_features, l0, seed, progress and processes.is_main)
     opened = None if store is None else FactorStore.open(store)
     harvest = harvest or (HarvestSettings() if opened is None else opened.settings)
-    harvest = harvest if n_samples is None else replace(harvest, n_samples=n_samples)
+    harvest = _with_samples(harvest, n_samples)
     settings = method_settings(method, fit, steps=steps)
     names = opened.names if opened is not None and params is None else [] if params is None else params
     chosen = read_model(model, names, tokenizer=tokenizer, output=output)
@@ -203,216 +201,5 @@ def decompose(
         return replace(run, store=gradients, folder=folder).fitted()
 
 
-@dataclass(frozen=True)
-class Decomposition:
-    """One decomposition after its inputs were checked.
-
-    Attributes:
-        problem: What gradients are taken of.
-        request: What is asked of the fit.
-        harvest: How samples, references and examples are taken.
-        fit: Settings of the fit.
-        background: Samples that the features are to leave alone.
-        store: Gradients that were taken before.
-        is_batch_open: Whether the fit's batch may be made smaller where memory wants it.
-        processes: Who share the work.
-        folder: Where checkpoints are kept.
-    """
-
-    problem: Problem
-    request: Request
-    harvest: HarvestSettings
-    fit: MethodSettings
-    background: ReadBackground | None = None
-    store: FactorStore | None = None
-    is_batch_open: bool = False
-    processes: Processes = ALONE
-    folder: CheckpointFolder | None = None
-
-    @property
-    def job(self) -> Job:
-        """What decides the outcome."""
-        return Job(self.problem, self.request, self.harvest, self.fit, self.background, self.store)
-
-    def fitted(self) -> Fitted:
-        """Harvest, fit and measure."""
-        engine = build_engine(self.problem, self.request.say)
-        question = question_of(self.problem, engine, self.harvest.n_references, self._generator(Stage.REFERENCES))
-        probe = SampleProbe(engine, self.problem.data)
-        harvester = Harvester(probe, question.divergence, question.drawn, self.harvest).agreed(self.processes)
-        plan = self._plan(harvester)
-        run = replace(self, fit=self._fit_in_room(harvester, plan))
-        return run._measured(engine, harvester, plan, question)
-
-    def _plan(self, harvester: Harvester) -> SamplePlan:
-        """Which samples are taken: those of the store where there is one, or as many as fit in memory."""
-        if self.store is not None:
-            return self.store.plan
-        return plan_samples(self.problem, harvester.settings_that_fit, self.request.n_features, self._generator(Stage.PLAN))
-
-    def _fit_in_room(self, harvester: Harvester, plan: SamplePlan) -> MethodSettings:
-        """Settings of the fit with which the run fits in memory.
-
-        Raises:
-            MemoryEstimateError: There are none, or the settings were given.
-        """
-        if isinstance(self.fit, HessianSettings):
-            return self.fit
-        if self.store is None:
-            like = harvester.probe.like
-            counts = [len(rows) * plan.n_slots for rows in (plan.train, plan.held_out)]
-        else:
-            like, counts = self.store.train.rows(slice(0, 2)), [self.store.train.n_samples, self.store.held_out.n_samples]
-        request, free = self.request, free_bytes(self.problem.subset.device)
-        free = self.processes.least(free // self.processes.n_on_machine)
-        wanted = FitRequest(request.n_features, self.fit.rank, request.l0, self.fit)
-        sizes = Sizes.of(like, counts[0], counts[1], wanted, is_stored=self.store is not None)
-        return fit_in_room(sizes, free, is_batch_open=self.is_batch_open)
-
-    def _measured(self, engine: GradientEngine, harvester: Harvester, plan: SamplePlan, question: Question) -> Fitted:
-        train, held_out = self._harvest(harvester, plan)
-        fit_to = partial(self._fit, engine, plan)
-        if self.background is None:
-            fit, extra, record = fit_to(train), {}, {}
-        else:
-            fit, extra, record = self._contrasted(fit_to, engine, (train, held_out))
-        extra |= {} if self.store is None else self.store.metrics
-        metrics = Metrics({**self._metrics(fit, train, held_out), **extra})
-        for control in metrics.matched_by:
-            notify(f"{control} reconstructs as well as the fit: these features have shown nothing beyond it.")
-        examples = self.problem.data.rows(plan.held_out[: self.harvest.n_examples])
-        return Fitted(
-            dictionary=fit.dictionary,
-            question=question,
-            params=self._records(),
-            metrics=metrics,
-            config=self._config(fit, examples) | record,
-            examples=examples,
-            engine=engine,
-        )
-
-    def _metrics(self, fit: Fit, train: SampleGradients, held_out: SampleGradients) -> Metrics:
-        return held_out_metrics(
-            fit.dictionary,
-            train=train,
-            held_out=held_out,
-            subset=self.problem.subset,
-            rank=self.fit.rank,
-            l0=self.request.l0,
-            generator=self._generator(Stage.MEASURE),
-        )
-
-    def _contrasted(
-        self, fit_to: FitCall, engine: GradientEngine, target: Stores
-    ) -> tuple[Fit, dict[str, float], dict[str, Any]]:
-        """Features that leave the background alone, metrics beside a fit without it, and the record."""
-        request, background = self.request, self.background
-        assert background is not None
-        background_samples = background_gradients(
-            background,
-            engine,
-            self.harvest,
-            n_features=background.settings.n_own(request.n_features),
-            generator=self._generator(Stage.BACKGROUND),
-            progress=request.progress,
-            processes=self.processes,
-        )
-        return fit_beside(
-            fit_to,
-            target,
-            background_samples,
-            background.settings,
-            n_features=request.n_features,
-            rank=self.fit.rank,
-            l0=request.l0,
-            generator=self._generator(Stage.BESIDE_BACKGROUND),
-        )
-
-    def _fit(
-        self,
-        engine: GradientEngine,
-        plan: SamplePlan,
-        store: SampleGradients,
-        n_features: int | None = None,
-        off_target: OffTarget | None = None,
-    ) -> Fit:
-        request = self.request
-        checkpoints = None if self.folder is None else self.folder.checkpoints(store, n_features, off_target)
-        n_features = request.n_features if n_features is None else n_features
-        l0, generator = min(request.l0, n_features), self._generator(Stage.FIT)
-        if isinstance(self.fit, HessianSettings):
-            divergence, rows = check_curved(self.problem.divergence), self.problem.data.rows(plan.train)
-            return fit_hessian(
-                engine,
-                divergence,
-                rows,
-                store,
-                FitRequest(n_features, self.fit.rank, l0, self.fit),
-                generator=generator,
-                progress=request.progress,
-                checkpoints=checkpoints,
-                processes=self.processes,
-            )
-        modes = {view.name: view.modes for view in self.problem.subset.views}
-        return fit_l3d(
-            store,
-            FitRequest(n_features, self.fit.rank, l0, self.fit, FORMATS[self.fit.format], modes),
-            generator=generator,
-            progress=request.progress,
-            off_target=off_target,
-            checkpoints=checkpoints,
-            processes=self.processes,
-        )
-
-    def _generator(self, stage: Stage) -> torch.Generator:
-        return stage_generator(self.request.seed, stage)
-
-    def _harvest(self, harvester: Harvester, plan: SamplePlan) -> tuple[SampleGradients, SampleGradients]:
-        """Gradients to fit to, and to measure on."""
-        if self.store is not None:
-            store = self.store.on(self.problem.subset.device)
-            is_ours = self.folder is not None and self.folder.has_gradients
-            train, held_out = near(store.train, store.held_out, n_bytes=harvester.budget if is_ours else 0)
-            return train, held_out
-        generator = self._generator(Stage.HARVEST)
-        train = self._store(harvester, plan.train, plan.n_slots, generator, "harvest")
-        train.check_gradients()
-        exact = replace(harvester, settings=replace(harvester.settings, memory_dtype="float32"))
-        return train, self._store(exact, plan.held_out, plan.n_slots, generator, "held out")
-
-    def _store(
-        self, harvester: Harvester, rows: Tensor, n_slots: int, generator: torch.Generator, title: str
-    ) -> GradientStore:
-        return harvester.store(
-            self.problem.data.rows(rows),
-            n_slots,
-            generator,
-            progress=self.request.progress,
-            title=title,
-            references=own_references(self.problem, harvester.engine, rows),
-            processes=self.processes,
-        )
-
-    def _records(self) -> dict[str, ParamRecord]:
-        fingerprint = self.problem.subset.fingerprint()
-        return {view.name: ParamRecord.of(view, fingerprint[view.name]) for view in self.problem.subset.views}
-
-    def _config(self, fit: Fit, examples: ModelInputs) -> dict[str, Any]:
-        """Settings of the run, for the record."""
-        output = self.problem.adapter.given_output
-        positions = position_record(self.problem.positions.given, examples)
-        return {
-            **self.request.record(self.fit),
-            "progress": self.request.progress,
-            **settings_record(self.harvest, self.fit),
-            "steps_done": fit.steps_done,
-            "history": fit.history,
-            "model": self.problem.adapter.description,
-            "output": None if output is None else _name_of(output),
-            **({} if positions == "all" else {"positions": positions}),
-            **({} if self.store is None else {"store": self.store.summary}),
-        }
-
-
-def _name_of(function: Callable) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+def _with_samples(harvest: HarvestSettings, n_samples: int | None) -> HarvestSettings:
+    return harvest if n_samples is None else replace(harvest, n_samples=n_samples)

@@ -1,17 +1,17 @@
 """What the user asks of a fit, and what is refused before any expensive step."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from param_features.errors import FeatureCountError, RankError, SettingError, nearest
 from param_features.fit import FitSettings, HessianSettings, check_l0
+from param_features.fit.components import PRESETS, ComponentSettings
 from param_features.fit.formats import FORMATS
-from param_features.gradients import HarvestSettings
 from param_features.machine import spoken
 from param_features.params import ParamSubset
 
-_METHODS = {"l3d": FitSettings, "hessian": HessianSettings}
+METHODS = {"l3d": FitSettings, "hessian": HessianSettings, "components": ComponentSettings}
 """Each method's settings."""
 
 MethodSettings = FitSettings | HessianSettings
@@ -44,33 +44,64 @@ class Request:
         }
 
 
-_FORM = ("rank", "format")
+@dataclass(frozen=True)
+class ComponentRequest:
+    """What the user asks of a fit of components, beside its settings.
+
+    Attributes:
+        counts: Components of each matrix, by name.
+        seed: Of every random choice.
+        progress: Whether progress is shown.
+    """
+
+    counts: Mapping[str, int]
+    seed: int
+    progress: bool
+
+    @property
+    def n_features(self) -> int:
+        """How many components there are."""
+        return sum(self.counts.values())
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """Prints a line on the error stream, where progress is wanted."""
+        return spoken(self.progress)
+
+    def record(self) -> dict[str, Any]:
+        """What decides a fit beside its settings, for its record."""
+        return {
+            "method": "components",
+            "n_features": self.n_features,
+            "n_components": dict(self.counts),
+            "seed": self.seed,
+        }
+
+
+FORM = ("rank", "format")
 """Settings of a fit that its record holds beside the method's others."""
 
-_MEASURE = ("n_references", "n_examples")
-"""Settings of a harvest that the record of a fit holds under `measure`."""
 
-
-def _form_of(kind: type[FitSettings] | type[HessianSettings]) -> list[str]:
+def form_of(kind: type) -> list[str]:
     """Those of rank and format that a method's settings have."""
-    return [field.name for field in fields(kind) if field.name in _FORM]
+    return [field.name for field in fields(kind) if field.name in FORM]
 
 
-def settings_record(harvest: HarvestSettings, fit: MethodSettings) -> dict[str, dict[str, Any]]:
-    """Write settings as the record of a fit holds them; `settings_of_record` reads them."""
-    taken = asdict(harvest)
-    return {
-        "harvest": {name: value for name, value in taken.items() if name not in _MEASURE},
-        "fit": {name: value for name, value in asdict(fit).items() if name not in _FORM},
-        "measure": {name: taken[name] for name in _MEASURE},
-    }
+_USUAL_N = 100
 
 
-def settings_of_record(record: Mapping[str, Any]) -> tuple[HarvestSettings, MethodSettings]:
-    """Read the settings of a harvest and a fit from the fit's record."""
-    kind = _METHODS[record["method"]]
-    form = {name: record[name] for name in _form_of(kind)}
-    return HarvestSettings(**record["harvest"], **record["measure"]), kind(**record["fit"], **form)
+def one_count(n_features: int | Mapping[str, int] | None, method: str) -> int:
+    """The number of features of a method that finds them in all parameters together; 100 where none is given.
+
+    Raises:
+        FeatureCountError: It was given matrix by matrix.
+    """
+    if isinstance(n_features, Mapping):
+        raise FeatureCountError(
+            f"n_features is a dict, but features of method={method!r} lie in all parameters together. Give one number, or "
+            "method='components'."
+        )
+    return _USUAL_N if n_features is None else n_features
 
 
 def usual_l0(n_features: int) -> float:
@@ -81,7 +112,7 @@ def usual_l0(n_features: int) -> float:
 def method_settings(
     method: str, fit: MethodSettings | None, *, steps: int | None, rank: int | None = None
 ) -> MethodSettings:
-    """The settings of a fit: those given, or else the method's own, with what overrides them.
+    """The settings of a fit to gradients: those given, or else the method's own, with what overrides them.
 
     Args:
         method: Name of the method.
@@ -92,12 +123,7 @@ def method_settings(
     Raises:
         SettingError: The method is unknown, or `fit` is of another method.
     """
-    if method not in _METHODS:
-        raise SettingError(
-            f"method={method!r} is unknown. Accepted: {', '.join(map(repr, _METHODS))}; nearest: "
-            f"{nearest(method, _METHODS)}."
-        )
-    kind = _METHODS[method]
+    kind = METHODS[checked_method(method)]
     fit = kind() if fit is None else fit
     if not isinstance(fit, kind):
         raise SettingError(
@@ -108,14 +134,53 @@ def method_settings(
     return fit if rank is None else replace(fit, rank=rank)
 
 
-def read_fit(method: str, fit: MethodSettings | Mapping[str, Any] | None) -> MethodSettings | None:
-    """Settings that may have been given as a mapping, of the method's class."""
-    return _METHODS.get(method, FitSettings)(**fit) if isinstance(fit, Mapping) else fit
+def checked_method(method: str) -> str:
+    """The method's name.
+
+    Raises:
+        SettingError: There is no such method.
+    """
+    if method not in METHODS:
+        raise SettingError(
+            f"method={method!r} is unknown. Accepted: {', '.join(map(repr, METHODS))}; nearest: {nearest(method, METHODS)}."
+        )
+    return method
+
+
+def read_fit(method: str, fit: Any) -> MethodSettings | None:
+    """Settings of a fit to gradients, which may have been given as a mapping, of the method's class.
+
+    Raises:
+        SettingError: They are a name, and only `method="components"` has presets.
+    """
+    if isinstance(fit, str):
+        raise SettingError(f"fit={fit!r} is a name, and only method='components' has presets. Give settings.")
+    return METHODS.get(method, FitSettings)(**fit) if isinstance(fit, Mapping) else fit
+
+
+def component_settings(
+    fit: ComponentSettings | MethodSettings | Mapping[str, Any] | str | None, *, steps: int | None
+) -> ComponentSettings:
+    """The settings of a fit of components, from what was given as `fit=`.
+
+    Raises:
+        SettingError: It is of another method, or there is no preset of that name.
+    """
+    if isinstance(fit, str):
+        fit = ComponentSettings.preset(fit)
+    elif fit is None or isinstance(fit, Mapping):
+        fit = ComponentSettings(**(fit or {}))
+    if not isinstance(fit, ComponentSettings):
+        raise SettingError(
+            f"fit is a {type(fit).__name__}, but method='components' takes pf.ComponentSettings(…), or the name of a "
+            f"preset: {', '.join(map(repr, PRESETS))}. Give that, or another method."
+        )
+    return fit if steps is None else replace(fit, steps=steps)
 
 
 def leaves_batch_open(fit: MethodSettings | None) -> bool:
     """Tell whether a fit's batch may be made smaller for want of memory: `fit` gives no more than rank and format."""
-    return fit is None or fit == replace(type(fit)(), **{name: getattr(fit, name) for name in _form_of(type(fit))})
+    return fit is None or fit == replace(type(fit)(), **{name: getattr(fit, name) for name in form_of(type(fit))})
 
 
 def check_request(request: Request, fit: MethodSettings, subset: ParamSubset) -> None:

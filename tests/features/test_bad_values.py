@@ -56,7 +56,7 @@ def no_work(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     for place in (
-        "param_features.run.decomposition.build_engine",
+        "param_features.run.from_gradients.build_engine",
         "param_features.run.harvesting.harvested",
         "param_features.run.estimation.estimating.build_engine",
         "param_features.run.sweeping.sweeps.harvest_to_disk",

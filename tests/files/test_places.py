@@ -26,7 +26,7 @@ def features():
 @pytest.fixture
 def no_work(monkeypatch):
     """Neither a report's measuring, nor a harvest or a fit."""
-    for place in ("report.features.curve_of", "run.harvesting.harvested", "run.decomposition.Decomposition.fitted"):
+    for place in ("report.features.curve_of", "run.harvesting.harvested", "run.from_gradients.Decomposition.fitted"):
         monkeypatch.setattr(f"param_features.{place}", None)
 
 

@@ -70,7 +70,7 @@ class MaskedModel:
                 output = self._output(inputs)
             missing = [site.name for site in self.sites if site.name not in self._applied]
             if missing:
-                raise AdapterError(f"{missing[0]!r} is not applied in this model's pass. Choose other parameters.")
+                raise AdapterError(_not_once(missing[0], 0))
             return CleanPass(check_finite_output(output), self._applied)
         finally:
             self._applied = None
@@ -106,10 +106,7 @@ class MaskedModel:
     def _act(self, site: MatrixSite, source: Tensor, output: Tensor) -> Tensor:
         if self._applied is not None:
             if site.name in self._applied:
-                raise AdapterError(
-                    f"{site.name!r} is applied more than once in a pass, and components have one importance at each "
-                    "position. Choose other parameters."
-                )
+                raise AdapterError(_not_once(site.name, 2))
             self._applied[site.name] = site.applied(source, output, self._n_rows).detach()
             return output
         if self._masked is None:
@@ -122,6 +119,32 @@ class MaskedModel:
             applied, masks.components[site.name], remainders.get(site.name), masks.remainders.get(site.name)
         )
         return site.added(change, source, output, self._n_rows)
+
+
+def not_applied_once(engine: GradientEngine, sites: list[MatrixSite], inputs: ModelInputs) -> dict[str, str]:
+    """The sites that a pass does not apply exactly once as a matrix, each with the reason. Cost: a forward pass."""
+    n_calls, found = dict.fromkeys((site.name for site in sites), 0), {}
+
+    def act(site: MatrixSite, source: Tensor, output: Tensor) -> Tensor:
+        n_calls[site.name] += 1
+        try:
+            site.applied(source, output, len(inputs))
+        except AdapterError as error:
+            found[site.name] = str(error)
+        return output
+
+    with held_still(engine.adapter.module), acting_on(sites, act), torch.no_grad():
+        engine.adapter.run(*inputs.args, **inputs.kwargs)
+    return {name: _not_once(name, n) for name, n in n_calls.items() if n != 1} | found
+
+
+def _not_once(name: str, n: int) -> str:
+    if not n:
+        return f"{name!r} is not applied in this model's pass. Choose other parameters."
+    return (
+        f"{name!r} is applied more than once in a pass, and components have one importance at each position. Choose other "
+        "parameters."
+    )
 
 
 def repeated(inputs: ModelInputs, n: int) -> ModelInputs:

@@ -293,10 +293,16 @@ def network_of(
         generator: Draws the first weights.
         tables: The sites that read indices.
     """
+    kind, hidden = network_size(settings, shapes)
+    if kind == "component":
+        return PerComponent(shapes, hidden, generator)
+    return (PerSite if kind == "site" else ForModel)(shapes, hidden, generator, tables)
+
+
+def network_size(settings: ComponentSettings, shapes: Mapping[str, tuple[int, int]]) -> tuple[str, int]:
+    """Kind and width of the importance network: those given, or chosen from the shapes, as of `network_of`."""
     kind = settings.importance
     if kind == "auto":
         kind = "component" if max(n for n, _ in shapes.values()) <= _SMALL else "site"
-    if kind == "component":
-        return PerComponent(shapes, settings.hidden or 16, generator)
-    hidden = settings.hidden or min(1024, 4 * max(d_in for name, (_, d_in) in shapes.items()))
-    return (PerSite if kind == "site" else ForModel)(shapes, hidden, generator, tables)
+    usual = 16 if kind == "component" else min(1024, 4 * max(d_in for _, d_in in shapes.values()))
+    return kind, settings.hidden or usual

@@ -21,8 +21,9 @@ from param_features.machine import launched, own_modes, public
 from param_features.measure import match
 from param_features.params import ParamSpec
 from param_features.problem import Problem, check_curved, read_model, say_notices
-from param_features.run.decomposition import Decomposition
+from param_features.run.from_gradients import Decomposition
 from param_features.run.harvesting import harvest as harvest_to_disk
+from param_features.run.record import settings_record
 from param_features.run.request import (
     MethodSettings,
     Request,
@@ -30,7 +31,6 @@ from param_features.run.request import (
     leaves_batch_open,
     method_settings,
     read_fit,
-    settings_record,
 )
 from param_features.run.sweeping.finished import read_finished
 from param_features.run.sweeping.row import SweepRow, row_of

@@ -53,7 +53,7 @@ def test_what_no_single_setting_helps_says_so():
 
 def test_decompose_refuses_before_the_harvest(demo, monkeypatch):
     model, tokens = demo
-    monkeypatch.setattr("param_features.run.decomposition.free_bytes", lambda _: 20 * 2**20)
+    monkeypatch.setattr("param_features.run.from_gradients.free_bytes", lambda _: 20 * 2**20)
     with pytest.raises(MemoryEstimateError, match="20 features of rank 1 from 1,0.. samples"):
         pf.decompose(model, tokens=tokens, fit=pf.FitSettings(), **CALL)
 
@@ -61,7 +61,7 @@ def test_decompose_refuses_before_the_harvest(demo, monkeypatch):
 def test_decompose_takes_a_smaller_batch_and_records_it(demo, monkeypatch):
     model, tokens = demo
     monkeypatch.setattr(SIZES, "control_bytes", lambda *_, **__: 0)  # so that the batch matters
-    monkeypatch.setattr("param_features.run.decomposition.free_bytes", lambda _: 38 * 10**6)
+    monkeypatch.setattr("param_features.run.from_gradients.free_bytes", lambda _: 38 * 10**6)
     features = pf.decompose(model, tokens=tokens, **CALL)
     assert features.config["fit"]["batch_size"] == 128
     of_rank_2 = pf.decompose(model, tokens=tokens, fit=pf.FitSettings(rank=2), **CALL)

@@ -10,7 +10,7 @@ from torch import nn
 import param_features as pf
 from param_features.errors import FeatureCountError, RankError, SampleCountError, SettingError, StoreError
 from param_features.run import Sweep
-from param_features.run.decomposition import Decomposition
+from param_features.run.from_gradients import Decomposition
 from param_features.run.sweeping import sweeps as run
 
 FIT = pf.FitSettings(steps=100, batch_size=128)

@@ -1,0 +1,177 @@
+"""`method="components"`: one decomposition of weights into components, from what was given to what is fitted."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from param_features.errors import SettingError
+from param_features.fit import Fit
+from param_features.fit.components import ComponentDictionary, ComponentSettings, fit_components, network_size
+from param_features.fitted import Fitted, Metrics
+from param_features.gradients import GradientEngine, HarvestSettings, SamplePlan, plan_rows, question_of
+from param_features.machine import ALONE, Processes
+from param_features.params import ParamSpec, named_in
+from param_features.problem import ModelInputs, Problem, Stage, read_model, read_problem, say_notices, stage_generator
+from param_features.run.matrices import counts_of, engine_of_matrices
+from param_features.run.record import param_records, run_record, settings_record
+from param_features.run.request import ComponentRequest
+
+_INSTEAD = {
+    "store": "gradients are no part of it: give tokens= or inputs=",
+    "l0": "how many are needed follows from fit=pf.ComponentSettings(importance_weight=…)",
+    "background": "give the inputs of interest alone as tokens=",
+}
+_OWN_REFERENCES = (None, "self")
+_HEEDED = ("n_samples", "held_out_fraction", "n_references", "n_examples")
+
+
+def refuse_foreign(reference: Any, harvest: HarvestSettings | None, **given: Any) -> None:
+    """Refuse what other methods take and this one does not.
+
+    Raises:
+        SettingError: Names the argument, and what to do instead.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise SettingError(f"{name}= is not for method='components': {_INSTEAD[name]}.")
+    if not isinstance(reference, str | None) or reference not in _OWN_REFERENCES:
+        raise SettingError(
+            "reference= is not for method='components', which compares the output under masks with the model's own. Leave "
+            "it out, or give 'self'."
+        )
+    if harvest is not None:
+        for field in fields(harvest):
+            if field.name not in _HEEDED and getattr(harvest, field.name) != field.default:
+                raise SettingError(
+                    f"harvest={field.name} is not for method='components', which takes no gradients. Accepted there: "
+                    f"{', '.join(_HEEDED)}; samples of a step are fit=pf.ComponentSettings(batch_size=…)."
+                )
+
+
+def _check_distance(problem: Problem) -> None:
+    """Refuse a divergence that may fall below that of two equal outputs.
+
+    Raises:
+        SettingError: It may.
+    """
+    if problem.divergence.name == "sum":
+        raise SettingError(
+            "divergence='sum' is no distance between the output under masks and the model's own, as method='components' "
+            "needs. Accepted: 'kl', 'se', or a function of (output, reference) that is least where they are equal."
+        )
+
+
+@dataclass(frozen=True)
+class ComponentRun:
+    """One decomposition into components after its inputs were checked.
+
+    Attributes:
+        problem: The chosen matrices, and what the model is run on.
+        engine: Runs the model.
+        request: What is asked of the fit.
+        harvest: How many rows and examples are taken.
+        fit: Settings of the fit.
+        processes: Who share the work.
+    """
+
+    problem: Problem
+    engine: GradientEngine
+    request: ComponentRequest
+    harvest: HarvestSettings
+    fit: ComponentSettings
+    processes: Processes = ALONE
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        params: ParamSpec | None,
+        tokens: Any,
+        inputs: Any,
+        *,
+        n_features: int | Mapping[str, int] | None,
+        divergence: str | Callable[[Tensor, Tensor], Tensor],
+        output: Callable[[Any], Tensor] | None,
+        positions: Any,
+        tokenizer: Any,
+        seed: int,
+        progress: bool,
+        harvest: HarvestSettings,
+        fit: ComponentSettings,
+        processes: Processes,
+    ) -> "ComponentRun":
+        """Read and check what `pf.decompose` was given; errors are its own."""
+        spec = [] if params is None else list(params) if isinstance(params, Iterator) else params
+        chosen = read_model(model, spec, tokenizer=tokenizer, output=output)
+        adapter = chosen.adapter
+        problem = read_problem(
+            chosen, tokens, inputs, divergence=divergence, reference="sample", positions=positions, method="components"
+        )
+        _check_distance(problem)
+        engine = engine_of_matrices(problem, named_in(spec, adapter.views(), adapter.aliases(), adapter.parts()))
+        problem = replace(problem, subset=engine.subset)
+        request = ComponentRequest(counts_of(n_features, engine.subset, adapter.aliases()), seed, progress)
+        run = cls(problem, engine, request, harvest, fit, processes)
+        say_notices(problem, divergence, request.say)
+        run.say_sizes(is_count_open=n_features is None)
+        return run
+
+    def say_sizes(self, *, is_count_open: bool) -> None:
+        """Print the sizes that were chosen from the shapes."""
+        shapes = {view.name: (self.request.counts[view.name], view.matrix_shape[1]) for view in self.problem.subset.views}
+        kind, hidden = network_size(self.fit, shapes)
+        least, most = min(self.request.counts.values()), max(self.request.counts.values())
+        each = f"{least}" if least == most else f"{least} to {most}"
+        chosen = ", chosen from the shapes" if is_count_open else ""
+        self.request.say(
+            f"components: {self.request.n_features:,} of {len(shapes)} matrices, {each} each{chosen}; importance network "
+            f"{kind!r}, hidden width {hidden}."
+        )
+
+    def fitted(self) -> Fitted:
+        """Fit and measure."""
+        plan = plan_rows(self.problem, self.harvest, self._generator(Stage.PLAN))
+        question = question_of(self.problem, self.engine, self.harvest.n_references, self._generator(Stage.REFERENCES))
+        fit = self._fit(plan)
+        held_out = self.problem.data.rows(plan.held_out)
+        examples = held_out.rows(slice(0, self.harvest.n_examples))
+        return Fitted(
+            dictionary=fit.dictionary,
+            question=question,
+            params=param_records(self.problem.subset),
+            metrics=self._metrics(fit.dictionary, plan, held_out),
+            config=self._config(fit, examples),
+            examples=examples,
+            engine=self.engine,
+        )
+
+    def _fit(self, plan: SamplePlan) -> Fit:
+        return fit_components(
+            self.engine,
+            self.problem.divergence,
+            self.problem.data.rows(plan.train),
+            self.request.counts,
+            self.fit,
+            generator=self._generator(Stage.FIT),
+            progress=self.request.progress,
+            processes=self.processes,
+        )
+
+    def _metrics(self, dictionary: ComponentDictionary, plan: SamplePlan, held_out: ModelInputs) -> Metrics:
+        n_train, n_held_out = (len(rows) * plan.n_slots for rows in (plan.train, plan.held_out))
+        return Metrics({"n_features": dictionary.n_features, "n_samples": n_train, "n_held_out": n_held_out})
+
+    def _config(self, fit: Fit, examples: ModelInputs) -> dict[str, Any]:
+        """Settings of the run, for the record."""
+        return {
+            **self.request.record(),
+            "progress": self.request.progress,
+            **settings_record(self.harvest, self.fit),
+            **run_record(self.problem, fit, examples),
+        }
+
+    def _generator(self, stage: Stage) -> torch.Generator:
+        return stage_generator(self.request.seed, stage)

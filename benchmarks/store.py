@@ -109,11 +109,11 @@ def harvest(folder: Path, n_samples: int) -> None:
 def decompose(folder: Path, n_samples: int, steps: int, n_features: int) -> None:
     """From the store to saved features; prints each stage's CPU seconds and the peak so far."""
     import param_features as pf
-    from param_features.fit import Dictionary
+    from param_features.fit import GradientDictionary
     from param_features.measure import controls
     from param_features.run import decomposition as pipeline
 
-    stages = ((pf.FactorStore, "open"), (pipeline, "fit_l3d"), (Dictionary, "error"))
+    stages = ((pf.FactorStore, "open"), (pipeline, "fit_l3d"), (GradientDictionary, "error"))
     stages += ((controls, "principal_dictionary"), (controls, "dictionary_error"))
     for owner, name in stages:
         setattr(owner, name, timed(name, getattr(owner, name)))

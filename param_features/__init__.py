@@ -5,7 +5,7 @@ from param_features import plots as plot
 from param_features.audit import AuditSettings
 from param_features.circuits import circuit
 from param_features.errors import ParamFeaturesError
-from param_features.features import ParamFeatures, decompose, load, sweep, track
+from param_features.features import ParamComponents, ParamFeatures, decompose, load, sweep, track
 from param_features.files import library_version
 from param_features.fit import FitSettings, HessianSettings
 from param_features.fit.components import ComponentSettings
@@ -34,6 +34,7 @@ __all__ = [
     "HessianSettings",
     "Metrics",
     "Pairs",
+    "ParamComponents",
     "ParamFeatures",
     "ParamFeaturesError",
     "SweepSettings",

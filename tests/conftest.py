@@ -9,6 +9,7 @@ from jaxtyping import install_import_hook
 
 from tests import check_anew
 from tests.browser import chromium, page, traffic
+from tests.components import made_components
 from tests.models import Classifier, hooked_transformer
 
 __all__ = ["chromium", "page", "traffic"]
@@ -86,6 +87,12 @@ def tiny_features(tiny_hooked, tiny_tokens):
     fit = pf.FitSettings(steps=30, batch_size=64, selection="l1", rank=2)
     call = {"n_features": 6, "l0": 2, "fit": fit, "progress": False}
     return pf.decompose(tiny_hooked, "blocks.0.attn.W_K", tiny_tokens, **call)
+
+
+@pytest.fixture(scope="session")
+def tiny_components(tiny_hooked, tiny_tokens):
+    """Components of two matrices that nobody trained."""
+    return made_components(tiny_hooked, {"blocks.0.attn.W_K": 3, "blocks.0.mlp.W_in": 4}, tiny_tokens)
 
 
 @pytest.fixture

@@ -80,10 +80,11 @@ def audit_subject(features: Fitted, inputs: ModelInputs, settings: AuditSettings
     """
     engine, generator = features.bound_engine("audit"), torch.Generator().manual_seed(settings.seed)
     inputs = inputs.rows(slice(0, settings.n_rows))
-    directions = features.v_in.joined(features.v_out).joined(features.dictionary.code_directions)
+    dictionary = features.dictionary.of_gradients("This audit reads gradients", "Audit features of method 'l3d'.")
+    directions = features.v_in.joined(features.v_out).joined(dictionary.code_directions)
     products = samples_of(engine, inputs, activations(engine, directions, features.question, inputs))
     acts, slopes, overlaps = products.split(features.n_features, 1)
-    is_kept = features.dictionary.codes(overlaps) != 0
+    is_kept = dictionary.codes(overlaps) != 0
     chosen = spread_by(is_kept.double().mean(0), settings.n_features)
     random = random_like(features.v_out.rows(chosen), generator)
     random_slopes = activations(engine, random, features.question, inputs)

@@ -14,6 +14,7 @@ from param_features.cli.options import DATA, FIT, OUTPUT, flag, option, path_opt
 from param_features.cli.rows import RowSettings, check_data, load_rows
 from param_features.cli.running import INTERRUPTED, say
 from param_features.errors import SettingError, SourceError
+from param_features.features import Featured
 from param_features.machine import launched
 
 Method = Literal["l3d", "hessian"]
@@ -120,7 +121,7 @@ def decompose(
     _end_if_interrupted(features)
 
 
-def _save(features: pf.ParamFeatures, out: Path, *, report: bool, quiet: bool) -> None:
+def _save(features: Featured, out: Path, *, report: bool, quiet: bool) -> None:
     """Print the metrics, and save the features."""
     typer.echo(repr(features))
     features.save_pretrained(out)
@@ -156,7 +157,7 @@ def _check_store(store: Path | None, dataset: str | None, params: list[str] | No
 
 
 def write_report(
-    features: pf.ParamFeatures,
+    features: Featured,
     path: Path,
     *,
     tokens: Any = None,
@@ -203,7 +204,7 @@ def _fit_settings(
     return None if rank == 1 else pf.HessianSettings(rank=rank)
 
 
-def _end_if_interrupted(features: pf.ParamFeatures) -> None:
+def _end_if_interrupted(features: Featured) -> None:
     """End with the status of Ctrl-C if that ended the fit early.
 
     Raises:

@@ -13,6 +13,7 @@ from param_features.cli.models import LoadedModel, ModelSource, load_model
 from param_features.cli.options import DATA, OUTPUT, option, path_option
 from param_features.cli.rows import RowSettings, check_data, load_rows
 from param_features.errors import SourceError
+from param_features.features import Featured
 from param_features.files.hub import features_place
 from param_features.run import bind
 
@@ -103,7 +104,7 @@ def check_sources(model: ModelSource, data: DataSource | None, sae: Path | None)
         )
 
 
-def load_run(run: str, source: ModelSource) -> tuple[pf.ParamFeatures, LoadedModel]:
+def load_run(run: str, source: ModelSource) -> tuple[Featured, LoadedModel]:
     """Load a saved run and its model, and bind them; files are fetched and checked before the model is loaded."""
     features = pf.load(run)
     loaded = load_model(source)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from param_features.audit import refitted
 from param_features.changes import ParamMatrices, projected
-from param_features.fit import curvatures
+from param_features.fit import GradientDictionary, curvatures
 from param_features.fitted import Fitted
 from param_features.gradients import SampleGradients, collect_references
 from param_features.measure import (
@@ -120,18 +120,22 @@ def errors_at(
     question = _question(features, plan) if question is None else question
     halves = harvest_halves(engine, question, plan.inputs, n_samples=plan.n_samples, generator=generator)
     l0 = features.metrics["l0"]
-    curve = errors_by_l0(features.dictionary, halves, engine, l0s=[l0], generator=generator)
+    curve = errors_by_l0(_of_gradients(features), halves, engine, l0s=[l0], generator=generator)
     errors = {name: values[0] for name, values in curve.errors.items()}
     errors["control_random"] = fmean([errors["control_random"], *_random_errors(features, halves[1], generator)])
     if refit is not None:
-        errors["refit"] = refit.dictionary.error(halves[1], l0)
+        errors["refit"] = _of_gradients(refit).error(halves[1], l0)
     return errors
+
+
+def _of_gradients(features: Fitted) -> GradientDictionary:
+    return features.dictionary.of_gradients("pf.track() measures errors of gradients", "Track features of method 'l3d'.")
 
 
 def _random_errors(features: Fitted, store: SampleGradients, generator: torch.Generator) -> list[float]:
     """Reconstruction errors of further draws of random directions of the features' shapes and ranks."""
     controls = [ControlDictionary.of(random_like(features.v_out, generator)) for _ in range(_DRAWS - 1)]
-    is_pursued, l0 = features.dictionary.encoder.n_rounds is not None, features.metrics["l0"]
+    is_pursued, l0 = _of_gradients(features).encoder.n_rounds is not None, features.metrics["l0"]
     return [dictionary_error(dictionary, store, l0, is_pursued=is_pursued) for dictionary in controls]
 
 

@@ -88,6 +88,10 @@ def track(
         NonFiniteError: A checkpoint holds NaN or infinity; the error's note says which.
         KeyboardInterrupt: Ctrl-C before the first checkpoint was finished.
     """
+    if isinstance(features, Fitted):
+        features.dictionary.of_gradients(
+            "pf.track() follows how well gradients are rebuilt", "Track features of method 'l3d'."
+        )
     listed = read_steps(checkpoints, steps)
     if n_samples < 1:
         raise SettingError(f"n_samples={n_samples} must be at least 1; about 1000 is usual.")

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from param_features import development, run
 from param_features.development import Track
+from param_features.features.param_components import ParamComponents
 from param_features.features.param_features import ParamFeatures
 from param_features.fitted import Fitted
 from param_features.run import Sweep
@@ -15,6 +16,7 @@ from param_features.run import Sweep
 Arguments = ParamSpec("Arguments")
 Plain = TypeVar("Plain")
 WithMethods = TypeVar("WithMethods")
+Featured = ParamFeatures | ParamComponents
 
 
 def with_methods(
@@ -38,15 +40,20 @@ def with_methods(
     return converted
 
 
-def _sweep_with_methods(result: Sweep[Fitted]) -> Sweep[ParamFeatures]:
-    return cast(Sweep[ParamFeatures], replace(result, fits=tuple(map(ParamFeatures.of, result.fits))))
+def featured(fitted: Fitted) -> Featured:
+    """A fit with all methods of its kind."""
+    return (ParamComponents if fitted.dictionary.kind == "components" else ParamFeatures).of(fitted)
 
 
-def _track_with_methods(result: Track[Fitted]) -> Track[ParamFeatures]:
-    return cast(Track[ParamFeatures], replace(result, features=ParamFeatures.of(result.features)))
+def _sweep_with_methods(result: Sweep[Fitted]) -> Sweep[Featured]:
+    return cast(Sweep[Featured], replace(result, fits=tuple(map(featured, result.fits))))
 
 
-decompose = with_methods(run.decompose, ParamFeatures.of, ParamFeatures)
-load = with_methods(run.load, ParamFeatures.of, ParamFeatures)
-sweep = with_methods(run.sweep, _sweep_with_methods, Sweep[ParamFeatures])
-track = with_methods(development.track, _track_with_methods, Track[ParamFeatures])
+def _track_with_methods(result: Track[Fitted]) -> Track[Featured]:
+    return cast(Track[Featured], replace(result, features=featured(result.features)))
+
+
+decompose = with_methods(run.decompose, featured, Featured)
+load = with_methods(run.load, featured, Featured)
+sweep = with_methods(run.sweep, _sweep_with_methods, Sweep[Featured])
+track = with_methods(development.track, _track_with_methods, Track[Featured])

@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.fit import Route, activations
+from param_features.fit import Route
 from param_features.fitted import Fitted
 from param_features.machine import methods_in_own_modes, public
 from param_features.measure import (
@@ -14,7 +14,6 @@ from param_features.measure import (
     L0Curve,
     Ranking,
     TopLogits,
-    activation_parts,
     curve_of,
     densities_of,
     examples_of,
@@ -48,16 +47,18 @@ class MeasuredFeatures(Fitted):
 
         Returns:
             [batch pos feature] where outputs have positions, [batch feature] otherwise; signed, in divergence units (nats
-            for KL) per unit step along the feature; 0 at padding and at positions that are no samples. On the CPU.
+            for KL) per unit step along the feature; of components their importances, 0 to 1, for which nothing is compared
+            and one forward pass is enough. 0 at padding and at positions that are no samples. On the CPU.
 
         Raises:
             NotBoundError: The features were loaded without a model.
             InputError: Inputs that the model cannot take, or references of the wrong shape.
-            SettingError: No reference has that name, or it means nothing for the divergence.
+            SettingError: No reference has that name, or it means nothing for the divergence; or components are asked for a
+                reference or a route.
         """
         engine = self.bound_engine("activations")
         question = self.question_with(reference, n_references)
-        return activations(engine, self.v_in, question, self.read(tokens, inputs, "activations"), route=route)
+        return self.dictionary.activations(engine, question, self.read(tokens, inputs, "activations"), route=route)
 
     @public
     def codes(
@@ -70,12 +71,11 @@ class MeasuredFeatures(Fitted):
     ) -> Float[Tensor, "*sample feature"]:
         """The few coordinates that rebuild each sample's gradient: as in the fit, zero for every feature that is not kept.
 
-        Activations are linear in the gradient; a code is what the fit itself used. Arguments, shape, units and errors are
-        those of `activations`.
+        Activations are linear in the gradient; a code is what the fit itself used; of components both are importances.
+        Arguments, shape, units and errors are those of `activations`.
         """
         engine, question = self.bound_engine("codes"), self.question_with(reference, n_references)
-        rows = self.read(tokens, inputs, "codes")
-        return self.dictionary.codes(activations(engine, self.dictionary.code_directions, question, rows))
+        return self.dictionary.sample_codes(engine, question, self.read(tokens, inputs, "codes"))
 
     @public
     def top_examples(
@@ -173,7 +173,7 @@ class MeasuredFeatures(Fitted):
 
         Raises:
             FeatureCountError: An l0 lies outside (0, n_features].
-            SettingError: `n_samples` is not positive, or `l0s` is empty.
+            SettingError: `n_samples` is not positive, `l0s` is empty, or these are components.
             SampleCountError: There are fewer than four sequences.
             NotBoundError: The features were loaded without a model.
         """
@@ -184,11 +184,12 @@ class MeasuredFeatures(Fitted):
     def activation_parts(self, tokens: Any = None, *, inputs: Any = None) -> Float[Tensor, "*sample param feature"]:
         """What each decomposed parameter adds to each activation: V_in restricted to it; the parts sum to the activation.
 
-        Parameters are in the order of `features.params`. Cost: that of `activations` for each parameter.
+        A component lies in one parameter, which alone adds its importance. Parameters are in the order of `features.params`.
+        Cost: that of `activations` for each parameter, of components for all of them.
 
         Raises:
             NotBoundError: The features were loaded without a model.
             InputError: Inputs that the model cannot take.
         """
         engine = self.bound_engine("activation_parts")
-        return activation_parts(engine, self.v_in, self.question, self.read(tokens, inputs, "activation_parts"))
+        return self.dictionary.activation_parts(engine, self.question, self.read(tokens, inputs, "activation_parts"))

@@ -12,7 +12,6 @@ from param_features.circuits import Circuit
 from param_features.errors import InputError
 from param_features.features.measuring import MeasuredFeatures
 from param_features.machine import methods_in_own_modes, public
-from param_features.measure import activation_parts
 from param_features.problem import real_first
 from param_features.report import report_on
 from param_features.views import NeuronView, Page, choice_view, feature_view, neuron_view, show, tokens_view
@@ -25,18 +24,18 @@ class ShownFeatures(MeasuredFeatures):
     @public
     def view(self, feature: int | None = None, tokens: Any = None, *, n: int = 10) -> Page:
         """What `show` displays, as an object: `str()` is coloured text, a notebook draws it, `.save(path)` writes a page."""
-        unit = self.divergence.unit
+        named = {"measured": self.measured, "noun": self.dictionary.kind[:-1]}
         if feature is not None:
             self.check_feature(feature)
         if tokens is None:
             if feature is None:
                 raise InputError("Nothing to show. Give a feature, tokens to choose a feature on, or both.")
-            return feature_view(feature, self.top_examples(feature, n), unit=unit)
+            return feature_view(feature, self.top_examples(feature, n), **named)
         strings, rows = self.texts(tokens)
         acts = real_first(self.activations_on(rows), rows)
         if feature is None:
-            return choice_view(strings, acts, n=min(n, self.n_features), unit=unit)
-        return tokens_view(feature, strings, acts[..., feature], unit=unit)
+            return choice_view(strings, acts, n=min(n, self.n_features), measured=self.measured)
+        return tokens_view(feature, strings, acts[..., feature], **named)
 
     @public
     def show(self, feature: int | None = None, tokens: Any = None, *, n: int = 10) -> None:
@@ -63,9 +62,9 @@ class ShownFeatures(MeasuredFeatures):
         for feature in features or ():
             self.check_feature(feature)
         strings, rows = self.texts(tokens)
-        parts = activation_parts(self.bound_engine("show"), self.v_in, self.question, rows)
+        parts = self.dictionary.activation_parts(self.bound_engine("show"), self.question, rows)
         parts = torch.stack([real_first(part, rows) for part in parts.unbind(-2)], -2)
-        return neuron_view(strings, parts, params=list(self.params), features=features, unit=self.divergence.unit)
+        return neuron_view(strings, parts, params=list(self.params), features=features, measured=self.measured)
 
     @public
     def show_neurons(self, tokens: Any, *, features: Sequence[int] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Files written whole or not at all, and read as if a stranger had written them."""
 
-from param_features.files.bundle import CONFIG, TENSORS, read_bundle, write_bundle
+from param_features.files.bundle import COMPONENTS, CONFIG, FORMAT, TENSORS, read_bundle, write_bundle
 from param_features.files.checked_json import MOST_BYTES, Format, library_version, shown
 from param_features.files.disk import (
     Origin,
@@ -20,7 +20,9 @@ from param_features.files.schema import MOST_COUNT, Part, is_count, is_number
 from param_features.files.tensors import DTYPES, header_bytes, read_header, read_tensors
 
 __all__ = [
+    "COMPONENTS",
     "CONFIG",
+    "FORMAT",
     "DTYPES",
     "Format",
     "MOST_BYTES",

@@ -11,18 +11,21 @@ from safetensors.torch import save
 from torch import Tensor
 
 from param_features.errors import StoreError
-from param_features.files.checked_json import MOST_BYTES, Format
+from param_features.files.checked_json import MOST_BYTES, Format, parse_json
 from param_features.files.disk import Origin, read_file, write_whole
 from param_features.files.places import new_folder
 from param_features.files.tensors import read_tensors
 
 FORMAT = Format("param_features", "saved features", (1,), "config_sha256")
+COMPONENTS = Format("param_features components", "saved components", (1,), "config_sha256")
 TENSORS = "features.safetensors"
 CONFIG = "config.json"
 _ADVICE = "Copy both files again from where they were saved."
 
 
-def write_bundle(directory: str | PathLike, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+def write_bundle(
+    directory: str | PathLike, tensors: Mapping[str, Tensor], record: Mapping[str, Any], format: Format = FORMAT
+) -> None:
     """Write both files, each under another name first, so that an interrupted write leaves what was there.
 
     `config.json` comes last and holds the checksums of both, so a half-written pair is refused on reading.
@@ -30,7 +33,7 @@ def write_bundle(directory: str | PathLike, tensors: Mapping[str, Tensor], recor
     folder = new_folder(directory)
     folder.mkdir(parents=True, exist_ok=True)
     data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    config = FORMAT.stamped({**record, "tensors_sha256": hashlib.sha256(data).hexdigest()})
+    config = format.stamped({**record, "tensors_sha256": hashlib.sha256(data).hexdigest()})
     write_whole(folder / TENSORS, data)
     write_whole(folder / CONFIG, json.dumps(config, indent=2, allow_nan=False).encode())
 
@@ -52,7 +55,9 @@ def read_bundle(directory: str | PathLike, *, within: Path | None = None) -> tup
             raise StoreError(f"{folder} holds no {name}. Saved features are a folder with {CONFIG} and {TENSORS}.")
     text, data = Origin(str(folder / CONFIG), _ADVICE), Origin(str(folder / TENSORS), _ADVICE)
     root = within or folder
-    record = FORMAT.read(read_file(folder / CONFIG, text, within=root, most=MOST_BYTES), text)
+    written = parse_json(read_file(folder / CONFIG, text, within=root, most=MOST_BYTES), text)
+    is_of_components = isinstance(written, dict) and written.get("format") == COMPONENTS.name
+    record = (COMPONENTS if is_of_components else FORMAT).checked(written, text)
     stored = read_file(folder / TENSORS, data, within=root)
     if hashlib.sha256(stored).hexdigest() != record.pop("tensors_sha256", None):
         data.refuse(

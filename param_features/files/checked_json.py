@@ -47,7 +47,14 @@ class Format:
         Raises:
             StoreError: It is not JSON, of another format or version, or edited.
         """
-        record = parse_json(data, origin, most=most)
+        return self.checked(parse_json(data, origin, most=most), origin)
+
+    def checked(self, record: Any, origin: Origin) -> dict[str, Any]:
+        """Check what `parse_json` gave as `read` does, and return it.
+
+        Raises:
+            StoreError: It is of another format or version, or edited.
+        """
         if not isinstance(record, dict) or record.get("format") != self.name:
             origin.refuse(f"does not describe {self.what}: its 'format' is not {self.name!r}")
         written_version = record.get("format_version")

@@ -1,7 +1,9 @@
-"""A dictionary: the maps from gradients to features and back, and how a sample's code follows."""
+"""What a fit finds, as every analysis asks it; and the maps from gradients to features and back."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +14,7 @@ from param_features.fit.formats.low_rank import LowRank
 from param_features.fit.reading import Route, activations
 from param_features.fit.reconstruction import reconstruction_error, square_errors
 from param_features.gradients import GradientEngine, SampleGradients
-from param_features.problem import ModelInputs, Question
+from param_features.problem import Divergence, ModelInputs, Question
 
 MOST_OVERLAPS = 2**26
 """How many overlaps of samples with features exist at a time: 256 MiB in float32."""
@@ -25,12 +27,15 @@ def most_samples(n_features: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """Activations and codes of samples, as a dictionary reads them from each sample's gradient.
+    """Activations and codes of samples, as a dictionary reads them.
 
     Attributes:
-        activations: V_in ∇, signed, in divergence units per unit step; 0 where there is no sample.
-        overlaps: ⟨∇, v⟩ with the directions that the encoder reads: the codes are made from these.
-        codes: The few coordinates that rebuild each gradient, zero for features that are not kept.
+        activations: V_in ∇, signed, in divergence units per unit step; of components importances, 0 to 1. 0 where there is
+            no sample.
+        overlaps: ⟨∇, v⟩ with the directions that the encoder reads: the codes are made from these. Of components inner
+            activations Vᵀx.
+        codes: The few coordinates that rebuild each gradient, zero for features that are not kept; of components
+            importances.
         is_real: True for samples, False at padding and other positions that are none.
     """
 
@@ -45,9 +50,82 @@ class Readings:
         return Readings(self.activations[is_real], self.overlaps[is_real], self.codes[is_real], is_real[is_real])
 
 
+class Dictionary(ABC):
+    """What a fit finds, as analyses ask it: directions in the weights, and how inputs read them.
+
+    Attributes:
+        v_out: Unit-norm directions: what a step of the weights goes along.
+        v_in: Maps gradients to what a step along each feature does to the divergence.
+        threshold: |code| from which a feature is kept.
+        kind: What its parts are called: `"features"`, directions that are read from gradients, or `"components"`, which sum
+            to the weights.
+    """
+
+    v_out: LowRank
+    v_in: LowRank
+    threshold: float
+    kind: ClassVar[Literal["features", "components"]]
+
+    @property
+    @abstractmethod
+    def n_features(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def unit(self, divergence: Divergence) -> str:
+        """What activations are measured in, in words."""
+
+    def measured(self, divergence: Divergence) -> str:
+        """What an activation is, with its unit, in words."""
+        return f"activation in {self.unit(divergence)}"
+
+    @abstractmethod
+    def read(self, engine: GradientEngine, question: Question, inputs: ModelInputs) -> Readings:
+        """Activations and codes of every sample, in one pass."""
+
+    @abstractmethod
+    def activations(
+        self, engine: GradientEngine, question: Question, inputs: ModelInputs, *, route: Route = "auto"
+    ) -> Float[Tensor, "*sample feature"]:
+        """Activations of every sample, 0 where there is none; on the CPU."""
+
+    @abstractmethod
+    def sample_codes(
+        self, engine: GradientEngine, question: Question, inputs: ModelInputs
+    ) -> Float[Tensor, "*sample feature"]:
+        """Codes of every sample."""
+
+    @abstractmethod
+    def activation_parts(
+        self, engine: GradientEngine, question: Question, inputs: ModelInputs
+    ) -> Float[Tensor, "*sample param feature"]:
+        """What each parameter adds to each activation; the parts sum to the activation."""
+
+    @abstractmethod
+    def placed(self, names: Mapping[str, str], devices: Mapping[str, torch.device]) -> "Dictionary":
+        """The same for parameters of other names, each parameter's tensors on its device.
+
+        Args:
+            names: The new names by the old ones.
+            devices: By new name.
+        """
+
+    @abstractmethod
+    def of_gradients(self, what: str, instead: str) -> "GradientDictionary":
+        """The same, for what only features that are read from gradients have.
+
+        Args:
+            what: What asks, with its verb: `"errors_by_l0() counts"`.
+            instead: What to do with components, a sentence.
+
+        Raises:
+            SettingError: These are no such features.
+        """
+
+
 @dataclass(frozen=True, eq=False)
-class Dictionary:
-    """A set of directions, and how gradients are read and rebuilt by them.
+class GradientDictionary(Dictionary):
+    """A set of directions, and how gradients are read and rebuilt by them: what L3D and the Hessian method find.
 
     Attributes:
         v_in: Maps gradients to activations.
@@ -60,6 +138,7 @@ class Dictionary:
     v_out: LowRank
     threshold: float
     encoder: Encoder = LINEAR
+    kind = "features"
 
     @property
     def n_features(self) -> int:
@@ -88,6 +167,33 @@ class Dictionary:
             overlaps: Of the gradients with `code_directions`.
         """
         return self.encoder.codes(overlaps, self.v_out.gram().to(overlaps.device), self.threshold)
+
+    def unit(self, divergence: Divergence) -> str:
+        """Divergence units per unit step."""
+        return f"{divergence.unit} per unit step"
+
+    def activations(
+        self, engine: GradientEngine, question: Question, inputs: ModelInputs, *, route: Route = "auto"
+    ) -> Float[Tensor, "*sample feature"]:
+        """V_in ∇; see `param_features.fit.activations`."""
+        return activations(engine, self.v_in, question, inputs, route=route)
+
+    def sample_codes(
+        self, engine: GradientEngine, question: Question, inputs: ModelInputs
+    ) -> Float[Tensor, "*sample feature"]:
+        """The coordinates that rebuild each sample's gradient. Cost: that of `activations`."""
+        return self.codes(activations(engine, self.code_directions, question, inputs))
+
+    def activation_parts(
+        self, engine: GradientEngine, question: Question, inputs: ModelInputs
+    ) -> Float[Tensor, "*sample param feature"]:
+        """V_in,k · ∇_W D with V_in restricted to one parameter after another. Cost: `activations` for each parameter."""
+        only = [activations(engine, _only(self.v_in, name), question, inputs) for name in self.v_in.factors]
+        return torch.stack(only, -2)
+
+    def of_gradients(self, what: str, instead: str) -> "GradientDictionary":
+        """Itself."""
+        return self
 
     def read(self, engine: GradientEngine, question: Question, inputs: ModelInputs, *, route: Route = "auto") -> Readings:
         """Read activations and codes of every sample in one pass. Cost: that of `activations`.
@@ -125,12 +231,29 @@ class Dictionary:
         coords, _ = self.encoder.kept(code_overlaps, gram, l0)
         return square_errors(coords, overlaps, gram, square_norm), square_norm
 
-    def map(self, change: Callable[[LowRank], LowRank]) -> "Dictionary":
-        """Change both sets of directions; V_in stays V_out where the two are one."""
-        v_out = change(self.v_out)
-        return replace(self, v_in=v_out if self.is_tied else change(self.v_in), v_out=v_out)
+    def placed(self, names: Mapping[str, str], devices: Mapping[str, torch.device]) -> "GradientDictionary":
+        """See `Dictionary`; V_in stays V_out where the two are one."""
+
+        def moved(directions: LowRank) -> LowRank:
+            factors = directions.renamed(names).factors
+            return LowRank(
+                {name: (left.to(devices[name]), right.to(devices[name])) for name, (left, right) in factors.items()}
+            )
+
+        v_out = moved(self.v_out)
+        return replace(self, v_in=v_out if self.is_tied else moved(self.v_in), v_out=v_out)
 
 
 def overlaps_of(directions: LowRank, samples: SampleGradients) -> Float[Tensor, "sample direction"]:
     """⟨∇, v⟩ of every sample, a chunk at a time."""
     return torch.cat([directions.overlaps(chunk) for chunk in samples.chunks()])
+
+
+def _only(directions: LowRank, kept: str) -> LowRank:
+    """The same directions, zero in every parameter but one."""
+    return LowRank(
+        {
+            name: (left if name == kept else torch.zeros_like(left), right)
+            for name, (left, right) in directions.factors.items()
+        }
+    )

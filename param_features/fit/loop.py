@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from param_features.errors import NonFiniteError
-from param_features.fit.dictionary import Dictionary, most_samples, overlaps_of
+from param_features.fit.dictionary import GradientDictionary, most_samples, overlaps_of
 from param_features.fit.encoder import Encoder
 from param_features.fit.formats.low_rank import (
     Directions,
@@ -237,7 +237,7 @@ def ranked_fit(store: SampleGradients, v_in: LowRank, v_out: LowRank, l0: float,
     order = coords.square().sum(0).argsort(descending=True, stable=True)
     ranked_out = v_out.rows(order).map(lambda tensor: tensor.detach().clone())
     ranked_in = ranked_out if v_in is v_out else v_in.rows(order).map(lambda tensor: tensor.detach().clone())
-    return Fit(Dictionary(ranked_in, ranked_out, threshold, encoder), n_steps)
+    return Fit(GradientDictionary(ranked_in, ranked_out, threshold, encoder), n_steps)
 
 
 def ranking_bytes(like: Gradients, request: FitRequest, n_train: int) -> int:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.fit.dictionary import Dictionary, overlaps_of
+from param_features.fit.dictionary import GradientDictionary, overlaps_of
 from param_features.fit.encoder import LINEAR, Encoder
 from param_features.fit.formats.low_rank import LowRank
 from param_features.fit.loop import Fit
@@ -52,4 +52,4 @@ def joined_fits(target: Fit, background: Fit, store: SampleGradients, l0: float)
     encoder = LINEAR if ours.encoder.n_rounds is None else Encoder(rounds_for(l0, v_out.n_features))
     overlaps = overlaps_of(encoder.reads(v_in, v_out), store)
     _, threshold = encoder.kept(overlaps, v_out.gram(), l0)
-    return Fit(Dictionary(v_in, v_out, threshold, encoder), target.steps_done)
+    return Fit(GradientDictionary(v_in, v_out, threshold, encoder), target.steps_done)

@@ -1,7 +1,7 @@
 """What a fit leaves behind: a dictionary with its records, and its model where it has one."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.errors import FeatureCountError, InputError, NotBoundError, ParamFeaturesError, SettingError
-from param_features.fit import Readings, activations
+from param_features.fit import Dictionary, Readings
 from param_features.fit.formats import LowRank
 from param_features.fitted.metrics import Metrics
 from param_features.fitted.parts import Parts
@@ -21,6 +21,7 @@ from param_features.params import ParamRecord, unfold_matrix
 from param_features.problem import Divergence, ModelInputs, Question, check_reference, read_inputs
 
 Features = TypeVar("Features", bound="Fitted")
+Each = TypeVar("Each")
 
 _N_REFERENCES = 16
 """Outputs that are drawn where a reference of another name than the fit's is asked for."""
@@ -43,7 +44,7 @@ class Fitted:
         engine: The model's gradients; None for features loaded without a model.
     """
 
-    dictionary: Any
+    dictionary: Dictionary
     question: Question
     params: Mapping[str, ParamRecord]
     metrics: Metrics
@@ -51,6 +52,13 @@ class Fitted:
     examples: ModelInputs | None = None
     engine: GradientEngine | None = None
     _example_readings: list[Readings] = field(default_factory=list, repr=False, compare=False)
+
+    @classmethod
+    def of(cls: type[Features], fitted: "Fitted") -> Features:
+        """The same fit with the methods of this class; one that has them already is returned as it is."""
+        if isinstance(fitted, cls):
+            return fitted
+        return cls(**{field.name: getattr(fitted, field.name) for field in fields(fitted)})
 
     @property
     def n_features(self) -> int:
@@ -71,6 +79,15 @@ class Fitted:
     def threshold(self) -> float:
         """The size of a coordinate from which a code keeps its feature."""
         return self.dictionary.threshold
+
+    @property
+    def measured(self) -> str:
+        """What an activation is, with its unit, in words."""
+        return self.dictionary.measured(self.divergence)
+
+    def name_of(self, feature: int) -> str:
+        """What a feature is called where it is shown."""
+        return f"{self.dictionary.kind[:-1]} {feature}"
 
     @property
     def divergence(self) -> Divergence:
@@ -110,8 +127,10 @@ class Fitted:
 
     def __repr__(self) -> str:
         """Say what was decomposed and how well, with the controls."""
-        names = ", ".join(self.params)
-        head = f"ParamFeatures: {self.n_features} features of {names} (divergence {self.divergence.name!r}, reference "
+        names, kind = ", ".join(self.params), self.dictionary.kind
+        head = (
+            f"Param{kind.capitalize()}: {self.n_features} {kind} of {names} (divergence {self.divergence.name!r}, reference "
+        )
         return f"{head}{self.reference!r})\n{self.metrics!r}"
 
     @public
@@ -129,14 +148,23 @@ class Fitted:
         parts = (
             (name, unfold_matrix(matrix[0], records[name].fold, records[name].shape)) for name, matrix in matrices.items()
         )
-        return Parts(parts, lambda: {} if self.engine is None else self.engine.adapter.aliases())
+        return self.named(parts)
+
+    def named(self, pairs: Iterable[tuple[str, Each]]) -> Parts[Each]:
+        """What belongs to each decomposed parameter, by every name that `params=` takes for it."""
+        return Parts(pairs, lambda: {} if self.engine is None else self.engine.adapter.aliases())
 
     def with_directions(
         self: Features, v_out: LowRank, v_in: LowRank | None = None, *, threshold: float | None = None
     ) -> Features:
-        """The features with other directions, which are V_in too unless another is given; examples are read anew."""
+        """The features with other directions, which are V_in too unless another is given; examples are read anew.
+
+        Raises:
+            SettingError: These are components.
+        """
         threshold = self.threshold if threshold is None else threshold
-        dictionary = replace(self.dictionary, v_in=v_out if v_in is None else v_in, v_out=v_out, threshold=threshold)
+        own = self.dictionary.of_gradients("with_directions() exchanges directions", "Exchange `dictionary` itself.")
+        dictionary = replace(own, v_in=v_out if v_in is None else v_in, v_out=v_out, threshold=threshold)
         return replace(self, dictionary=dictionary, _example_readings=[])
 
     @public
@@ -177,16 +205,10 @@ class Fitted:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(engine.device)
 
-        def beside_weights(directions: LowRank) -> LowRank:
-            factors = directions.renamed(names).factors
-            places = {view.name: view.tensor.device for view in engine.subset.views}
-            return LowRank(
-                {name: (left.to(places[name]), right.to(places[name])) for name, (left, right) in factors.items()}
-            )
-
+        devices = {view.name: view.tensor.device for view in engine.subset.views}
         return replace(
             self,
-            dictionary=self.dictionary.map(beside_weights),
+            dictionary=self.dictionary.placed(names, devices),
             question=replace(self.question, references=move(self.references)),
             params={view.name: ParamRecord.of(view, fingerprint) for view, fingerprint in views},
             examples=None if self.examples is None else self.examples.map(move),
@@ -202,7 +224,10 @@ class Fitted:
             FeatureCountError: Gives the range.
         """
         if not isinstance(feature, int) or isinstance(feature, bool) or not 0 <= feature < self.n_features:
-            raise FeatureCountError(f"There is no feature {feature!r}. Features are numbered 0 to {self.n_features - 1}.")
+            kind = self.dictionary.kind
+            raise FeatureCountError(
+                f"There is no {kind[:-1]} {feature!r}. {kind.capitalize()} are numbered 0 to {self.n_features - 1}."
+            )
 
     def bound_engine(self, call: str) -> GradientEngine:
         """The model's gradients, for a call that needs them; a `Notice` where it has changed since it was bound.
@@ -223,9 +248,13 @@ class Fitted:
         Raises:
             InputError: The references have another width than outputs, or there are not so many; or a reference by another
                 name than the fit's is drawn from examples, and there are none.
-            SettingError: No reference has this name, or it means nothing for the divergence.
+            SettingError: No reference has this name, or it means nothing for the divergence, or for components.
             NotBoundError: Outputs are needed, and the features were loaded without a model.
         """
+        if reference is not None or n_references is not None:
+            self.dictionary.of_gradients(
+                "reference= and n_references= say what outputs are compared with", "Leave them out."
+            )
         n_stored, d_output = self.references.shape
         if isinstance(reference, str):
             named = self._question_named(reference, n_references or max(n_stored, _N_REFERENCES))
@@ -300,7 +329,7 @@ class Fitted:
         """Activations; those of the features' own examples are read once and remembered."""
         if inputs is self.examples:
             return self.readings_on(inputs).activations
-        return activations(self.bound_engine("activations"), self.v_in, self.question, inputs)
+        return self.dictionary.activations(self.bound_engine("activations"), self.question, inputs)
 
     def readings_on(self, inputs: ModelInputs) -> Readings:
         """Activations and codes in one pass; those of the features' own examples are read once and remembered."""

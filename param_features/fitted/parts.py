@@ -1,25 +1,26 @@
 """A feature's part in each parameter, by every name that the parameter has."""
 
 from collections.abc import Callable, Iterable, Mapping
-
-from torch import Tensor
+from typing import TypeVar
 
 from param_features.errors import UnknownParameterError
 
+Each = TypeVar("Each")
 
-class Parts(dict[str, Tensor]):
-    """Tensors by parameter name; `parts[name]` takes aliases too, such as `attn.W_K` for grouped-query `attn._W_K`.
+
+class Parts(dict[str, Each]):
+    """Tensors, or others, by parameter name; `parts[name]` takes aliases: `attn.W_K` for grouped-query `attn._W_K`.
 
     Copies and pickles are plain dictionaries.
     """
 
-    def __init__(self, parts: Iterable[tuple[str, Tensor]], aliases: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, parts: Iterable[tuple[str, Each]], aliases: Callable[[], Mapping[str, str]]) -> None:
         """Parts by the features' own names; `aliases` is asked for a name that is not among those."""
         super().__init__(parts)
         self._aliases = aliases
 
-    def __missing__(self, name: str) -> Tensor:
-        """Look a tensor up under another form of its name.
+    def __missing__(self, name: str) -> Each:
+        """Look a part up under another form of its name.
 
         Raises:
             UnknownParameterError: No decomposed parameter is called so.
@@ -29,6 +30,6 @@ class Parts(dict[str, Tensor]):
             raise UnknownParameterError(f"{name!r} was not decomposed. These were: {', '.join(map(repr, self))}.")
         return self[real]
 
-    def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Tensor]]]:
+    def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Each]]]:
         """Pickle as a plain dictionary, without the way to the model."""
         return dict, (dict(self),)

@@ -9,7 +9,7 @@ from param_features.intervene.lora import CONFIG, peft, write_lora
 from param_features.intervene.lora_comparison import LoraComparison
 from param_features.intervene.objective import read_off_target, with_penalty
 from param_features.intervene.optimise import Budget
-from param_features.intervene.rules import ablation_coefficients
+from param_features.intervene.rules import ablation_coefficients, chosen_features
 from param_features.intervene.span import outside_span, span_coefficients, weight_norm, weight_overlaps
 from param_features.intervene.steer import (
     Coefficients,
@@ -37,6 +37,7 @@ __all__ = [
     "by_weight",
     "check_rule",
     "choose",
+    "chosen_features",
     "combined",
     "combined_direction",
     "copied",

@@ -32,7 +32,6 @@ from param_features.measure.masked_rows import Candidate, MaskedRows, rounded
 from param_features.measure.matching import match
 from param_features.measure.metrics import held_out_metrics
 from param_features.measure.of_features import curve_of, densities_of, examples_of
-from param_features.measure.parts import activation_parts
 from param_features.measure.principal import EXTRA, SlicedPrincipal
 from param_features.measure.ranking import auroc
 from param_features.measure.weight import weight_by_head
@@ -49,7 +48,6 @@ __all__ = [
     "Ranking",
     "SlicedPrincipal",
     "TopLogits",
-    "activation_parts",
     "auroc",
     "component_metrics",
     "background_metrics",

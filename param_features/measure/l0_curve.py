@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from param_features.errors import SampleCountError, SettingError
-from param_features.fit import Dictionary, Encoder, check_l0, reconstruction_error, rounds_for
+from param_features.fit import Encoder, GradientDictionary, check_l0, reconstruction_error, rounds_for
 from param_features.fitted import Standing, lower, spread_of_ratio
 from param_features.gradients import GradientEngine, Harvester, HarvestSettings, SampleGradients, SampleProbe
 from param_features.machine import typed
@@ -94,7 +94,7 @@ def harvest_halves(
 @typed
 @torch.no_grad()
 def errors_by_l0(
-    dictionary: Dictionary,
+    dictionary: GradientDictionary,
     stores: tuple[SampleGradients, SampleGradients],
     engine: GradientEngine,
     *,

@@ -2,7 +2,7 @@
 
 import torch
 
-from param_features.fit import Dictionary, most_samples, overlaps_of, reconstruction_error
+from param_features.fit import GradientDictionary, most_samples, overlaps_of, reconstruction_error
 from param_features.fitted import Metrics, spread_name, spread_of_ratio
 from param_features.gradients import SampleGradients
 from param_features.machine import typed
@@ -13,7 +13,7 @@ from param_features.params import ParamSubset
 @typed
 @torch.no_grad()
 def held_out_metrics(
-    dictionary: Dictionary,
+    dictionary: GradientDictionary,
     *,
     train: SampleGradients,
     held_out: SampleGradients,

@@ -12,6 +12,8 @@ from param_features.measure.examples import Example, Ranking, top_examples
 from param_features.measure.l0_curve import L0Curve, default_l0s, errors_by_l0, harvest_halves
 from param_features.problem import ModelInputs, real_first
 
+_METRICS = "Their `metrics` say what is left of the model under few of them."
+
 
 def examples_of(features: Fitted, feature: int, n: int, inputs: ModelInputs, *, by: Ranking = "share") -> list[Example]:
     """The samples of some inputs that a feature matters most for; see `ParamFeatures.top_examples`."""
@@ -33,11 +35,12 @@ def curve_of(
     """Reconstruction error at several l0 beside the controls'; see `ParamFeatures.errors_by_l0`.
 
     Raises:
-        SettingError: `n_samples` is not positive.
+        SettingError: `n_samples` is not positive, or these are components.
     """
     if n_samples < 1:
         raise SettingError(f"n_samples={n_samples} must be at least 1; a few thousand is usual.")
+    dictionary = features.dictionary.of_gradients("errors_by_l0() rebuilds gradients from few features", _METRICS)
     engine, generator = features.bound_engine("errors_by_l0"), torch.Generator().manual_seed(seed)
     halves = harvest_halves(engine, features.question, inputs, n_samples=n_samples, generator=generator)
     l0s = default_l0s(features.metrics["l0"], features.n_features) if l0s is None else l0s
-    return errors_by_l0(features.dictionary, halves, engine, l0s=l0s, generator=generator)
+    return errors_by_l0(dictionary, halves, engine, l0s=l0s, generator=generator)

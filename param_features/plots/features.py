@@ -51,8 +51,9 @@ def activations(features: Fitted, feature: int, tokens: Any = None, *, inputs: A
         counts, edges = torch.histogram(values.double(), n_bins, range=(-bound, bound))
         middles = ((edges[:-1] + edges[1:]) / 2).tolist()
         figure.add_trace(go.Bar(x=middles, y=counts.tolist(), name=name, marker_color=colour, width=2 * bound / n_bins))
-    title = f"Feature {feature}: activations at {len(acts):,} samples, {int(is_kept.sum()):,} of which keep it"
-    laid_out(figure, title, f"activation, {features.divergence.unit} per unit step", "samples")
+    name = features.name_of(feature).capitalize()
+    title = f"{name}: activations at {len(acts):,} samples, {int(is_kept.sum()):,} of which keep it"
+    laid_out(figure, title, features.measured, "samples")
     return figure.update_layout(barmode="overlay").update_yaxes(type="log")
 
 
@@ -83,7 +84,7 @@ def direction(features: Fitted, feature: int, *, param: str | None = None) -> "g
     columns = 2 if has_parts else 1
     titles = (["share of the squared norm"] if has_parts else []) + [f"{chosen}, d_out × d_in"]
     figure = plotly("subplots").make_subplots(rows=1, cols=columns, subplot_titles=titles, horizontal_spacing=0.14)
-    laid_out(figure, f"Feature {feature}: where its direction lies", "", "")
+    laid_out(figure, f"{features.name_of(feature).capitalize()}: where its direction lies", "", "")
     if has_parts:
         _add_shares(figure, shares)
     _add_matrix(figure, matrix, columns)

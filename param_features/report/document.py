@@ -115,7 +115,8 @@ def overview(features: Fitted, inputs: ModelInputs, curve: L0Curve) -> dict[str,
         "controls": {name: digits(value) for name, value in controls.items()},
         "matched_by": metrics.matched_by,
         "verdict": verdict_lines(metrics, curve),
-        "unit": features.divergence.unit,
+        "measured": features.measured,
+        "noun": features.dictionary.kind[:-1].capitalize(),
     }
 
 

@@ -76,7 +76,8 @@ def parameter_sides(
 
     Cost: one backward pass per position, and a pursuit for the features and the control.
     """
-    engine, dictionary = features.bound_engine("compare"), features.dictionary
+    engine = features.bound_engine("compare")
+    dictionary = features.dictionary.of_gradients("This comparison reads gradients", "Compare features of method 'l3d'.")
     drawn = [random_unit(features.v_out, generator) for _ in range(1 + n_calibrating)]
     readings: dict[str, Reading] = {str(place): rows.inner for place, rows in enumerate(drawn)}
     readings |= {"acts": features.v_in.inner, "overlaps": dictionary.code_directions.inner}

@@ -152,11 +152,10 @@ def _examples(features: Fitted, settings: CardSettings) -> str:
     by_feature = shown_examples(features, settings.n_features, settings.n_examples)
     if not by_feature:
         return ""
-    unit = features.divergence.unit
     lines = [line for feature, examples in by_feature.items() for line in (f"feature {feature}", *map(_line, examples), "")]
     return (
         f"## Top examples of the first {len(by_feature)} features\n\nThe samples that each matters most for, one from each "
-        f"text: the activation ({unit} per unit step), the token at which it acts between « and », and what followed after "
+        f"text: the {features.measured}, the token at which it acts between « and », and what followed after "
         f"the arrow.\n\n{fenced(lines[:-1])}"
     )
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -54,7 +54,7 @@ class Toy(ABC):
         if self.rank != 1:
             usual = HessianSettings() if settings.get("method") == "hessian" else FitSettings()
             settings["fit"] = replace(settings.get("fit") or usual, rank=self.rank)
-        return decompose(self.model, self.params, inputs=self.inputs, seed=seed, **settings)
+        return cast(ParamFeatures, decompose(self.model, self.params, inputs=self.inputs, seed=seed, **settings))
 
     @abstractmethod
     def score(self, features: ParamFeatures, *, seed: int = 0) -> HasNumbers:

@@ -88,11 +88,11 @@ def _exponent(bound: float) -> int:
 
 
 def choice_view(
-    strings: Sequence[Sequence[str]], acts: Float[Tensor, "batch pos feature"], *, n: int, unit: str
+    strings: Sequence[Sequence[str]], acts: Float[Tensor, "batch pos feature"], *, n: int, measured: str
 ) -> ChoiceView:
     """Offer the n features with the largest |activation| in each text, with their values at every token of it."""
     texts = tuple(_choice(tuple(row), acts[index, : len(row)], n) for index, row in enumerate(strings))
-    return ChoiceView(f"The {n} most active features, one to choose: activation in {unit} per unit step", texts)
+    return ChoiceView(f"The {n} most active features, one to choose: {measured}", texts)
 
 
 def _choice(tokens: tuple[str, ...], acts: Float[Tensor, "pos feature"], n: int) -> Choice:

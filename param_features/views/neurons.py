@@ -73,15 +73,16 @@ def neuron_view(
     *,
     params: Sequence[str],
     features: Sequence[int] | None,
-    unit: str,
+    measured: str,
 ) -> NeuronView:
     """Show each parameter's part of the features' activations at every token; all features by default, strongest first."""
     if features is None:
         features = parts.abs().amax((0, 1, 2)).argsort(descending=True, stable=True).tolist()
     chosen = parts[..., list(features)]
     values = tuple(chosen[index, : len(row)].tolist() for index, row in enumerate(strings))
-    title = f"What each parameter adds to the activation, in {unit} per unit step"
-    return NeuronView(title, tuple(params), tuple(features), tuple(tuple(row) for row in strings), values)
+    return NeuronView(
+        f"What each parameter adds: {measured}", tuple(params), tuple(features), tuple(tuple(row) for row in strings), values
+    )
 
 
 def _short(value: float) -> float:

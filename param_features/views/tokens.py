@@ -88,9 +88,9 @@ class View(Page):
         return block("ColoredTokens", props, row.static(self.bound), style=style)
 
 
-def feature_view(feature: int, examples: Sequence[Example], *, unit: str) -> View:
+def feature_view(feature: int, examples: Sequence[Example], *, measured: str, noun: str = "feature") -> View:
     """Show a feature's top examples, each with its surroundings and the activating token marked."""
-    return View(f"Feature {feature}: top examples, activation in {unit} per unit step", tuple(map(_example_row, examples)))
+    return View(f"{noun.capitalize()} {feature}: top examples, {measured}", tuple(map(_example_row, examples)))
 
 
 def _example_row(example: Example) -> TokenRow:
@@ -104,10 +104,17 @@ def _example_row(example: Example) -> TokenRow:
     return TokenRow(title, example.tokens[window], example.activations[window], example.position - start)
 
 
-def tokens_view(feature: int, strings: Sequence[Sequence[str]], acts: Float[Tensor, "batch pos"], *, unit: str) -> View:
+def tokens_view(
+    feature: int,
+    strings: Sequence[Sequence[str]],
+    acts: Float[Tensor, "batch pos"],
+    *,
+    measured: str,
+    noun: str = "feature",
+) -> View:
     """Show a feature's activation at every token of given texts."""
     rows = tuple(
         TokenRow(f"text {index}", tuple(tokens), tuple(values[: len(tokens)]))
         for index, (tokens, values) in enumerate(zip(strings, acts.tolist(), strict=True))
     )
-    return View(f"Feature {feature}: activation in {unit} per unit step", rows)
+    return View(f"{noun.capitalize()} {feature}: {measured}", rows)

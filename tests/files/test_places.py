@@ -32,7 +32,7 @@ def no_work(monkeypatch):
 
 def writers(features):
     """What writes a file, and what writes a folder."""
-    view = feature_view(0, [], unit="nats")
+    view = feature_view(0, [], measured="nats")
     files = {
         "report": features.report,
         "circuit": small_circuit().save,
@@ -102,7 +102,7 @@ def test_a_tilde_is_the_users_folder(features, home, kind, command):
     assert pf.load(kind("~/saved")).n_features == 2
     small_circuit().save(kind("~/circuit.json"))
     assert Circuit.load(kind("~/circuit.json")).metric == small_circuit().metric
-    feature_view(0, [], unit="nats").save(kind("~/view.html"))
+    feature_view(0, [], measured="nats").save(kind("~/view.html"))
     store = pf.harvest(nn.Linear(4, 3), "weight", inputs=X, directory=kind("~/store"), progress=False)
     assert pf.FactorStore.open(kind("~/store")).names == store.names
     assert pf.CheckpointSettings(kind("~/steps")).folder() == home / "steps"

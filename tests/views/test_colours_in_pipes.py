@@ -17,8 +17,8 @@ class Terminal(io.StringIO):
 def pages():
     import torch
 
-    tokens = tokens_view(0, [["a", "b", "c"]], torch.tensor([[0.1, -2.0, 1.0]]), unit="nats")
-    return {"tokens": tokens, "feature": feature_view(0, [], unit="nats"), "circuit": small_circuit().view()}
+    tokens = tokens_view(0, [["a", "b", "c"]], torch.tensor([[0.1, -2.0, 1.0]]), measured="nats")
+    return {"tokens": tokens, "feature": feature_view(0, [], measured="nats"), "circuit": small_circuit().view()}
 
 
 @pytest.mark.parametrize("name", ["tokens", "circuit"])

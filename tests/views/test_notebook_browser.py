@@ -21,9 +21,9 @@ VALUES = (1.0, -2.0, 0.0, 0.5, 0.1, -0.7)
 CELLS = (
     'show(View("one", (TokenRow("first <i>", HOSTILE, VALUES, 1),)))',
     'View("two", (TokenRow("second", ("x", "y"), (3.0, -1.0), 0), TokenRow("third", ("z",), (1.0,))))',
-    'show(choice_view([HOSTILE], torch.tensor([[[v, -v, 2 * v] for v in VALUES]]), n=3, unit="nats"))',
+    'show(choice_view([HOSTILE], torch.tensor([[[v, -v, 2 * v] for v in VALUES]]), n=3, measured="nats"))',
     'acts = torch.tensor([[[[v, 2 * v], [0.0, -v]] for v in VALUES]] * 2)\n'
-    'show(neuron_view([HOSTILE, HOSTILE], acts, params=["<u>a", "b"], features=[1, 0], unit="nats"))',
+    'show(neuron_view([HOSTILE, HOSTILE], acts, params=["<u>a", "b"], features=[1, 0], measured="nats"))',
 )  # fmt: skip
 COLOUR = "span => getComputedStyle(span).backgroundColor"
 TEXT = "".join(("<b>", "</script><script>window.pwned = 1</script>", "<img src=x onerror=window.pwned=2>", " a&amp;b"))

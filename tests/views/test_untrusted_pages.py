@@ -98,7 +98,7 @@ def test_plots_of_parameters_with_such_names(harmless, tmp_path):
     names = dict(zip(found.params, HOSTILE, strict=False))
     renamed = replace(
         found,
-        dictionary=found.dictionary.map(lambda directions: directions.renamed(names)),
+        dictionary=found.dictionary.placed(names, dict.fromkeys(names.values(), torch.device("cpu"))),
         params={names[name]: record for name, record in found.params.items()},
     )
     harmless(pf.plot.save(pf.plot.direction(renamed, 0), tmp_path / "direction.html"), ".main-svg")

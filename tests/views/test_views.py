@@ -59,9 +59,9 @@ def test_nan_is_refused_by_name_before_anything_is_shown(value):
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         view_of(values=(value, 0.0, 0.0, 0.0))
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
-        choice_view([["a"]], torch.tensor([[[value]]]), n=1, unit="nats")
+        choice_view([["a"]], torch.tensor([[[value]]]), n=1, measured="nats")
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
-        neuron_view([["a"]], torch.tensor([[[[value]]]]), params=["w"], features=[0], unit="nats")
+        neuron_view([["a"]], torch.tensor([[[[value]]]]), params=["w"], features=[0], measured="nats")
 
 
 def test_terminal_text_marks_the_token_and_colours_by_sign():
@@ -78,7 +78,7 @@ def test_terminal_text_cannot_be_commanded_by_a_token():
 def test_example_rows_show_a_window_around_the_token():
     tokens = tuple(f"t{index}" for index in range(60))
     example = Example(-1.5, 0, 40, tokens, tuple(float(index) for index in range(60)), "t41")
-    row = feature_view(3, [example], unit="nats").rows[0]
+    row = feature_view(3, [example], measured="nats").rows[0]
     assert row.tokens[row.marked] == "t40"
     assert row.values[row.marked] == 40.0
     assert row.title == "-1.5000 «t40» → 't41'"
@@ -140,7 +140,7 @@ def brings_script() -> bool:
 def test_show_displays_in_a_notebook(notebook):
     show(view_of())
     assert len(notebook) == 1
-    assert isinstance(tokens_view(0, [["a"]], torch.zeros(1, 1), unit="nats"), View)
+    assert isinstance(tokens_view(0, [["a"]], torch.zeros(1, 1), measured="nats"), View)
 
 
 def test_the_first_output_brings_the_script_for_all(notebook, monkeypatch):
@@ -208,7 +208,7 @@ def test_a_text_offers_its_most_active_features(tiny_features, tiny_tokens):
 
 def test_small_numbers_are_shown_in_a_unit_that_six_digits_can_hold():
     acts = torch.tensor([[[3e-7, -1e-7], [0.0, 1e-9]]])
-    page = choice_view([["a", "b"]], acts, n=2, unit="nats")._repr_html_().replace(script(), "")
+    page = choice_view([["a", "b"]], acts, n=2, measured="nats")._repr_html_().replace(script(), "")
     props = props_of(page, "ColoredTokensMulti")
     assert "numbers × 10<sup>−7</sup>" in page
     assert props["values"][0] == pytest.approx([3.0, -1.0])

@@ -1,29 +1,36 @@
 """Components as what a fit finds: parts of every matrix, and the network that says where they are needed."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NoReturn
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from param_features.errors import SettingError
 from param_features.fit.components.gates import importances_for_masks
 from param_features.fit.components.importance import ImportanceNet
 from param_features.fit.components.parts import Parts
 from param_features.fit.components.passes import MaskedModel
-from param_features.fit.dictionary import Readings
+from param_features.fit.dictionary import Dictionary, Readings
 from param_features.fit.formats.low_rank import LowRank
+from param_features.fit.reading import Route
 from param_features.gradients import GradientEngine, sites_of
-from param_features.problem import ModelInputs
+from param_features.problem import Divergence, ModelInputs, Question
 
 _POSITIONS = 2**14
 """Positions that are read together."""
 
 
 @dataclass(frozen=True, eq=False)
-class ComponentDictionary:
+class ComponentDictionary(Dictionary):
     """The components of some matrices, numbered through, site by site.
+
+    An activation is an importance, and so is a code: a component counts where its importance is above 0. A direction is a
+    component at unit norm.
 
     Attributes:
         parts: U and V of each site.
@@ -32,7 +39,8 @@ class ComponentDictionary:
 
     parts: Mapping[str, Parts]
     net: ImportanceNet
-    _models: list[MaskedModel] = field(default_factory=list, repr=False, compare=False)
+    kind = "components"
+    threshold = 0.0
 
     @property
     def n_features(self) -> int:
@@ -44,8 +52,19 @@ class ComponentDictionary:
         """The name of each component's matrix."""
         return [name for name, parts in self.parts.items() for _ in range(parts.n)]
 
+    @property
+    def v_in(self) -> LowRank:  # type: ignore[override]
+        """The directions too: what a step along a component does to the divergence is read along the component itself."""
+        return self.v_out
+
     @cached_property
-    def directions(self) -> LowRank:
+    def sizes(self) -> Float[Tensor, " component"]:
+        """‖U_c‖ ‖V_c‖: how far a component lies along its direction."""
+        norms = [(parts.U.double().norm(dim=1) * parts.V.double().norm(dim=1)).cpu() for parts in self.parts.values()]
+        return torch.cat(norms)
+
+    @cached_property
+    def v_out(self) -> LowRank:  # type: ignore[override]
         """Each component at unit norm, zero in all matrices but its own. Cost: components · Σ (d_out + d_in) numbers."""
         factors, start = {}, 0
         for name, parts in self.parts.items():
@@ -77,7 +96,15 @@ class ComponentDictionary:
         join = lambda found: {name: torch.cat(each) for name, each in found.items()}  # noqa: E731
         return join(importances), join(inners)
 
-    def read(self, engine: GradientEngine, question: object, inputs: ModelInputs) -> Readings:
+    def unit(self, divergence: Divergence) -> str:
+        """An activation is an importance, from 0 to 1."""
+        return "importance"
+
+    def measured(self, divergence: Divergence) -> str:
+        """See `Dictionary`."""
+        return "importance, 0 to 1"
+
+    def read(self, engine: GradientEngine, question: Question, inputs: ModelInputs) -> Readings:
         """Importances as activations and codes, inner activations as overlaps, of every sample.
 
         Where a sample is an input, or a site has other positions than the output, a sample has the largest of the site's.
@@ -90,8 +117,42 @@ class ComponentDictionary:
             importances, inners = (torch.where(is_real.unsqueeze(-1), found, 0.0) for found in (importances, inners))
         return Readings(importances, inners, importances, is_real)
 
+    def activations(
+        self, engine: GradientEngine, question: Question, inputs: ModelInputs, *, route: Route = "auto"
+    ) -> Float[Tensor, "*sample component"]:
+        """Importances. Cost: a forward pass of the rows.
+
+        Raises:
+            SettingError: A `route` is given: there are no gradients.
+        """
+        if route != "auto":
+            self.of_gradients(f"route={route!r} chooses how gradients are read", "Leave it out.")
+        return self.read(engine, question, inputs).activations
+
+    def sample_codes(
+        self, engine: GradientEngine, question: Question, inputs: ModelInputs
+    ) -> Float[Tensor, "*sample component"]:
+        """Importances."""
+        return self.read(engine, question, inputs).codes
+
+    def activation_parts(
+        self, engine: GradientEngine, question: Question, inputs: ModelInputs
+    ) -> Float[Tensor, "*sample param component"]:
+        """A component's importance at its own matrix, 0 at the others."""
+        names = list(self.parts)
+        is_own = torch.tensor([[name == site for site in self.sites] for name in names])
+        return self.activations(engine, question, inputs).unsqueeze(-2) * is_own
+
+    def of_gradients(self, what: str, instead: str) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            SettingError: Always.
+        """
+        raise SettingError(f"{what}, and components are read from activations, not from gradients. {instead}")
+
     def _is_real(self, engine: GradientEngine, inputs: ModelInputs) -> Bool[Tensor, "row pos"] | None:
-        return None if inputs.mask is None or not engine.per_position else inputs.mask.cpu()
+        return None if inputs.sample_mask is None or not engine.per_position else inputs.sample_mask.cpu()
 
     def _of_samples(
         self, engine: GradientEngine, inputs: ModelInputs, found: Mapping[str, Float[Tensor, "row pos component"]]
@@ -106,10 +167,11 @@ class ComponentDictionary:
                 columns.append(_largest(values).unsqueeze(1).expand(-1, inputs.n_pos, -1))
         return torch.cat(columns, -1)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "ComponentDictionary":
-        """Apply a change to every tensor: moving, casting."""
-        parts = {name: Parts(change(parts.U), change(parts.V)) for name, parts in self.parts.items()}
-        return ComponentDictionary(parts, self.net._apply(change))
+    def placed(self, names: Mapping[str, str], devices: Mapping[str, torch.device]) -> "ComponentDictionary":
+        """See `Dictionary`. The network lies where the first matrix does."""
+        renamed = {names[name]: parts for name, parts in self.parts.items()}
+        parts = {name: Parts(parts.U.to(devices[name]), parts.V.to(devices[name])) for name, parts in renamed.items()}
+        return ComponentDictionary(parts, deepcopy(self.net).to(devices[next(iter(parts))]))
 
 
 def _largest(values: Float[Tensor, "row pos component"]) -> Float[Tensor, "row component"]:

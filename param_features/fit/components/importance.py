@@ -1,7 +1,8 @@
 """Networks that say, from the clean activations, how much of each component an input needs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,15 @@ _SHAPES = Mapping[str, tuple[int, int]]
 
 
 class ImportanceNet(nn.Module, ABC):
-    """Gives each component's z at every position; `gates` makes importances of it."""
+    """Gives each component's z at every position; `gates` makes importances of it.
+
+    Attributes:
+        kind: Its name in settings and files.
+        hidden: Its width.
+    """
+
+    kind: ClassVar[str]
+    hidden: int
 
     @abstractmethod
     def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Float[Tensor, "row pos component"]]:
@@ -26,9 +35,14 @@ class ImportanceNet(nn.Module, ABC):
 class PerComponent(ImportanceNet):
     """A network for each component on its own inner activation."""
 
-    def __init__(self, shapes: _SHAPES, hidden: int, generator: torch.Generator) -> None:
-        """Start with importances near 1."""
+    kind = "component"
+
+    def __init__(
+        self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str] = frozenset()
+    ) -> None:
+        """Start with importances near 1; a network on a number has no need to know of `tables`."""
         super().__init__()
+        self.hidden = hidden
         self.weights = nn.ParameterList()
         for n, _ in shapes.values():
             first = torch.randn(n, hidden, generator=generator)
@@ -48,9 +62,14 @@ class PerComponent(ImportanceNet):
 class PerSite(ImportanceNet):
     """A network for each matrix, shared by its components, on the matrix's input."""
 
-    def __init__(self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str]) -> None:
+    kind = "site"
+
+    def __init__(
+        self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str] = frozenset()
+    ) -> None:
         """Start with importances near 1; `tables` are the sites that read indices."""
         super().__init__()
+        self.hidden = hidden
         self.weights = nn.ParameterList()
         for name, (n, d_in) in shapes.items():
             scale = 1.0 if name in tables else d_in**-0.5
@@ -71,9 +90,14 @@ class PerSite(ImportanceNet):
 class ForModel(ImportanceNet):
     """One network for the components of all matrices, on the inputs of all of them at the same position."""
 
-    def __init__(self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str]) -> None:
+    kind = "model"
+
+    def __init__(
+        self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str] = frozenset()
+    ) -> None:
         """Start with importances near 1; `tables` are the sites that read indices."""
         super().__init__()
+        self.hidden = hidden
         self.sizes = [n for n, _ in shapes.values()]
         d_all = sum(1 if name in tables else d_in for name, (_, d_in) in shapes.items())
         firsts = [
@@ -92,6 +116,18 @@ class ForModel(ImportanceNet):
         states = sum(read(applied[name], first) for name, first in zip(inner, self.firsts, strict=True))
         hidden = functional.gelu(functional.gelu(states + shift) @ second + further)
         return dict(zip(inner, (hidden @ third + bias).split(self.sizes, -1), strict=True))
+
+
+NETWORKS: dict[str, Callable[[_SHAPES, int, torch.Generator, frozenset[str]], ImportanceNet]] = {
+    kind.kind: kind for kind in (PerComponent, PerSite, ForModel)
+}
+"""By name: from shapes, width, generator and the sites that read indices."""
+
+
+def network_shaped(kind: str, shapes: _SHAPES, hidden: int) -> ImportanceNet:
+    """A network without numbers, on the device `meta`: it says which tensors such a network has."""
+    with torch.device("meta"):
+        return NETWORKS[kind](shapes, hidden, torch.Generator(), frozenset())
 
 
 def read(applied: Applied, first: Float[Tensor, "d_in hidden"]) -> Float[Tensor, "row pos hidden"]:

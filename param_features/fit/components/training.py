@@ -12,7 +12,7 @@ from param_features.fit.checkpointing import Checkpoints, keeping
 from param_features.fit.components.adversary import Adversary, Sources
 from param_features.fit.components.dictionary import ComponentDictionary
 from param_features.fit.components.gates import importances_for_masks, importances_for_penalties
-from param_features.fit.components.importance import ForModel, ImportanceNet, PerComponent, PerSite
+from param_features.fit.components.importance import NETWORKS, ImportanceNet
 from param_features.fit.components.losses import (
     Distance,
     drawn_sources,
@@ -294,9 +294,7 @@ def network_of(
         tables: The sites that read indices.
     """
     kind, hidden = network_size(settings, shapes)
-    if kind == "component":
-        return PerComponent(shapes, hidden, generator)
-    return (PerSite if kind == "site" else ForModel)(shapes, hidden, generator, tables)
+    return NETWORKS[kind](shapes, hidden, generator, tables)
 
 
 def network_size(settings: ComponentSettings, shapes: Mapping[str, tuple[int, int]]) -> tuple[str, int]:

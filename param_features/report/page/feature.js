@@ -4,9 +4,9 @@ function showFeature(index) {
   const back = make("button", { id: "back", type: "button", onclick: () => document.getElementById("list").scrollIntoView() }, "↑ list");
   const steps = [make("button", { type: "button", onclick: () => step(-1), ariaLabel: "previous" }, "‹"), make("button", { type: "button", onclick: () => step(1), ariaLabel: "next" }, "›")];
   document.getElementById("feature").replaceChildren(
-    make("div", { class: "top" }, make("h2", {}, `Feature ${index}`), back, ...steps),
+    make("div", { class: "top" }, make("h2", {}, `${DATA.overview.noun} ${index}`), back, ...steps),
     make("p", {}, visible(feature.label)),
-    make("p", { class: "hint" }, `kept on ${percent(feature.density)} of the samples; largest activation ${signed(feature.largest)} ${DATA.overview.unit} per unit step`),
+    make("p", { class: "hint" }, `kept on ${percent(feature.density)} of the samples; largest ${DATA.overview.measured}: ${signed(feature.largest)}`),
     titled("Top examples", examples(feature)),
     make("figure", {}, histogram),
     make("div", { class: "columns" }, ...tokenLists(feature)),

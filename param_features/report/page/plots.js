@@ -76,6 +76,6 @@ function drawHistogram(place, { from, to, counts }) {
   const bar = (get) => ({
     type: "bar", x: centres, y: counts, width, marker: { color: centres.map((x) => `rgb(${get(x < 0 ? "--down" : "--up")})`) },
   });
-  const xaxis = { title: { text: `activation, ${DATA.overview.unit} per unit step` } };
+  const xaxis = { title: { text: DATA.overview.measured } };
   draw(place, [bar], { title: "Activations", xaxis, yaxis: { type: "log", title: { text: "samples" } } });
 }

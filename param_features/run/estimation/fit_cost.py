@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from param_features.fit import (
-    Dictionary,
     Encoder,
+    GradientDictionary,
     Trainer,
     leading_directions,
     most_samples,
@@ -135,10 +135,10 @@ class FitProbe:
         return self.ladder.seconds(work, n, least=least) * self._passes(n) / self._passes(least)
 
     @cached_property
-    def _dictionary(self) -> Dictionary:
+    def _dictionary(self) -> GradientDictionary:
         v_out = self.trainer.v_out.folded().map(torch.detach)
         v_in = v_out if self.sizes.fit.is_tied else self.trainer.v_in.folded().map(torch.detach)
-        return Dictionary(v_in, v_out, 0.0, self._encoder)
+        return GradientDictionary(v_in, v_out, 0.0, self._encoder)
 
     @property
     def _ranking_seconds(self) -> float:

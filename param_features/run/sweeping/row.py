@@ -146,7 +146,7 @@ def row_of(features: Fitted, setting: Setting, held_out: SampleGradients, limits
 @torch.no_grad()
 def _top_shares(features: Fitted, held_out: SampleGradients, l0: float) -> tuple[float, float]:
     """The largest share of the coordinates kept, and of their squares, that one feature has."""
-    dictionary = features.dictionary
+    dictionary = features.dictionary.of_gradients("pf.sweep() counts kept coordinates", "Sweep features of method 'l3d'.")
     chunks = held_out.spread(_SAMPLES).chunks()
     overlaps = torch.cat([dictionary.code_directions.inner(chunk) for chunk in chunks])
     kept, _ = dictionary.encoder.kept(overlaps, features.v_out.gram(), l0)

@@ -1,0 +1,144 @@
+"""`ParamComponents`: what `decompose` returns for `method="components"`, and `load` gives back."""
+
+from collections.abc import Iterable
+from typing import Any, cast, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from param_features.features.developing import DevelopingFeatures
+from param_features.features.intervening import IntervenedFeatures
+from param_features.features.sharing import SharedFeatures
+from param_features.features.training import TrainableFeatures
+from param_features.features.viewing import ShownFeatures
+from param_features.fit.components import ComponentDictionary
+from param_features.gradients import at_least_float32
+from param_features.intervene import Steering, chosen_features
+from param_features.machine import methods_in_own_modes, public
+
+_ALIVE = 1e-6
+
+
+@final
+@methods_in_own_modes
+class ParamComponents(ShownFeatures, IntervenedFeatures, TrainableFeatures, DevelopingFeatures, SharedFeatures):
+    """Rank-1 parts U_c ⊗ V_c of weight matrices, which sum to W with a remainder Δ, and how much inputs need of each.
+
+    What can be done with features can be done with components, by the same methods: an activation, and a code, is an
+    importance from 0 to 1, and a direction is a component at unit norm, so that `steer({k: δ})` adds δ of it. What counts
+    gradients is refused by name: `errors_by_l0`, `reference=` and `route=`. Fields are those of `Fitted`.
+
+    Of components alone:
+
+    - `inner`, `importances`: what they read, and how much of them is needed;
+    - `site`, `component`, `remainder`, `alive`: what they are;
+    - `ablate`: the weights without some of them.
+    """
+
+    @property
+    def components(self) -> ComponentDictionary:
+        """U, V and the importance network."""
+        return cast(ComponentDictionary, self.dictionary)
+
+    @public
+    def inner(self, tokens: Any = None, *, inputs: Any = None) -> Float[Tensor, "*sample component"]:
+        """What every component reads at every sample, its inner activation V_cᵀx.
+
+        Args:
+            tokens: Integers [batch, pos], or a list of strings.
+            inputs: Instead of tokens, anything that the module takes.
+
+        Returns:
+            [batch pos component] where outputs have positions, [batch component] otherwise, where it is the largest of the
+            matrix's positions; 0 at padding and at positions that are no samples. On the CPU. Cost: a forward pass.
+
+        Raises:
+            NotBoundError: The components were loaded without a model.
+            InputError: Inputs that the model cannot take.
+        """
+        return self.readings_on(self.read(tokens, inputs, "inner")).overlaps
+
+    @public
+    def importances(self, tokens: Any = None, *, inputs: Any = None) -> dict[str, Float[Tensor, "row pos component"]]:
+        """How much of each component is needed at every position of its own matrix, by the matrix's name.
+
+        `activations` has the same at samples, numbered through. Arguments and errors are those of `inner`.
+
+        Returns:
+            From 0 to 1; the positions are those at which the matrix is applied, pixels of a convolution for example, padding
+            with them. On the CPU. Cost: a forward pass.
+        """
+        engine = self.bound_engine("importances")
+        return self.components.by_site(engine, self.read(tokens, inputs, "importances"))[0]
+
+    @public
+    def site(self, feature: int) -> tuple[str, int]:
+        """The name of a component's matrix, and the component's number among those of that matrix.
+
+        Raises:
+            FeatureCountError: There is no such component.
+        """
+        self.check_feature(feature)
+        sites = self.components.sites
+        return sites[feature], feature - sites.index(sites[feature])
+
+    @public
+    def component(self, feature: int) -> tuple[Float[Tensor, " d_out"], Float[Tensor, " d_in"]]:
+        """U_c, what a component writes, and V_c, what it reads; U_c ⊗ V_c is its part of the matrix [d_out, d_in].
+
+        Raises:
+            FeatureCountError: There is no such component.
+        """
+        name, number = self.site(feature)
+        parts = self.components.parts[name]
+        return parts.U[number].clone(), parts.V[number].clone()
+
+    @public
+    def remainder(self, name: str) -> Float[Tensor, "*shape"]:
+        """Δ of one parameter, in its shape: what its components leave of W. New tensor, float32 or better.
+
+        Raises:
+            NotBoundError: The components were loaded without a model.
+            UnknownParameterError: The parameter was not decomposed.
+        """
+        engine = self.bound_engine("remainder")
+        view = self.named((view.name, view) for view in engine.subset.views)[name]
+        weight = at_least_float32(view.to_matrix(view.tensor.detach()))
+        return view.from_matrix(self.components.parts[view.name].remainder(weight))
+
+    @public
+    def alive(self, tokens: Any = None, *, inputs: Any = None) -> list[int]:
+        """The components whose mean importance over samples is above 1e-6; the others are needed nowhere here.
+
+        Args:
+            tokens: Where to look; the held-out sequences of the fit by default.
+            inputs: Instead of tokens, for modules that take none.
+
+        Raises:
+            NotBoundError: The components were loaded without a model.
+        """
+        importances, _ = self.samples(tokens, inputs=inputs)
+        return (importances.double().mean(0) > _ALIVE).nonzero().flatten().tolist()
+
+    @public
+    def ablate(self, features: Iterable[int], *, strength: float = 1.0, where: Any = None) -> Steering:
+        """Run the model without some components, W − Σ U_c ⊗ V_c, in a `with` block that restores every bit.
+
+        The same as `steer` with −‖U_c‖ ‖V_c‖ of each; nested blocks add up.
+
+        Args:
+            features: Which ones.
+            strength: How much of each goes, 1 for all of it.
+            where: Truth values [batch] or [batch, pos], as in `steer`: the components are missing there alone.
+
+        Returns:
+            A context manager as `steer` gives.
+
+        Raises:
+            FeatureCountError: There is no such component, or none is given.
+            SettingError: `strength` is no finite number.
+            NotBoundError: The components were loaded without a model.
+        """
+        numbers = chosen_features(self, features)
+        sizes = self.components.sizes
+        return self.steer({number: -strength * float(sizes[number]) for number in numbers}, where=where)

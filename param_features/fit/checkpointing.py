@@ -94,7 +94,7 @@ def refuse_other_fit(recorded: Recipe, wanted: Recipe, path: Path) -> None:
     """
     names = [*recorded, *(name for name in wanted if name not in recorded)]
     if recorded["method"] != wanted["method"]:
-        names = [name for name in names if not name.startswith(_SETTINGS)]
+        names = [name for name in names if name in recorded and name in wanted and not name.startswith(_SETTINGS)]
     then = "Give the same arguments to go on with it, or another checkpoints=."
     recipes = ({name: recipe.get(name) for name in names} for recipe in (recorded, wanted))
     refuse_differences(*recipes, where=str(path), then=then, was="is of another fit")

@@ -161,7 +161,7 @@ def decompose(
             fit=component_settings(fit, steps=steps),
             processes=processes,
         )
-        return run.fitted()
+        return run.fitted(None if checkpoints is None else CheckpointSettings.of(checkpoints))
     fit, n_features = read_fit(method, fit), one_count(n_features, method)
     l0 = usual_l0(n_features) if l0 is None else float(l0)
     request = Request(method, n_features, l0, seed, progress and processes.is_main)

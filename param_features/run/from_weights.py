@@ -1,23 +1,26 @@
 """`method="components"`: one decomposition of weights into components, from what was given to what is fitted."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from param_features.errors import SettingError
-from param_features.fit import Fit
+from param_features.fit import Checkpoints, Fit
 from param_features.fit.components import ComponentDictionary, ComponentSettings, fit_components, network_size
 from param_features.fitted import Fitted, Metrics
 from param_features.gradients import GradientEngine, HarvestSettings, SamplePlan, plan_rows, question_of
-from param_features.machine import ALONE, Processes
+from param_features.gradients.disk import Compression, Recipe, recipe_of
+from param_features.machine import ALONE, Processes, notify
+from param_features.measure import component_metrics
 from param_features.params import ParamSpec, named_in
 from param_features.problem import ModelInputs, Problem, Stage, read_model, read_problem, say_notices, stage_generator
 from param_features.run.matrices import counts_of, engine_of_matrices
 from param_features.run.record import param_records, run_record, settings_record
 from param_features.run.request import ComponentRequest
+from param_features.run.resuming import CheckpointSettings, kept_in
 
 _INSTEAD = {
     "store": "gradients are no part of it: give tokens= or inputs=",
@@ -25,6 +28,9 @@ _INSTEAD = {
     "background": "give the inputs of interest alone as tokens=",
 }
 _OWN_REFERENCES = (None, "self")
+_OF_STORES = ("shard_mib", "compress_rank", "dtype", "reference", "partners")
+"""What recipes of gradients say and no components follow from."""
+
 _HEEDED = ("n_samples", "held_out_fraction", "n_references", "n_examples")
 
 
@@ -131,11 +137,27 @@ class ComponentRun:
             f"{kind!r}, hidden width {hidden}."
         )
 
-    def fitted(self) -> Fitted:
-        """Fit and measure."""
+    def fitted(self, checkpoints: CheckpointSettings | None = None) -> Fitted:
+        """Fit and measure.
+
+        Args:
+            checkpoints: Where the fit is kept as it goes; errors are those of `kept_in`.
+        """
+        if checkpoints is None:
+            return self._fitted()
+        with kept_in(checkpoints, self._recipe()) as folder:
+            return self._fitted(folder.of_components())
+
+    def _recipe(self) -> Recipe:
+        """All that decides what the fit finds. Cost: hashes the model's weights and the data."""
+        request, settings = self.request, {f"fit.{name}": value for name, value in asdict(self.fit).items()}
+        data = recipe_of(self.problem, self.harvest, seed=request.seed, shard_mib=0, compression=Compression())
+        return {name: value for name, value in data.items() if name not in _OF_STORES} | request.record() | settings
+
+    def _fitted(self, checkpoints: Checkpoints | None = None) -> Fitted:
         plan = plan_rows(self.problem, self.harvest, self._generator(Stage.PLAN))
         question = question_of(self.problem, self.engine, self.harvest.n_references, self._generator(Stage.REFERENCES))
-        fit = self._fit(plan)
+        fit = self._fit(plan, checkpoints)
         held_out = self.problem.data.rows(plan.held_out)
         examples = held_out.rows(slice(0, self.harvest.n_examples))
         return Fitted(
@@ -148,7 +170,7 @@ class ComponentRun:
             engine=self.engine,
         )
 
-    def _fit(self, plan: SamplePlan) -> Fit:
+    def _fit(self, plan: SamplePlan, checkpoints: Checkpoints | None) -> Fit:
         return fit_components(
             self.engine,
             self.problem.divergence,
@@ -157,12 +179,22 @@ class ComponentRun:
             self.fit,
             generator=self._generator(Stage.FIT),
             progress=self.request.progress,
+            checkpoints=checkpoints,
             processes=self.processes,
         )
 
     def _metrics(self, dictionary: ComponentDictionary, plan: SamplePlan, held_out: ModelInputs) -> Metrics:
-        n_train, n_held_out = (len(rows) * plan.n_slots for rows in (plan.train, plan.held_out))
-        return Metrics({"n_features": dictionary.n_features, "n_samples": n_train, "n_held_out": n_held_out})
+        """Scores on held-out rows beside their controls; a `Notice` of controls that do as well."""
+        found = component_metrics(
+            dictionary, self.engine, self.problem.divergence, held_out, generator=self._generator(Stage.MEASURE)
+        )
+        metrics = Metrics(found | {"n_samples": len(plan.train) * plan.n_slots})
+        if metrics.matched_by:
+            notify(
+                f"Of the controls, {', '.join(metrics.matched_by)} did as well as the components at the same l0: beside "
+                "these the components have shown nothing."
+            )
+        return metrics
 
     def _config(self, fit: Fit, examples: ModelInputs) -> dict[str, Any]:
         """Settings of the run, for the record."""

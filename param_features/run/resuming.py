@@ -94,6 +94,10 @@ class CheckpointFolder:
         recipe = self.recipe | {_BITS: _norms_sum(stores)}
         return Checkpoints(self._path(title), recipe, self.every, is_written=launched().is_main)
 
+    def of_components(self) -> Checkpoints:
+        """Of a fit that takes no gradients."""
+        return Checkpoints(self._path(_FIT), self.recipe, self.every, is_written=launched().is_main)
+
     def refuse_others(self) -> None:
         """Refuse what was begun here with other arguments, before anything is computed.
 
@@ -103,7 +107,8 @@ class CheckpointFolder:
         for path in map(self._path, _TITLES):
             found = read_newest(path)
             if found is not None:
-                refuse_other_fit(found.recipe, self.recipe | {_BITS: found.recipe.get(_BITS)}, path)
+                bits = {_BITS: found.recipe[_BITS]} if _BITS in found.recipe else {}
+                refuse_other_fit(found.recipe, self.recipe | bits, path)
 
     def _path(self, title: str) -> Path:
         return self.directory / f"{title}.safetensors"
@@ -146,6 +151,28 @@ class CheckpointSettings:
 
 
 @contextmanager
+def kept_in(settings: CheckpointSettings, recipe: Recipe, *, has_gradients: bool = False) -> Iterator[CheckpointFolder]:
+    """Where fits keep their checkpoints, to which no other process writes within the block.
+
+    Args:
+        settings: Which folder, and how often.
+        recipe: All that decides what is found, but for the gradients' own bits.
+        has_gradients: Whether the gradients lie there too.
+
+    Raises:
+        SettingError: The folder is a file.
+        StoreError: The folder holds what was begun with other arguments, data or weights, or a damaged checkpoint; or
+            another process writes to it.
+    """
+    directory = settings.folder()
+    with ExitStack() as stack:
+        launched().from_main(lambda: stack.enter_context(alone_in(directory, "decomposition")))
+        folder = CheckpointFolder(directory, recipe, settings.every, has_gradients)
+        folder.refuse_others()
+        yield folder
+
+
+@contextmanager
 def resumable(settings: CheckpointSettings, job: Job) -> Iterator[tuple[FactorStore, CheckpointFolder]]:
     """The gradients, harvested to the folder where none were given, and where fits keep their checkpoints.
 
@@ -156,12 +183,9 @@ def resumable(settings: CheckpointSettings, job: Job) -> Iterator[tuple[FactorSt
         SampleCountError: There would be fewer training samples than features.
         DiskFullError: The gradients do not fit.
     """
-    directory, request, processes = settings.folder(), job.request, launched()
-    with ExitStack() as stack:
-        processes.from_main(lambda: stack.enter_context(alone_in(directory, "decomposition")))
-        gradients = job.gradients()
-        folder = CheckpointFolder(directory, job.recipe(gradients), settings.every, job.store is None)
-        folder.refuse_others()
+    settings.folder()  # refused before anything is hashed
+    request, gradients = job.request, job.gradients()
+    with kept_in(settings, job.recipe(gradients), has_gradients=job.store is None) as folder:
         if job.store is not None:
             yield job.store, folder
             return
@@ -170,7 +194,7 @@ def resumable(settings: CheckpointSettings, job: Job) -> Iterator[tuple[FactorSt
             job.problem,
             job.harvest,
             gradients,
-            directory / _GRADIENTS,
+            folder.directory / _GRADIENTS,
             say=request.say,
             progress=request.progress,
             compression=Compression(),

@@ -2,6 +2,7 @@
 
 from param_features.measure.agreement import Match, correlations, match_directions
 from param_features.measure.background_effects import background_metrics, off_target, on_target
+from param_features.measure.clusters import Cluster, Clusters, find_clusters
 from param_features.measure.component_controls import each_control
 from param_features.measure.controls import (
     ControlDictionary,
@@ -37,6 +38,8 @@ from param_features.measure.ranking import auroc
 from param_features.measure.weight import weight_by_head
 
 __all__ = [
+    "Cluster",
+    "Clusters",
     "Candidate",
     "Counterparts",
     "ControlDictionary",
@@ -67,6 +70,7 @@ __all__ = [
     "errors_by_l0",
     "examples_of",
     "feature_chunks",
+    "find_clusters",
     "harvest_halves",
     "held_out_metrics",
     "label_of",

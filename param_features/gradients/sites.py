@@ -1,9 +1,10 @@
 """Acting where a pass applies a parameter: its input and output there, laid out as a matrix product by the layer rule."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,9 @@ from param_features.params import ParamView, Tap, hooked
 Applied = Float[Tensor, "row pos d_in"] | Int[Tensor, "row pos"]
 """What a matrix is applied to at every position of every row; of a table the index of the column that it reads."""
 
+_Layout = tuple[tuple[int, ...] | None, int]
+"""The order of the axes row, pos and d_out in which an output holds them, None where it holds them otherwise; and d_out."""
+
 
 @dataclass(frozen=True, eq=False)
 class MatrixSite:
@@ -36,6 +40,7 @@ class MatrixSite:
 
     view: ParamView
     tap: Tap
+    _layouts: dict[tuple, _Layout] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -47,8 +52,13 @@ class MatrixSite:
         return at_least_float32(self.view.to_matrix(self.view.tensor.detach()))
 
     def applied(self, source: Tensor, output: Tensor, n_rows: int) -> Applied:
-        """What W is applied to, from the tensors at the tap; differentiable. Convolutions: the patches of all pixels."""
-        gradient = self._laid_out(source, output.detach(), n_rows)
+        """What W is applied to, from the tensors at the tap; differentiable. Convolutions: the patches of all pixels.
+
+        Raises:
+            AdapterError: The parameter is not applied as a matrix, or each head reads an input of its own.
+        """
+        nothing = torch.zeros((), dtype=_precision(output), device=output.device).expand(output.shape)
+        gradient = self._laid_out(self._of_all_heads(source), nothing, n_rows)
         return gradient.inputs if isinstance(gradient, Factored) else gradient.index
 
     def added(
@@ -58,27 +68,68 @@ class MatrixSite:
 
         Where the rule only looks at the output in another shape, so does this; otherwise it is the rule's transpose.
         """
-        rows = self.tap.rows
-        probe = output.detach()
-        laid_out = self._laid_out(source.detach(), probe, n_rows, is_whole=True).delta
-        if laid_out.data_ptr() == probe.data_ptr() and laid_out.is_contiguous() and probe.is_contiguous():
-            if rows is not None:
-                change = change.new_zeros(laid_out.shape).index_copy(2, rows.to(change.device), change)
-            return output + change.reshape(output.shape).to(output.dtype)
+        order, d_out = self._layout(source, output, n_rows)
+        if order is None:
+            return output + self._by_transpose(change, source, output, n_rows).to(output.dtype)
+        if self.tap.rows is not None:
+            whole = change.new_zeros(*change.shape[:2], d_out)
+            change = whole.index_copy(2, self.tap.rows.to(change.device), change)
+        return output + change.permute(order).reshape(output.shape).to(output.dtype)
+
+    def _layout(self, source: Tensor, output: Tensor, n_rows: int) -> _Layout:
+        """How outputs of this shape hold [row pos d_out], told by where the rule takes the numbers 0, 1, 2 and so on of a row."""
+        key = (source.shape, output.shape, n_rows)
+        if key not in self._layouts:
+            row = self._of_all_heads(source.detach()[: len(source) // n_rows])
+            if not row.is_floating_point():
+                row = torch.full_like(row, _index_read(self.tap.layer))
+            shape = (len(output) // n_rows, *output.shape[1:])
+            numbers = torch.arange(math.prod(shape), dtype=torch.float64, device=output.device)
+            laid = self._laid_out(row, numbers.reshape(shape), 1, is_whole=True).delta
+            orders = [order for order in _ORDERS if torch.equal(laid.permute(order).reshape(-1), numbers)]
+            self._layouts[key] = next(iter(orders), None), laid.shape[2]
+        return self._layouts[key]
+
+    def _by_transpose(self, change: Tensor, source: Tensor, output: Tensor, n_rows: int) -> Tensor:
+        source = self._of_all_heads(source.detach())
+        if not source.is_floating_point():
+            source = torch.full_like(source, _index_read(self.tap.layer))
 
         def overlap(delta: Tensor) -> Tensor:
-            return (self._laid_out(source.detach(), delta, n_rows).delta * change).sum()
+            return (self._laid_out(source, delta, n_rows).delta * change).sum()
 
-        probe = torch.zeros(output.shape, dtype=change.dtype, device=output.device)
-        return output + transposed(overlap, probe).to(output.dtype)
+        return transposed(overlap, torch.zeros(output.shape, dtype=change.dtype, device=output.device))
+
+    def _of_all_heads(self, source: Tensor) -> Tensor:
+        """The input that TransformerLens repeats for every head when told to, [row pos head d_in], once."""
+        if self.tap.rule != "heads" or source.dim() < 4:
+            return source
+        first = source[:, :, 0]
+        if not torch.equal(source, first.unsqueeze(2).expand_as(source)):
+            raise AdapterError(
+                f"{self.name!r} reads another input for each head, and components have one importance at each position. "
+                "Take away the hooks that change what single heads read, or choose other parameters."
+            )
+        return first
 
     def _laid_out(self, source: Tensor, delta: Tensor, n_rows: int, *, is_whole: bool = False) -> Factored | Indexed:
         source = by_row(at_least_float32(source) if source.is_floating_point() else source, n_rows)
-        delta = by_row(at_least_float32(delta), n_rows)
-        gradient = required_rule(self.tap.rule, self.tap.attribute)(self.tap.layer, source, delta)
+        gradient = required_rule(self.tap.rule, self.tap.attribute)(self.tap.layer, source, by_row(delta, n_rows))
         if not isinstance(gradient, Factored | Indexed):
             raise AdapterError(f"{self.name!r} is not applied as a matrix at every position: {_MATRICES}")
         return gradient if is_whole or self.tap.rows is None else gradient.rows(self.tap.rows.to(delta.device))
+
+
+_ORDERS = ((0, 1, 2), (0, 2, 1))
+
+
+def _precision(output: Tensor) -> torch.dtype:
+    return torch.promote_types(output.dtype, torch.float32)
+
+
+def _index_read(layer: object) -> int:
+    """An index that no table takes for padding, whose column has no gradient but is read all the same."""
+    return 1 if getattr(layer, "padding_idx", None) == 0 else 0
 
 
 _MATRICES = (

@@ -77,7 +77,7 @@ class MatrixSite:
         return output + change.permute(order).reshape(output.shape).to(output.dtype)
 
     def _layout(self, source: Tensor, output: Tensor, n_rows: int) -> _Layout:
-        """How outputs of this shape hold [row pos d_out], told by where the rule takes the numbers 0, 1, 2 and so on of a row."""
+        """How outputs of this shape hold [row pos d_out], told by where the rule takes a row's numbers."""
         key = (source.shape, output.shape, n_rows)
         if key not in self._layouts:
             row = self._of_all_heads(source.detach()[: len(source) // n_rows])

@@ -78,6 +78,9 @@ class MaskedRows:
         self.applied: dict[str, Applied] = {
             name: torch.cat([each.applied[name] for each in passes]) for name in self.weights
         }
+        self._real = {
+            name: torch.cat([_filled(each.real[name], each.applied[name]) for each in passes]) for name in self.weights
+        }
         self._following = _following(model, inputs, self.clean[0].shape[1])
 
     @property
@@ -97,10 +100,7 @@ class MaskedRows:
 
     def real(self, name: str) -> Bool[Tensor, "row pos"]:
         """Which positions of a site are no padding."""
-        shape, mask = self.applied[name].shape[:2], self.inputs.mask
-        if mask is None or mask.shape != shape:
-            return torch.ones(shape, dtype=torch.bool, device=self.applied[name].device)
-        return mask.to(self.applied[name].device)
+        return self._real[name]
 
     @torch.no_grad()
     def candidate(self, dictionary: ComponentDictionary) -> Candidate:
@@ -192,6 +192,10 @@ class MaskedRows:
             start += len(output)
         n_tokens = 0 if self._following is None else int((self._following != _IGNORED).sum())
         return Outcome(torch.cat(distances), total / n_tokens if n_tokens else float("nan"))
+
+
+def _filled(real: Bool[Tensor, "row pos"] | None, applied: Applied) -> Bool[Tensor, "row pos"]:
+    return torch.ones(applied.shape[:2], dtype=torch.bool, device=applied.device) if real is None else real
 
 
 def whole_without_remainder(importances: Importances) -> Masks:

@@ -29,7 +29,7 @@ class Adversary:
             like: Gives dtype and device.
         """
         self.sources = {
-            name: torch.rand(rows, pos, n + 1, generator=generator).to(like).requires_grad_()
+            name: torch.rand(rows, pos, n + 1, generator=generator, dtype=torch.float32).to(like).requires_grad_()
             for name, (rows, pos, n) in shapes.items()
         }
         self._optimizer = torch.optim.Adam(self.sources.values(), lr=lr, betas=_BETAS, maximize=True, fused=True)

@@ -82,19 +82,30 @@ class ComponentDictionary(Dictionary):
     def by_site(
         self, engine: GradientEngine, inputs: ModelInputs
     ) -> tuple[dict[str, Float[Tensor, "row pos component"]], dict[str, Float[Tensor, "row pos component"]]]:
-        """Importances and inner activations at every position of each site, on the CPU. Cost: a forward pass of the rows."""
-        model = MaskedModel(engine, sites_of(engine))
+        """Importances and inner activations at every position of each site, 0 at padding; on the CPU.
+
+        Cost: a forward pass of the rows.
+        """
+        importances, inners, _ = self._read(engine, inputs)
+        return importances, inners
+
+    def _read(
+        self, engine: GradientEngine, inputs: ModelInputs
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]]:
+        """What `by_site` gives, and the sites whose positions are those of the outputs."""
+        model, aligned = MaskedModel(engine, sites_of(engine)), frozenset[str]()
         importances: dict[str, list[Tensor]] = {name: [] for name in self.parts}
         inners: dict[str, list[Tensor]] = {name: [] for name in self.parts}
         with model.held(), torch.no_grad():
             for rows in torch.arange(len(inputs)).split(max(1, _POSITIONS // inputs.n_pos)):
-                applied = model.clean(inputs.rows(rows)).applied
-                inner = {name: parts.inner(applied[name]) for name, parts in self.parts.items()}
-                for name, z in self.net(inner, applied).items():
-                    importances[name].append(importances_for_masks(z).cpu())
-                    inners[name].append(inner[name].cpu())
+                clean = model.clean(inputs.rows(rows))
+                aligned = clean.aligned
+                inner = {name: parts.inner(clean.applied[name]) for name, parts in self.parts.items()}
+                for name, z in self.net(inner, clean.applied).items():
+                    importances[name].append(without_padding(importances_for_masks(z), clean.real[name]).cpu())
+                    inners[name].append(without_padding(inner[name], clean.real[name]).cpu())
         join = lambda found: {name: torch.cat(each) for name, each in found.items()}  # noqa: E731
-        return join(importances), join(inners)
+        return join(importances), join(inners), aligned
 
     def unit(self, divergence: Divergence) -> str:
         """An activation is an importance, from 0 to 1."""
@@ -109,7 +120,8 @@ class ComponentDictionary(Dictionary):
 
         Where a sample is an input, or a site has other positions than the output, a sample has the largest of the site's.
         """
-        importances, inners = (self._of_samples(engine, inputs, found) for found in self.by_site(engine, inputs))
+        *found, aligned = self._read(engine, inputs)
+        importances, inners = (self._of_samples(engine, inputs, values, aligned) for values in found)
         is_real = self._is_real(engine, inputs)
         if is_real is None:
             is_real = torch.ones(importances.shape[:-1], dtype=torch.bool)
@@ -155,13 +167,17 @@ class ComponentDictionary(Dictionary):
         return None if inputs.sample_mask is None or not engine.per_position else inputs.sample_mask.cpu()
 
     def _of_samples(
-        self, engine: GradientEngine, inputs: ModelInputs, found: Mapping[str, Float[Tensor, "row pos component"]]
+        self,
+        engine: GradientEngine,
+        inputs: ModelInputs,
+        found: Mapping[str, Float[Tensor, "row pos component"]],
+        aligned: frozenset[str],
     ) -> Float[Tensor, "*sample component"]:
         columns = []
-        for values in found.values():
+        for name, values in found.items():
             if not engine.per_position:
                 columns.append(_largest(values))
-            elif values.shape[1] == inputs.n_pos:
+            elif name in aligned:
                 columns.append(values)
             else:
                 columns.append(_largest(values).unsqueeze(1).expand(-1, inputs.n_pos, -1))
@@ -172,6 +188,13 @@ class ComponentDictionary(Dictionary):
         renamed = {names[name]: parts for name, parts in self.parts.items()}
         parts = {name: Parts(parts.U.to(devices[name]), parts.V.to(devices[name])) for name, parts in renamed.items()}
         return ComponentDictionary(parts, deepcopy(self.net).to(devices[next(iter(parts))]))
+
+
+def without_padding(
+    values: Float[Tensor, "row pos component"], real: Bool[Tensor, "row pos"] | None
+) -> Float[Tensor, "row pos component"]:
+    """The values, 0 at padding."""
+    return values if real is None else torch.where(real.unsqueeze(-1), values, 0.0)
 
 
 def _largest(values: Float[Tensor, "row pos component"]) -> Float[Tensor, "row component"]:

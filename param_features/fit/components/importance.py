@@ -45,8 +45,8 @@ class PerComponent(ImportanceNet):
         self.hidden = hidden
         self.weights = nn.ParameterList()
         for n, _ in shapes.values():
-            first = torch.randn(n, hidden, generator=generator)
-            second = torch.randn(n, hidden, generator=generator) / hidden**0.5
+            first = torch.randn(n, hidden, generator=generator, dtype=torch.float32)
+            second = torch.randn(n, hidden, generator=generator, dtype=torch.float32) / hidden**0.5
             for tensor in (first, torch.zeros(n, hidden), second, torch.ones(n)):
                 self.weights.append(nn.Parameter(tensor))
 
@@ -73,8 +73,8 @@ class PerSite(ImportanceNet):
         self.weights = nn.ParameterList()
         for name, (n, d_in) in shapes.items():
             scale = 1.0 if name in tables else d_in**-0.5
-            first = torch.randn(d_in, hidden, generator=generator) * scale
-            second = torch.randn(hidden, n, generator=generator) / hidden**0.5
+            first = torch.randn(d_in, hidden, generator=generator, dtype=torch.float32) * scale
+            second = torch.randn(hidden, n, generator=generator, dtype=torch.float32) / hidden**0.5
             for tensor in (first, torch.zeros(hidden), second, torch.ones(n)):
                 self.weights.append(nn.Parameter(tensor))
 
@@ -101,11 +101,11 @@ class ForModel(ImportanceNet):
         self.sizes = [n for n, _ in shapes.values()]
         d_all = sum(1 if name in tables else d_in for name, (_, d_in) in shapes.items())
         firsts = [
-            torch.randn(d_in, hidden, generator=generator) * (1.0 if name in tables else d_all**-0.5)
+            torch.randn(d_in, hidden, generator=generator, dtype=torch.float32) * (1.0 if name in tables else d_all**-0.5)
             for name, (_, d_in) in shapes.items()
         ]
-        second = torch.randn(hidden, hidden, generator=generator) / hidden**0.5
-        third = torch.randn(hidden, sum(self.sizes), generator=generator) / hidden**0.5
+        second = torch.randn(hidden, hidden, generator=generator, dtype=torch.float32) / hidden**0.5
+        third = torch.randn(hidden, sum(self.sizes), generator=generator, dtype=torch.float32) / hidden**0.5
         self.firsts = nn.ParameterList(map(nn.Parameter, firsts))
         rest = (torch.zeros(hidden), second, torch.zeros(hidden), third, torch.ones(sum(self.sizes)))
         self.rest = nn.ParameterList(map(nn.Parameter, rest))

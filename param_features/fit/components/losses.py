@@ -46,7 +46,7 @@ def importance_penalty(
     importances: Importances, p: float, real: Mapping[str, Bool[Tensor, "row pos"] | None]
 ) -> Float[Tensor, ""]:
     """Mean over real positions of Σ_c (g + ε)^p, summed over sites."""
-    costs = [_over_real((g + _EPS).pow(p).sum(-1), real[name]).mean() for name, g in importances.items()]
+    costs = [over_real((g + _EPS).pow(p).sum(-1), real[name]).mean() for name, g in importances.items()]
     return torch.stack(costs).sum()
 
 
@@ -56,13 +56,14 @@ def frequency_penalty(
     """Σ_c s_c log₂(1 + s_c) over the number of real positions, s_c = Σ (g_c + ε)^p over the batch, summed over sites."""
     costs = []
     for name, g in importances.items():
-        used = _over_real((g + _EPS).pow(p), real[name])
+        used = over_real((g + _EPS).pow(p), real[name])
         total = used.sum(0)
         costs.append((total * torch.log2(1 + total)).sum() / len(used))
     return torch.stack(costs).sum()
 
 
-def _over_real(values: Tensor, real: Bool[Tensor, "row pos"] | None) -> Tensor:
+def over_real(values: Float[Tensor, "row pos ..."], real: Bool[Tensor, "row pos"] | None) -> Float[Tensor, "real ..."]:
+    """The values at all positions that are no padding."""
     return values.flatten(0, 1) if real is None else values[real]
 
 
@@ -102,7 +103,7 @@ def random_subset(sources: Sources, generator: torch.Generator) -> dict[str, Ten
     shapes = {name: tuple(source.shape[:-1]) for name, source in sources.items()}
     rows = next(iter(shapes.values()))[0]
     pos = next(iter(shapes.values()))[1] if len(set(shapes.values())) == 1 else 1
-    order = torch.rand(len(shapes), rows, pos, generator=generator).argsort(0)
+    order = torch.rand(len(shapes), rows, pos, generator=generator, dtype=torch.float32).argsort(0)
     n_chosen = torch.randint(1, len(shapes) + 1, (rows, pos), generator=generator)
     is_chosen = order < n_chosen
     return routed(sources, {name: is_chosen[k].expand(shape) for k, (name, shape) in enumerate(shapes.items())})

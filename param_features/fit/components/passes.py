@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from param_features.errors import AdapterError
 from param_features.fit.components.parts import Parts
+from param_features.fit.components.places import encoders_own, real_positions
 from param_features.gradients import Applied, GradientEngine, MatrixSite, acting_on, at_least_float32, check_finite_output
 from param_features.params import held_still
 from param_features.problem import ModelInputs
@@ -35,10 +36,24 @@ class CleanPass:
     Attributes:
         output: Of every sample, in float32 at least.
         applied: What each matrix is applied to.
+        real: Which of each matrix's positions are no padding; None for all.
+        aligned: The matrices whose positions are those of the outputs.
     """
 
     output: Float[Tensor, "sample d_output"]
     applied: dict[str, Applied]
+    real: dict[str, Bool[Tensor, "row pos"] | None]
+    aligned: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Masked:
+    """What a pass under masks is run with."""
+
+    parts: Mapping[str, Parts]
+    masks: Masks
+    remainders: Mapping[str, Tensor]
+    n_rows: int
 
 
 class MaskedModel:
@@ -48,32 +63,51 @@ class MaskedModel:
         """Nothing is hooked yet."""
         self.engine, self.sites = engine, sites
         self._applied: dict[str, Applied] | None = None
-        self._masked: tuple[Mapping[str, Parts], Masks, Mapping[str, Tensor]] | None = None
+        self._masked: _Masked | None = None
         self._n_rows = 0
+        self._of_encoder: dict[tuple[int, ...], frozenset[str]] = {}
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Within the block the model's sites are acted on; errors are those of `held_still`."""
         with held_still(self.engine.adapter.module), acting_on(self.sites, self._act):
-            yield
+            try:
+                yield
+            finally:
+                self._masked = None
 
     def clean(self, inputs: ModelInputs) -> CleanPass:
         """Run rows as they are. Cost: a forward pass.
 
         Raises:
-            AdapterError: A matrix is not applied exactly once.
+            AdapterError: A matrix is not applied exactly once; or which of its positions are padding is not known.
             NonFiniteError: The output holds NaN or infinity.
         """
-        self._applied, self._n_rows = {}, len(inputs)
+        output, applied = self._recorded(inputs)
+        missing = [site.name for site in self.sites if site.name not in applied]
+        if missing:
+            raise AdapterError(_not_once(missing[0], 0))
+        widths = {name: values.shape[1] for name, values in applied.items()}
+        shape = tuple(widths.values())
+        if shape not in self._of_encoder:
+            self._of_encoder[shape] = encoders_own(inputs, widths, self._widths)
+        of_encoder = self._of_encoder[shape]
+        real = real_positions(self.engine, inputs, widths, of_encoder)
+        real = {name: None if mask is None else mask.to(applied[name].device) for name, mask in real.items()}
+        has_samples = self.engine.per_position
+        aligned = {name for name, width in widths.items() if has_samples and width == inputs.n_pos} - of_encoder
+        return CleanPass(check_finite_output(output), applied, real, frozenset(aligned))
+
+    def _recorded(self, inputs: ModelInputs) -> tuple[Tensor, dict[str, Applied]]:
+        self._applied, self._masked, self._n_rows = {}, None, len(inputs)
         try:
             with torch.no_grad():
-                output = self._output(inputs)
-            missing = [site.name for site in self.sites if site.name not in self._applied]
-            if missing:
-                raise AdapterError(_not_once(missing[0], 0))
-            return CleanPass(check_finite_output(output), self._applied)
+                return self._output(inputs), self._applied
         finally:
             self._applied = None
+
+    def _widths(self, inputs: ModelInputs) -> dict[str, int]:
+        return {name: values.shape[1] for name, values in self._recorded(inputs)[1].items()}
 
     def masked(
         self,
@@ -90,11 +124,15 @@ class MaskedModel:
             masks: Of these rows.
             remainders: Δ by site; needed where `masks` has some of it.
         """
-        self._masked, self._n_rows = (parts, masks, remainders or {}), len(inputs)
+        masked = _Masked(parts, masks, remainders or {}, len(inputs))
+        self._masked = masked
         try:
-            return self._output(inputs)
+            output = self._output(inputs)
         finally:
             self._masked = None
+        if output.requires_grad:  # layers that are checkpointed run again in the backward pass
+            output.register_hook(lambda _: setattr(self, "_masked", masked))
+        return output
 
     def _output(self, inputs: ModelInputs) -> Float[Tensor, "sample d_output"]:
         output = at_least_float32(self.engine.adapter.run(*inputs.args, **inputs.kwargs))
@@ -111,14 +149,14 @@ class MaskedModel:
             return output
         if self._masked is None:
             return output
-        parts, masks, remainders = self._masked
+        masks, n_rows = self._masked.masks, self._masked.n_rows
         if site.name not in masks.components:
             return output
-        applied = site.applied(source, output, self._n_rows)
-        change = parts[site.name].change(
-            applied, masks.components[site.name], remainders.get(site.name), masks.remainders.get(site.name)
+        applied = site.applied(source, output, n_rows)
+        change = self._masked.parts[site.name].change(
+            applied, masks.components[site.name], self._masked.remainders.get(site.name), masks.remainders.get(site.name)
         )
-        return site.added(change, source, output, self._n_rows)
+        return site.added(change, source, output, n_rows)
 
 
 def not_applied_once(engine: GradientEngine, sites: list[MatrixSite], inputs: ModelInputs) -> dict[str, str]:

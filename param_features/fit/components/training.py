@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from param_features.errors import SettingError
 from param_features.fit.checkpointing import Checkpoints, keeping
 from param_features.fit.components.adversary import Adversary, Sources
 from param_features.fit.components.dictionary import ComponentDictionary
@@ -21,6 +22,7 @@ from param_features.fit.components.losses import (
     importance_penalty,
     masks_from,
     one_site,
+    over_real,
     random_subset,
     side_by_side,
 )
@@ -98,13 +100,14 @@ class ComponentTrainer:
         processes: Processes = ALONE,
     ) -> None:
         """Start with Σ U ⊗ V as close to W as the first V allow."""
-        self.engine, self.data, self.settings, self.generator, self.processes = engine, data, settings, generator, processes
+        self.engine, self.settings, self.generator, self.processes = engine, settings, generator, processes
+        self.data = data.with_samples()
         self.distance = Distance(divergence)
         self.model = MaskedModel(engine, sites_of(engine))
         self.weights = {site.name: site.weight() for site in self.model.sites}
-        self.n_rows = min(len(data), max(2, settings.batch_size // data.n_pos))
+        self.n_rows = min(len(self.data), max(2, settings.batch_size // self.data.n_pos))
         with self.model.held():
-            probe = self.model.clean(data.rows(slice(0, 2)))
+            probe = self.model.clean(self.data.rows(slice(0, 2)))
         self.parts = {name: self._start(name, n_components[name], start or {}) for name in self.weights}
         self.net = self._network(probe)
         tensors = [tensor for parts in self.parts.values() for tensor in (parts.U, parts.V)]
@@ -117,14 +120,18 @@ class ComponentTrainer:
         self.adversary = None
         if settings.adversarial_weight:
             self.adversary = Adversary(shapes, settings.adversary_lr, generator, tensors[0])
-        self.mean_importance = torch.ones(sum(n for *_, n in shapes.values()))
+        self.mean_importance = torch.ones(sum(n for *_, n in shapes.values()), dtype=torch.float32)
         self.n_steps = 0
         self.errors = torch.zeros(settings.steps, dtype=torch.float64)
         self.order = torch.empty(0, dtype=torch.long)
 
     def _start(self, name: str, n: int, start: Mapping[str, Tensor]) -> Parts:
         weight = self.weights[name]
-        V = torch.randn(n, weight.shape[1], generator=self.generator) if name not in start else start[name]
+        V = (
+            torch.randn(n, weight.shape[1], generator=self.generator, dtype=torch.float32)
+            if name not in start
+            else start[name]
+        )
         V = torch.nn.functional.normalize(V.to(weight), dim=1)
         return least_square_parts(weight, V)
 
@@ -132,6 +139,8 @@ class ComponentTrainer:
         shapes = {name: (parts.n, parts.V.shape[1]) for name, parts in self.parts.items()}
         tables = frozenset(name for name, applied in probe.applied.items() if not applied.is_floating_point())
         net = network_of(self.settings, shapes, self.generator, tables)
+        if isinstance(net, ForModel):
+            _check_same_positions(probe)
         return net.to(self.tensor_like)
 
     @property
@@ -154,7 +163,7 @@ class ComponentTrainer:
         passes = self._passes(importances)
         distances = self._distances(inputs, clean, passes, remainders)
         faith = faithfulness(remainders)
-        loss = self.settings.faithfulness_weight * faith + self._penalty(z, inputs)
+        loss = self.settings.faithfulness_weight * faith + self._penalty(z, clean.real)
         for (_, weight, _), distance in zip(passes, distances, strict=True):
             loss = loss + weight * distance
         self.optimizer.zero_grad(set_to_none=True)
@@ -163,7 +172,7 @@ class ComponentTrainer:
             self.adversary.climb()
         self._together(share)
         self._update()
-        return self._outcome(passes, distances, importances, faith, inputs)
+        return self._outcome(passes, distances, importances, faith, clean.real)
 
     def _ascend(self, inputs: ModelInputs, clean: CleanPass, importances: dict, remainders: dict) -> None:
         if self.adversary is None:
@@ -203,24 +212,15 @@ class ComponentTrainer:
         output = self.model.masked(repeated(inputs, len(passes)), self.parts, masks, remainders)
         return [self.distance(part, clean.output).mean() for part in output.chunk(len(passes))]
 
-    def _penalty(self, z: dict, inputs: ModelInputs) -> Tensor:
+    def _penalty(self, z: dict, real: dict) -> Tensor:
         settings = self.settings
         done = self.n_steps / max(1, settings.steps - 1)
         p = settings.p + (settings.p_end - settings.p) * done
-        penalised, real = {name: importances_for_penalties(values) for name, values in z.items()}, self._real(z, inputs)
+        penalised = {name: importances_for_penalties(values) for name, values in z.items()}
         penalty = settings.importance_weight * importance_penalty(penalised, p, real)
         if settings.frequency_weight:
             penalty = penalty + settings.frequency_weight * frequency_penalty(penalised, p, real)
         return penalty
-
-    @staticmethod
-    def _real(values: Mapping[str, Tensor], inputs: ModelInputs) -> dict[str, Bool[Tensor, "row pos"] | None]:
-        """Which positions of each site are no padding; None for all."""
-        mask = inputs.mask
-        return {
-            name: None if mask is None or mask.shape != value.shape[:2] else mask.to(value.device)
-            for name, value in values.items()
-        }
 
     def _together(self, share) -> None:
         """The batch's gradient in all processes."""
@@ -242,14 +242,14 @@ class ComponentTrainer:
         self.n_steps += 1
 
     @torch.no_grad()
-    def _outcome(self, passes: list, distances: list, importances: dict, faith: Tensor, inputs: ModelInputs) -> StepOutcome:
+    def _outcome(self, passes: list, distances: list, importances: dict, faith: Tensor, real: dict) -> StepOutcome:
         found: dict[str, float] = {}
         for (name, _, _), distance in zip(passes, distances, strict=True):
             found[name] = found.get(name, 0.0) + float(distance.detach())
         self.errors[self.n_steps - 1 : self.n_steps] = next(iter(found.values()))
-        means = torch.cat([g.detach().flatten(0, 1).mean(0) for g in importances.values()])
-        self.mean_importance.lerp_(means.cpu(), 1 - _MEMORY)
-        l0 = sum(float((g > 0).sum(-1, dtype=torch.float32).mean()) for g in importances.values())
+        of_real = [over_real(g.detach(), real[name]) for name, g in importances.items()]
+        self.mean_importance.lerp_(torch.cat([g.mean(0) for g in of_real]).cpu().float(), 1 - _MEMORY)
+        l0 = sum(float((g > 0).sum(-1, dtype=torch.float32).mean()) for g in of_real)
         return StepOutcome(found, l0, float(faith.detach()) ** 0.5)
 
     @property
@@ -280,6 +280,17 @@ class ComponentTrainer:
         parts = {name: Parts(parts.U.detach().clone(), parts.V.detach().clone()) for name, parts in self.parts.items()}
         net = self.net.requires_grad_(False)
         return Fit(ComponentDictionary(parts, net), self.n_steps, tuple(self.errors[: self.n_steps].tolist()))
+
+
+def _check_same_positions(probe: CleanPass) -> None:
+    widths = {applied.shape[1]: name for name, applied in probe.applied.items()}
+    others = probe.applied.keys() - probe.aligned if probe.aligned else set()
+    if len(widths) > 1 or others:
+        other = next(iter(widths.values())) if len(widths) > 1 else min(others)
+        raise SettingError(
+            f"importance='model' reads the inputs of all matrices at the same position, and {other!r} is applied at other "
+            "positions than others are. Take importance='site', or fewer matrices."
+        )
 
 
 def network_of(

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from param_features.errors import AdapterError
 from param_features.gradients.capture import argument
 from param_features.gradients.engine import GradientEngine
+from param_features.gradients.foreign_forward import uneven_layers
 from param_features.gradients.rows import at_least_float32, by_row
 from param_features.gradients.rules import required_rule
 from param_features.gradients.types import Factored, Indexed
@@ -150,13 +151,22 @@ def sites_of(engine: GradientEngine) -> list[MatrixSite]:
 
 
 def without_components(engine: GradientEngine) -> dict[str, str]:
-    """The parameters of the engine that have no site, each with the reason in a sentence, in order."""
+    """The parameters of the engine that have no site, each with the reason in a sentence, in order.
+
+    Cost: nothing but for layers with a forward of their own and tables that limit norms, see `uneven_layers`.
+    """
     unruled = _without_rule(engine)
+    uneven = {} if engine.origin is None else uneven_layers(engine, engine.origin.problem.data)
     found = {}
     for view in engine.subset.views:
-        why = no_matrix_at_one_place(view, len(engine.routes.taps.get(view.name, [view])))
-        if view.name in unruled:
+        why = no_matrix_at_one_place(view, len(engine.routes.taps.get(view.name, view.places)))
+        if why is None and view.name in unruled:
             why = f"Components need {unruled[view.name]}. Choose other parameters."
+        if why is None and view.name in uneven:
+            why = (
+                f"{view.name!r} is not applied as it is: its layer computes with what it makes of it, such as "
+                "rounded values or limited norms. Components sum to the weights themselves. Choose other parameters."
+            )
         if why is not None:
             found[view.name] = why
     return found

@@ -15,6 +15,7 @@ from param_features.errors import AdapterError, FingerprintError, NoGradientErro
 from param_features.params import adapter_for, all_parameters, select
 from tests.adapters.zoo import ZOO, assert_same, booted, fresh, hf_gpt2, lens_major, shared, snapshot, tokenizer
 from tests.exits import EXITS, leave, leaving_by
+from tests.masked import masked_case
 from tests.oracle import assert_equal_gradients, case_of
 
 BRIDGES = [name for name in ZOO if name.startswith("bridge")]
@@ -376,6 +377,49 @@ class TestSteering:
         with torch.no_grad():
             found = copied.run(*ZOO[name].data(3).values())
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@cache
+def masked_case_of(name):
+    """Random components of all matrices of the model; made once."""
+    return masked_case(shared(name), **ZOO[name].data(2))
+
+
+class TestComponents:
+    """All matrices at once, with random components, masks and masks of the remainder."""
+
+    @staticmethod
+    def assert_equal(name, found, expected):
+        case = masked_case_of(name)
+        effect = (expected - case.clean.output).norm()
+        assert effect > 0.05 * case.clean.output.norm()
+        tolerance = 1e-9 if found.dtype == torch.float64 else ZOO[name].tolerance
+        assert (found - expected).norm() <= tolerance * effect
+
+    def test_masks_of_a_row_are_written_over_weights(self, name):
+        case = masked_case_of(name)
+        masks = case.masks(varies=False)
+        self.assert_equal(name, case.run(masks), case.by_rows(masks))
+
+    def test_masks_of_a_position_are_matrices_of_its_own(self, name):
+        case = masked_case_of(name)
+        masks = case.masks()
+        explicit = case.by_lens_hooks if name.startswith("hooked") else case.by_positions
+        self.assert_equal(name, case.run(masks), explicit(masks))
+
+    def test_ones_leave_every_bit(self, name):
+        case = masked_case_of(name)
+        assert torch.equal(case.run(case.ones()), case.clean.output)
+
+    @pytest.mark.parametrize("error", EXITS)
+    def test_the_model_comes_back_bit_for_bit(self, name, error):
+        """`nothing_leaks` compares objects, values, flags and hooks."""
+        case, before, generator = masked_case_of(name), output_of(name), torch.get_rng_state()
+        with leaving_by(error), case.model.held():
+            case.model.masked(case.data, case.parts, case.masks(), case.remainders)
+            leave(error)
+        assert torch.equal(output_of(name), before)
+        assert torch.equal(torch.get_rng_state(), generator)
 
 
 class TestCircuits:

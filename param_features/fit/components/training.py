@@ -127,11 +127,8 @@ class ComponentTrainer:
 
     def _start(self, name: str, n: int, start: Mapping[str, Tensor]) -> Parts:
         weight = self.weights[name]
-        V = (
-            torch.randn(n, weight.shape[1], generator=self.generator, dtype=torch.float32)
-            if name not in start
-            else start[name]
-        )
+        shape = (n, weight.shape[1])
+        V = start[name] if name in start else torch.randn(*shape, generator=self.generator, dtype=torch.float32)
         V = torch.nn.functional.normalize(V.to(weight), dim=1)
         return least_square_parts(weight, V)
 
@@ -139,7 +136,7 @@ class ComponentTrainer:
         shapes = {name: (parts.n, parts.V.shape[1]) for name, parts in self.parts.items()}
         tables = frozenset(name for name, applied in probe.applied.items() if not applied.is_floating_point())
         net = network_of(self.settings, shapes, self.generator, tables)
-        if isinstance(net, ForModel):
+        if net.kind == "model":
             _check_same_positions(probe)
         return net.to(self.tensor_like)
 

@@ -3,7 +3,7 @@
 from param_features.gradients.capture import argument, differentiable
 from param_features.gradients.changed_model import following, is_as_planned
 from param_features.gradients.changes import OutputGraph, has_forward_mode, n_together, output_changes
-from param_features.gradients.cotangents import AgainstMean
+from param_features.gradients.cotangents import AgainstDrawn, AgainstMean
 from param_features.gradients.double_backward import changes_along
 from param_features.gradients.engine import (
     MOST_LOGITS,
@@ -21,7 +21,7 @@ from param_features.gradients.probe import SampleProbe
 from param_features.gradients.references import collect_references, own_references, question_of
 from param_features.gradients.rows import at_least_float32, by_row
 from param_features.gradients.rules import LayerRule, register_rule, required_rule, rule_for
-from param_features.gradients.sampling import HarvestSettings, SamplePlan, plan_rows, plan_samples
+from param_features.gradients.sampling import HarvestSettings, SamplePlan, draw_positions, plan_rows, plan_samples
 from param_features.gradients.sites import (
     Applied,
     MatrixSite,
@@ -72,6 +72,7 @@ __all__ = [
     "CANNOT_MAP",
     "CHUNK_BYTES",
     "MOST_LOGITS",
+    "AgainstDrawn",
     "AgainstMean",
     "CotangentOf",
     "Dense",
@@ -103,6 +104,7 @@ __all__ = [
     "compact",
     "costs_less_as_matrices",
     "differentiable",
+    "draw_positions",
     "flatten",
     "following",
     "has_forward_mode",

@@ -40,7 +40,7 @@ class ComponentSettings:
         adversary_lr: Learning rate of the adversary's Adam.
         faithfulness_weight: Weight of Σ‖Δ‖² over the number of decomposed entries.
         clip: Largest norm of U's and V's gradient; None for any.
-        start: Where U and V start: `"gradients"`, from leading factors of single gradients, or `"random"`.
+        start: Where U and V start: `"gradients"`, at leading factors of single gradients, chosen to differ; or `"random"`.
     """
 
     steps: int = 2000
@@ -61,7 +61,7 @@ class ComponentSettings:
     adversary_lr: float = 0.01
     faithfulness_weight: float = 1.0
     clip: float | None = None
-    start: Literal["gradients", "random"] = "random"
+    start: Literal["gradients", "random"] = "gradients"
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""

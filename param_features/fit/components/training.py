@@ -29,6 +29,7 @@ from param_features.fit.components.losses import (
 from param_features.fit.components.parts import Parts, least_square_parts
 from param_features.fit.components.passes import CleanPass, MaskedModel, Masks, repeated
 from param_features.fit.components.settings import ComponentSettings
+from param_features.fit.components.starting import gradient_starts, parts_along
 from param_features.fit.loop import Fit, take_steps
 from param_features.gradients import GradientEngine, sites_of
 from param_features.machine import ALONE, Processes
@@ -66,7 +67,7 @@ def fit_components(
         settings: How they are learned.
         generator: Draws batches, masks and starting points.
         progress: Whether to show a progress bar with D under masks, l0, how many are alive, and ‖Δ‖.
-        start: Where V starts, by matrix; drawn where it is not given.
+        start: Where V starts, by matrix; as `settings.start` says where it is not given.
         checkpoints: Where the fit is kept, and gone on with.
         processes: Who share the rows of every batch; Ctrl-C then ends all of them.
     """
@@ -99,7 +100,7 @@ class ComponentTrainer:
         start: Mapping[str, Tensor] | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        """Start with Σ U ⊗ V as close to W as the first V allow."""
+        """Start with Σ U ⊗ V as close to W as the first V allow; of gradients, where the settings say so."""
         self.engine, self.settings, self.generator, self.processes = engine, settings, generator, processes
         self.data = data.with_samples()
         self.distance = Distance(divergence)
@@ -108,7 +109,7 @@ class ComponentTrainer:
         self.n_rows = min(len(self.data), max(2, settings.batch_size // self.data.n_pos))
         with self.model.held():
             probe = self.model.clean(self.data.rows(slice(0, 2)))
-        self.parts = {name: self._start(name, n_components[name], start or {}) for name in self.weights}
+        self.parts = self._starts(divergence, n_components, start or {})
         self.net = self._network(probe)
         tensors = [tensor for parts in self.parts.values() for tensor in (parts.U, parts.V)]
         self.tensors = tensors
@@ -124,6 +125,13 @@ class ComponentTrainer:
         self.n_steps = 0
         self.errors = torch.zeros(settings.steps, dtype=torch.float64)
         self.order = torch.empty(0, dtype=torch.long)
+
+    def _starts(self, divergence: Divergence, n: Mapping[str, int], given: Mapping[str, Tensor]) -> dict[str, Parts]:
+        pairs = {}
+        if self.settings.start == "gradients" and not given:
+            pairs = gradient_starts(self.engine, divergence, self.data, n, self.generator)
+        along = {name: parts_along(weight, pairs[name]) for name, weight in self.weights.items() if name in pairs}
+        return {name: along.get(name) or self._start(name, n[name], given) for name in self.weights}
 
     def _start(self, name: str, n: int, start: Mapping[str, Tensor]) -> Parts:
         weight = self.weights[name]

@@ -1,0 +1,92 @@
+"""Components start at pairs of single gradients: common ones first and once, scaled to sum to the matrix."""
+
+import pytest
+import torch
+from torch import nn
+
+from param_features.fit.components import starting
+from param_features.fit.components.starting import gradient_starts, parts_along
+from param_features.gradients import build_engine
+from param_features.problem import read_model, read_problem
+from tests.measure.component_cases import case_of
+
+
+def units(n, d, seed=0):
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return nn.functional.normalize(rows, dim=1)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("n", [2, 4, 9])
+def test_each_direction_is_drawn_once_and_none_when_all_are_explained(n):
+    left, right = units(4, 3), units(4, 5, seed=1)
+    again = torch.tensor([0] * 40 + [1] * 20 + [2] * 5 + [3])
+    found = again[starting._spread_out((-left[again], right[again]), n, generator())]
+    assert len(set(found.tolist())) == len(found) == min(n, 4)
+
+
+def test_common_directions_are_drawn_before_rare_ones():
+    left, right = units(12, 6), units(12, 8, seed=1)
+    again = torch.cat([torch.tensor([0, 1]).repeat_interleave(500), torch.arange(2, 12)])
+    first = [again[starting._spread_out((left[again], right[again]), 2, generator(seed))] for seed in range(5)]
+    assert sum(set(found.tolist()) == {0, 1} for found in first) >= 4
+
+
+def test_pairs_that_make_up_the_matrix_are_given_their_share_of_it():
+    left, right, size = torch.eye(6, dtype=torch.double)[:4], units(4, 7), torch.tensor([1.0, -2, 3, 4], dtype=torch.double)
+    weight = (left * size[:, None]).T @ right
+    parts = parts_along(weight, (left, right))
+    torch.testing.assert_close(parts.sum(), weight)
+    torch.testing.assert_close(parts.U, left * size[:, None], atol=0.5, rtol=0)
+    assert nn.functional.cosine_similarity(parts.U, left * size[:, None]).min() > 0.99
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (4, 4)])
+def test_parts_along_any_pairs_sum_to_the_matrix_where_their_right_sides_span_it(shape):
+    weight = torch.randn(shape, generator=generator())
+    sides = units(9, shape[0]).float(), units(9, shape[1], seed=1).float()
+    parts = parts_along(weight, sides)
+    torch.testing.assert_close(parts.sum(), weight, atol=1e-5, rtol=1e-5)
+    assert torch.equal(parts.V, sides[1]) and parts.U.dtype == torch.float32
+
+
+def test_gradients_of_inputs_with_one_feature_give_the_parts_of_each_feature():
+    model = nn.Linear(5, 3)
+    data = torch.eye(5).repeat(30, 1) * torch.linspace(0.5, 1, 150)[:, None]
+    problem = read_problem(read_model(model, "weight"), None, data, divergence="se", reference="sample")
+    engine = build_engine(problem, lambda _: None)
+    left, right = gradient_starts(engine, problem.divergence, problem.data, {"weight": 15}, generator())["weight"]
+    assert left.shape == (15, 3) and right.shape == (15, 5)
+    assert set(right.abs().argmax(1).tolist()) == set(range(5))
+    torch.testing.assert_close(right.abs(), nn.functional.one_hot(right.abs().argmax(1), 5).float())
+    torch.testing.assert_close(left.norm(dim=1), torch.ones(15))
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(11, 6), nn.Linear(6, 11)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.table(tokens)))
+
+
+def test_positions_tables_and_several_matrices_have_starts_of_their_own_size():
+    case = case_of(Tokens(), ["table.weight", "head.weight"], tokens=torch.arange(60).reshape(12, 5) % 11)
+    sizes = {"table.weight": 4, "head.weight": 7}
+    draws = [gradient_starts(case.engine, case.divergence, case.data, sizes, generator(seed)) for seed in (0, 0, 1)]
+    for name, n in sizes.items():
+        shape = next(site.weight() for site in case.masked_model.sites if site.name == name).shape
+        assert [side.shape for side in draws[0][name]] == [(n, size) for size in shape]
+        assert all(map(torch.equal, draws[0][name], draws[1][name]))
+        assert not torch.equal(draws[0][name][1], draws[2][name][1])
+
+
+def test_a_model_without_gradients_starts_anywhere():
+    model = nn.Linear(4, 3)
+    case = case_of(model, ["weight"], inputs=torch.zeros(20, 4), divergence="se")
+    left, right = gradient_starts(case.engine, case.divergence, case.data, {"weight": 5}, generator())["weight"]
+    torch.testing.assert_close(torch.stack([left.norm(dim=1), right.norm(dim=1)]), torch.ones(2, 5))

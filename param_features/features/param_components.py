@@ -79,8 +79,8 @@ class ParamComponents(ShownFeatures, IntervenedFeatures, TrainableFeatures, Deve
             FeatureCountError: There is no such component.
         """
         self.check_feature(feature)
-        sites = self.components.sites
-        return sites[feature], feature - sites.index(sites[feature])
+        part = self.components.part_of(feature)
+        return part.site, part.number
 
     @public
     def component(self, feature: int) -> tuple[Float[Tensor, " d_out"], Float[Tensor, " d_in"]]:
@@ -89,9 +89,9 @@ class ParamComponents(ShownFeatures, IntervenedFeatures, TrainableFeatures, Deve
         Raises:
             FeatureCountError: There is no such component.
         """
-        name, number = self.site(feature)
-        parts = self.components.parts[name]
-        return parts.U[number].clone(), parts.V[number].clone()
+        self.check_feature(feature)
+        part = self.components.part_of(feature)
+        return part.U, part.V
 
     @public
     def remainder(self, name: str) -> Float[Tensor, "*shape"]:

@@ -3,7 +3,7 @@
 from param_features.fit.checkpoint import read_newest
 from param_features.fit.checkpointing import Checkpoints, refuse_other_fit
 from param_features.fit.curvature import curvatures
-from param_features.fit.dictionary import Dictionary, GradientDictionary, Readings, most_samples, overlaps_of
+from param_features.fit.dictionary import Dictionary, GradientDictionary, Part, Readings, most_samples, overlaps_of
 from param_features.fit.encoder import LINEAR, Encoder
 from param_features.fit.hessian import fit_hessian
 from param_features.fit.l3d import renormalize
@@ -28,6 +28,7 @@ __all__ = [
     "HessianSettings",
     "LINEAR",
     "OffTarget",
+    "Part",
     "Reading",
     "Readings",
     "Route",

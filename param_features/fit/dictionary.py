@@ -50,6 +50,23 @@ class Readings:
         return Readings(self.activations[is_real], self.overlaps[is_real], self.codes[is_real], is_real[is_real])
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One rank-1 part U ⊗ V of a matrix.
+
+    Attributes:
+        site: The matrix's name.
+        number: Which of the parts of that matrix.
+        U: What it writes.
+        V: What it reads.
+    """
+
+    site: str
+    number: int
+    U: Float[Tensor, " d_out"]
+    V: Float[Tensor, " d_in"]
+
+
 class Dictionary(ABC):
     """What a fit finds, as analyses ask it: directions in the weights, and how inputs read them.
 
@@ -100,6 +117,10 @@ class Dictionary(ABC):
         self, engine: GradientEngine, question: Question, inputs: ModelInputs
     ) -> Float[Tensor, "*sample param feature"]:
         """What each parameter adds to each activation; the parts sum to the activation."""
+
+    def part_of(self, feature: int) -> "Part | None":
+        """The one matrix that a feature lies in, and what it writes and reads there; None where it may lie in several."""
+        return None
 
     @abstractmethod
     def placed(self, names: Mapping[str, str], devices: Mapping[str, torch.device]) -> "Dictionary":

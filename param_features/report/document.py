@@ -32,6 +32,7 @@ from param_features.sae import Comparison
 
 _COUNTED, _NAMED, _MOVED = 50, 20, 10
 _BINS = 40
+_COUNTS = ("n_samples", "n_held_out")
 _LISTED = 8
 
 
@@ -62,7 +63,7 @@ def read_page(features: Fitted, inputs: ModelInputs) -> PageReadings:
 def contents(
     features: Fitted,
     inputs: ModelInputs,
-    curve: L0Curve,
+    curve: L0Curve | None,
     *,
     n_examples: int,
     comparison: Comparison | None = None,
@@ -76,13 +77,13 @@ def contents(
     Args:
         features: Bound to a model.
         inputs: Where to look.
-        curve: Reconstruction error by l0.
+        curve: Reconstruction error by l0; components have none.
         n_examples: Examples shown for each feature.
         comparison: With an SAE, on the same inputs.
         audit: Claims about the features beside controls.
         circuit: A graph in which these features may be nodes.
     """
-    page = {"overview": overview(features, inputs, curve) | {"curve": _lines(curve)}}
+    page = {"overview": overview(features, inputs, curve) | {"curve": None if curve is None else _lines(curve)}}
     writer = _Writer(features, inputs, read_page(features, inputs), n_examples)
     counterparts = None if comparison is None else CounterpartsWriter(comparison, writer.texts)
     rows = [writer.feature(k, counterparts) for k in range(features.n_features)]
@@ -95,7 +96,7 @@ def contents(
     return page | {"kind": writer.kind, "features": rows, "vocabulary": writer.vocabulary.strings}
 
 
-def overview(features: Fitted, inputs: ModelInputs, curve: L0Curve) -> dict[str, Any]:
+def overview(features: Fitted, inputs: ModelInputs, curve: L0Curve | None) -> dict[str, Any]:
     """Model, parameters, settings and metrics beside their controls."""
     metrics, config = features.metrics, features.config
     controls = {name: metrics[name] for name in metrics if name.startswith("control_")}
@@ -106,12 +107,13 @@ def overview(features: Fitted, inputs: ModelInputs, curve: L0Curve) -> dict[str,
             ["divergence", f"{features.divergence.name}, in {features.divergence.unit}"],
             ["reference", features.reference],
             ["method", " ".join(str(config[key]) for key in ("method", "format") if key in config) or "l3d"],
-            ["features", str(features.n_features)],
-            ["samples fitted / held out", f"{metrics['n_samples']:,.0f} / {metrics['n_held_out']:,.0f}"],
+            [features.dictionary.kind, str(features.n_features)],
+            ["samples fitted / held out", " / ".join(f"{metrics[name]:,.0f}" for name in _COUNTS if name in metrics)],
             ["shown on", f"{len(inputs):,} sequences" if inputs.tokens is not None else f"{len(inputs):,} inputs"],
         ],
         "metrics": [[name, digits(metrics[name]), metrics.remark(name)] for name in metrics.listed],
-        "error": digits(metrics["reconstruction_error"]),
+        "error": digits(metrics[metrics.score]) if metrics.score in metrics else None,
+        "score": metrics.score,
         "controls": {name: digits(value) for name, value in controls.items()},
         "matched_by": metrics.matched_by,
         "verdict": verdict_lines(metrics, curve),
@@ -175,7 +177,29 @@ class _Writer:
             **self._tokens(best),
             "weight": {name: [digits(value) for value in share.tolist()] for name, share in self._weight(k).items()},
             "nearest": self._nearest(k),
+            **self._part(k),
             **({} if counterparts is None else counterparts.feature(k)),
+        }
+
+    def _part(self, k: int) -> dict[str, Any]:
+        """The one matrix that it lies in, with the largest entries of what it writes and reads there."""
+        part = self.features.dictionary.part_of(k)
+        if part is None:
+            return {}
+        sides = {"writes": part.U.cpu(), "reads": part.V.cpu()}
+        entries = {
+            side: [
+                [place, digits(float(vector[place]))] for place in vector.abs().argsort(descending=True)[:_LISTED].tolist()
+            ]
+            for side, vector in sides.items()
+        }
+        return {
+            "part": {
+                "site": part.site,
+                "number": part.number,
+                "size": digits(float(part.U.norm() * part.V.norm())),
+                **entries,
+            }
         }
 
     def _label(self, best: Sequence[Example]) -> str:

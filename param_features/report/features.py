@@ -53,6 +53,7 @@ def report_on(
         raise SettingError(f"n_examples={n_examples} and n_rows={n_rows} must be positive.")
     file, rows = new_file(path, "report.html"), inputs.rows(slice(0, n_rows))
     comparison = None if sae is None else compare_on(features, sae, rows, hook_name=hook_name)
-    curve = curve_of(features, inputs, n_samples=_N_CURVE_SAMPLES)
+    has_curve = features.dictionary.kind == "features"
+    curve = curve_of(features, inputs, n_samples=_N_CURVE_SAMPLES) if has_curve else None
     page = contents(features, rows, curve, n_examples=n_examples, comparison=comparison, audit=audit, circuit=circuit)
-    return write_report(file, f"{features.n_features} features of {', '.join(features.params)}", page)
+    return write_report(file, f"{features.n_features} {features.dictionary.kind} of {', '.join(features.params)}", page)

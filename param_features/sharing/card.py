@@ -14,6 +14,7 @@ from param_features.machine import notify
 from param_features.measure import Example
 from param_features.sharing.base_model import base_model_name, loading_lines
 from param_features.sharing.picture import draw, shown_examples
+from param_features.sharing.readings import READINGS
 from param_features.sharing.settings import CardSettings
 from param_features.sharing.text import code, fenced, visible
 from param_features.sharing.verdicts import metrics_table, verdict
@@ -22,37 +23,6 @@ from param_features.sharing.yaml_head import front_matter
 CARD, PICTURE = "README.md", "features.png"
 _UNKNOWN = "OWNER/NAME"
 _MOST_PARAMS = 20
-_HOME = "https://arxiv.org/abs/2504.00194"
-_READING = f"""## How to read them
-
-A sample is one position of a text, or one input. Its gradient says how the output's divergence from a reference output
-changes with the decomposed weights. Each feature is a low-rank direction in the space of those weights, chosen so that a few
-of them rebuild the gradient of any one sample ([L3D]({_HOME})). A feature's *activation* on a sample is how much of it the
-gradient holds, signed. The *reconstruction error* is what the few kept features miss of held-out gradients: 0 is perfect, 1
-predicts nothing. Controls are other directions, as many, of which as many are kept.
-
-## How they can mislead
-
-- A feature is a direction of the loss *at these weights*, not a part of them: features need not sum to W, unlike the
-  components of SPD or VPD. A long step along one can do something else.
-- A control that does as well says that the features show nothing beyond it, however good their examples look.
-- Top examples are what a feature is strongest on, picked after the fact. They are no evidence of what it does: steer
-  along it (`features.steer`), measure, and try to refute the label (`features.audit`).
-- Activations depend on the reference output and on the texts that the features were fitted to. On other text they may
-  say little."""
-_CITATION = """## Citation
-
-The method:
-
-```bibtex
-@misc{chrisman2025l3d,
-  title         = {Identifying Sparsely Active Circuits Through Local Loss Landscape Decomposition},
-  author        = {Brianna Chrisman and Lucius Bushnaq and Lee Sharkey},
-  year          = {2025},
-  eprint        = {2504.00194},
-  archivePrefix = {arXiv}
-}
-```"""
 
 
 def write_card(features: Fitted, folder: Path, settings: CardSettings, *, repo: str | None = None) -> Path:
@@ -68,19 +38,19 @@ def card_text(features: Fitted, settings: CardSettings, *, repo: str | None = No
 
     Cost: with a model, a pass of activations over the examples that were saved with the features, once.
     """
-    base = settings.base_model or base_model_name(features)
+    base, said = settings.base_model or base_model_name(features), READINGS[features.dictionary.kind]
     parts = [
         front_matter(settings, base),
-        f"# {features.n_features} parameter features of {_brief(list(features.params))}",
-        "Low-rank directions in a model's weights, each of which matters for few inputs, found by `param_features`.",
+        f"# {features.n_features} {said.name} of {_brief(list(features.params))}",
+        f"{said.lead}, found by `param_features`.",
         f"{verdict(features.metrics)} Numbers: [below](#metrics).",
         _pictured(features, settings) if is_illustrated else "",
         _decomposed(features, settings, base),
         f"## Metrics\n\nOn samples that the fit has not seen.\n\n{metrics_table(features.metrics)}",
         _examples(features, settings),
         _loading(features, repo or _UNKNOWN, base),
-        _READING,
-        _CITATION,
+        said.reading,
+        said.citation,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -152,11 +122,13 @@ def _examples(features: Fitted, settings: CardSettings) -> str:
     by_feature = shown_examples(features, settings.n_features, settings.n_examples)
     if not by_feature:
         return ""
-    lines = [line for feature, examples in by_feature.items() for line in (f"feature {feature}", *map(_line, examples), "")]
+    lines = [
+        line for feature, examples in by_feature.items() for line in (features.name_of(feature), *map(_line, examples), "")
+    ]
     return (
-        f"## Top examples of the first {len(by_feature)} features\n\nThe samples that each matters most for, one from each "
-        f"text: the {features.measured}, the token at which it acts between « and », and what followed after "
-        f"the arrow.\n\n{fenced(lines[:-1])}"
+        f"## Top examples of the first {len(by_feature)} {features.dictionary.kind}\n\nThe samples that each matters "
+        f"most for, one from each text: the {features.measured}, the token at which it acts between « and », and what "
+        f"followed after the arrow.\n\n{fenced(lines[:-1])}"
     )
 
 

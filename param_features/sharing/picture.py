@@ -33,7 +33,7 @@ def draw(features: Fitted, path: Path, *, n_features: int = 10, n_examples: int 
     """
     examples = shown_examples(features, n_features, n_examples)
     names = ", ".join(features.params)
-    title = f"{features.n_features} features of {visible(names, 60)}"
+    title = f"{features.n_features} {features.dictionary.kind} of {visible(names, 60)}"
     if examples:
         n_rows = _n_lines(examples)
         figure = _figure((11.5, 0.4 + 0.165 * n_rows))
@@ -43,7 +43,7 @@ def draw(features: Fitted, path: Path, *, n_features: int = 10, n_examples: int 
     else:
         figure = _figure((5, 4))
         bars = figure.subplots()
-    _draw_errors(bars, features.metrics)
+    _draw_errors(bars, features.metrics, features.dictionary.kind)
     figure.suptitle(title, parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # a box stands for what the font lacks
@@ -126,16 +126,19 @@ def _shown(token: str) -> str:
     return visible(token, _LONGEST)
 
 
-def _draw_errors(axes: Any, metrics: Metrics) -> None:
-    names = ["reconstruction_error", *(name for name in metrics if name.startswith("control_"))]
-    labels = ["features", *(_label(metrics, name) for name in names[1:])]
+def _draw_errors(axes: Any, metrics: Metrics, kind: str) -> None:
+    names = [metrics.score, *(name for name in metrics if name.startswith("control_"))]
+    labels = [kind, *(_label(metrics, name) for name in names[1:])]
     colours = [_BLUE, *[_GREY] * (len(names) - 1)]
     values = [float(metrics.get(name, float("nan"))) for name in names]
     bars = axes.bar(range(len(names)), values, color=colours)
     axes.set_xticks(range(len(names)), [textwrap.fill(label, 12) for label in labels], parse_math=False)
     axes.bar_label(bars, fmt="%.2f")
     top = max((value for value in values if value < float("inf")), default=1)
-    axes.set(ylabel=f"reconstruction error, held out, l0 = {metrics.get('l0', float('nan')):g}", ylim=(0, 1.1 * max(1, top)))
+    axes.set(
+        ylabel=f"{metrics.score.replace('_', ' ')}, held out, l0 = {metrics.get('l0', float('nan')):g}",
+        ylim=(0, 1.1 * max(1, top)),
+    )
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 

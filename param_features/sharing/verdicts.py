@@ -3,11 +3,10 @@
 import math
 import re
 
-from param_features.fitted import Metrics
+from param_features.fitted import Metrics, is_counted
 
-_ERROR = "reconstruction_error"
 _TITLES = {"worse": "Better than", "alike": "As good as"}
-_NAME = re.compile(r"[a-z0-9_]+")
+_NAME = re.compile(r"[a-z0-9_.]+")
 
 
 def verdict(metrics: Metrics) -> str:
@@ -44,7 +43,7 @@ def _beaten(metrics: Metrics) -> list[str]:
 
 def metrics_table(metrics: Metrics) -> str:
     """A Markdown table with each number in a row: the error, its controls, then the other metrics."""
-    first = [_ERROR, *_controls(metrics)]
+    first = [metrics.score, *_controls(metrics)]
     names = [name for name in first if name in metrics] + [name for name in metrics.listed if name not in first]
     rows = [
         f"| `{name}` | {_number(name, metrics[name])} | {metrics.remark(name)} |"
@@ -57,7 +56,7 @@ def metrics_table(metrics: Metrics) -> str:
 def _controls(metrics: Metrics) -> list[str]:
     """Names of the controls that can be compared with; none without an error."""
     names = [name for name in metrics if name.startswith("control_") and _is_shown(metrics, name)]
-    return names if _ERROR in metrics and _is_shown(metrics, _ERROR) else []
+    return names if metrics.score in metrics and _is_shown(metrics, metrics.score) else []
 
 
 def _is_shown(metrics: Metrics, name: str) -> bool:
@@ -66,8 +65,7 @@ def _is_shown(metrics: Metrics, name: str) -> bool:
 
 
 def _number(name: str, value: float) -> str:
-    is_count = name.startswith("n_") or name == "dead"
-    return f"{value:,.0f}" if is_count and math.isfinite(value) else f"{value:.3f}"
+    return f"{value:,.0f}" if is_counted(name) and math.isfinite(value) else f"{value:.3f}"
 
 
 def _label(metrics: Metrics, name: str) -> str:

@@ -15,7 +15,7 @@ from param_features.fit.components.gates import importances_for_masks
 from param_features.fit.components.importance import ImportanceNet
 from param_features.fit.components.parts import Parts
 from param_features.fit.components.passes import MaskedModel
-from param_features.fit.dictionary import Dictionary, Readings
+from param_features.fit.dictionary import Dictionary, Part, Readings
 from param_features.fit.formats.low_rank import LowRank
 from param_features.fit.reading import Route
 from param_features.gradients import GradientEngine, sites_of
@@ -154,6 +154,14 @@ class ComponentDictionary(Dictionary):
         names = list(self.parts)
         is_own = torch.tensor([[name == site for site in self.sites] for name in names])
         return self.activations(engine, question, inputs).unsqueeze(-2) * is_own
+
+    def part_of(self, feature: int) -> Part:
+        """See `Dictionary`."""
+        for name, parts in self.parts.items():
+            if feature < parts.n:
+                return Part(name, feature, parts.U[feature].clone(), parts.V[feature].clone())
+            feature -= parts.n
+        raise IndexError(feature)
 
     def of_gradients(self, what: str, instead: str) -> NoReturn:
         """Refuse.

@@ -12,8 +12,8 @@ function showFeature(index) {
     make("div", { class: "columns" }, ...tokenLists(feature)),
     make("div", { class: "columns" }, ...logits(feature)),
     ...saeCounterparts(feature),
-    titled("Where its weight lies", heatMap(feature.weight)),
-    titled("Nearest features, by cosine of the directions", nearest(feature)),
+    ...(feature.part ? inMatrix(feature.part) : [titled("Where its weight lies", heatMap(feature.weight))]),
+    titled(`Nearest ${DATA.overview.noun.toLowerCase()}s, by cosine of the directions`, nearest(feature)),
   );
   drawHistogram(histogram, feature.histogram);
 }
@@ -86,6 +86,13 @@ function heatMap(weight) {
     })));
   }
   return make("div", { class: "scroll" }, table);
+}
+
+function inMatrix(part) {
+  const place = make("p", { class: "hint" }, `U ⊗ V, number ${part.number} of ${part.site}; ‖U‖ ‖V‖ = ${part.size}`);
+  const sides = [["Writes most to these outputs, U", part.writes], ["Reads most from these inputs, V", part.reads]];
+  const columns = sides.map(([title, pairs]) => titled(title, bars(pairs.map(([at, value]) => [String(at), value]))));
+  return [titled("Where it lies", place), make("div", { class: "columns" }, ...columns)];
 }
 
 function nearest(feature) {

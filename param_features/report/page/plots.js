@@ -35,13 +35,14 @@ const CONTROLS = { reconstruction_error: "the fit", control_pca: "PCA", control_
 const control = (name) => CONTROLS[name] ?? name.replace("control_", "").replaceAll("_", " ");
 
 function drawErrors(place) {
+  if (DATA.overview.error === null) return;
   const names = Object.keys(DATA.overview.controls);
   const values = [DATA.overview.error, ...names.map((name) => DATA.overview.controls[name])];
   const bar = (get) => ({
     type: "bar", x: ["the fit", ...names.map(control)], y: values, text: values.map((value) => value.toFixed(3)), textposition: "auto",
     marker: { color: values.map((_, index) => (index ? get("--soft") : `rgb(${get("--up")})`)) }, hoverinfo: "x+y",
   });
-  draw(place, [bar], { title: "Reconstruction error, held out", yaxis: { rangemode: "tozero" } });
+  draw(place, [bar], { title: `${DATA.overview.score.replaceAll("_", " ").replace(/^./, (first) => first.toUpperCase())}, held out`, yaxis: { rangemode: "tozero" } });
 }
 
 function drawCurve(place) {
@@ -65,7 +66,7 @@ function drawDensity(place) {
   const bar = (get) => ({ type: "histogram", x: alive.map(Math.log10), nbinsx: 30, marker: fill(get) });
   const dead = DATA.features.length - alive.length;
   draw(place, [bar], {
-    title: `Density of the features${dead ? `; ${dead} kept nowhere here` : ""}`, yaxis: { title: { text: "features" } },
+    title: `Density of the ${DATA.overview.noun.toLowerCase()}s${dead ? `; ${dead} kept nowhere here` : ""}`, yaxis: { title: { text: `${DATA.overview.noun.toLowerCase()}s` } },
     xaxis: { title: { text: "log₁₀ of the share of samples that keep it" } },
   });
 }

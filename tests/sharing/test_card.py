@@ -65,7 +65,7 @@ def test_sections_and_facts(features):
 
 def test_components_have_their_own_words_and_score(tiny_components):
     text = card_text(tiny_components, PLAIN)
-    assert text.partition("\n---\n")[2].startswith("\n\n# 7 components of `blocks.0.attn.W_K`, `blocks.0.mlp.W_in`")
+    assert text.partition("\n---\n")[2].startswith("\n# 7 components of `blocks.0.attn.W_K`, `blocks.0.mlp.W_in`")
     assert "**As good as these features: needed components, rotated at random among each other.**" in text
     assert "2506.20790" in text and "2504.00194" not in text and "need not sum" not in text
     assert "the importance, 0 to 1, the token at which it acts" in text and text.count("\ncomponent ") == 7

@@ -38,16 +38,17 @@ class PerComponent(ImportanceNet):
     kind = "component"
 
     def __init__(
-        self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str] = frozenset()
+        self, shapes: _SHAPES, hidden: int, generator: torch.Generator | None, tables: frozenset[str] = frozenset()
     ) -> None:
         """Start with importances near 1; a network on a number has no need to know of `tables`."""
         super().__init__()
         self.hidden = hidden
         self.weights = nn.ParameterList()
         for n, _ in shapes.values():
-            first = torch.randn(n, hidden, generator=generator, dtype=torch.float32)
-            second = torch.randn(n, hidden, generator=generator, dtype=torch.float32) / hidden**0.5
-            for tensor in (first, torch.zeros(n, hidden), second, torch.ones(n)):
+            first = _drawn(n, hidden, generator=generator)
+            second = _drawn(n, hidden, generator=generator, over=hidden**0.5)
+            shift = torch.zeros(n, hidden) if generator is not None else first
+            for tensor in (first, shift, second, torch.ones(n)):
                 self.weights.append(nn.Parameter(tensor))
 
     def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Tensor]:
@@ -65,7 +66,7 @@ class PerSite(ImportanceNet):
     kind = "site"
 
     def __init__(
-        self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str] = frozenset()
+        self, shapes: _SHAPES, hidden: int, generator: torch.Generator | None, tables: frozenset[str] = frozenset()
     ) -> None:
         """Start with importances near 1; `tables` are the sites that read indices."""
         super().__init__()
@@ -73,8 +74,8 @@ class PerSite(ImportanceNet):
         self.weights = nn.ParameterList()
         for name, (n, d_in) in shapes.items():
             scale = 1.0 if name in tables else d_in**-0.5
-            first = torch.randn(d_in, hidden, generator=generator, dtype=torch.float32) * scale
-            second = torch.randn(hidden, n, generator=generator, dtype=torch.float32) / hidden**0.5
+            first = _drawn(d_in, hidden, generator=generator, factor=scale)
+            second = _drawn(hidden, n, generator=generator, over=hidden**0.5)
             for tensor in (first, torch.zeros(hidden), second, torch.ones(n)):
                 self.weights.append(nn.Parameter(tensor))
 
@@ -93,7 +94,7 @@ class ForModel(ImportanceNet):
     kind = "model"
 
     def __init__(
-        self, shapes: _SHAPES, hidden: int, generator: torch.Generator, tables: frozenset[str] = frozenset()
+        self, shapes: _SHAPES, hidden: int, generator: torch.Generator | None, tables: frozenset[str] = frozenset()
     ) -> None:
         """Start with importances near 1; `tables` are the sites that read indices."""
         super().__init__()
@@ -101,11 +102,11 @@ class ForModel(ImportanceNet):
         self.sizes = [n for n, _ in shapes.values()]
         d_all = sum(1 if name in tables else d_in for name, (_, d_in) in shapes.items())
         firsts = [
-            torch.randn(d_in, hidden, generator=generator, dtype=torch.float32) * (1.0 if name in tables else d_all**-0.5)
+            _drawn(d_in, hidden, generator=generator, factor=1.0 if name in tables else d_all**-0.5)
             for name, (_, d_in) in shapes.items()
         ]
-        second = torch.randn(hidden, hidden, generator=generator, dtype=torch.float32) / hidden**0.5
-        third = torch.randn(hidden, sum(self.sizes), generator=generator, dtype=torch.float32) / hidden**0.5
+        second = _drawn(hidden, hidden, generator=generator, over=hidden**0.5)
+        third = _drawn(hidden, sum(self.sizes), generator=generator, over=hidden**0.5)
         self.firsts = nn.ParameterList(map(nn.Parameter, firsts))
         rest = (torch.zeros(hidden), second, torch.zeros(hidden), third, torch.ones(sum(self.sizes)))
         self.rest = nn.ParameterList(map(nn.Parameter, rest))
@@ -118,16 +119,23 @@ class ForModel(ImportanceNet):
         return dict(zip(inner, (hidden @ third + bias).split(self.sizes, -1), strict=True))
 
 
-NETWORKS: dict[str, Callable[[_SHAPES, int, torch.Generator, frozenset[str]], ImportanceNet]] = {
+NETWORKS: dict[str, Callable[[_SHAPES, int, torch.Generator | None, frozenset[str]], ImportanceNet]] = {
     kind.kind: kind for kind in (PerComponent, PerSite, ForModel)
 }
 """By name: from shapes, width, generator and the sites that read indices."""
 
 
 def network_shaped(kind: str, shapes: _SHAPES, hidden: int) -> ImportanceNet:
-    """A network without numbers, on the device `meta`: it says which tensors such a network has."""
-    with torch.device("meta"):
-        return NETWORKS[kind](shapes, hidden, torch.Generator(), frozenset())
+    """A network whose tensors have shapes and no numbers yet: those of a file take their place. Takes next to no memory."""
+    return NETWORKS[kind](shapes, hidden, None, frozenset())
+
+
+def _drawn(*shape: int, generator: torch.Generator | None, factor: float = 1.0, over: float = 1.0) -> Tensor:
+    """Normal numbers, times or over one; without a generator zeros that take the memory of a single one."""
+    if generator is None:
+        return torch.zeros((), dtype=torch.float32).expand(shape)
+    drawn = torch.randn(*shape, generator=generator, dtype=torch.float32)
+    return drawn * factor if over == 1 else drawn / over
 
 
 def read(applied: Applied, first: Float[Tensor, "d_in hidden"]) -> Float[Tensor, "row pos hidden"]:

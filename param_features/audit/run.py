@@ -1,10 +1,13 @@
 """An audit: every row measured in turn."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from param_features.audit.deletions import deletion
+from param_features.audit.masking import RANDOM, SINGULAR, masking_rows
+from param_features.audit.methods import component_stability, is_of_components, left_out_rows, named_fits
 from param_features.audit.settings import AuditSettings
 from param_features.audit.stepping import linearity, signs, specificity, step_along
 from param_features.audit.subjects import AuditSubject, audit_subject
@@ -25,6 +28,7 @@ def run_audit(
     *,
     second: Fitted | None,
     untrained: Fitted | None,
+    beside: Sequence[Fitted] = (),
 ) -> Audit:
     """Measure every row, those of an untrained model's features beside them.
 
@@ -34,19 +38,45 @@ def run_audit(
         settings: How much, and from when a row passes.
         second: Another fit of the same parameters, for stability.
         untrained: A fit of a model that has learned nothing, on which the same rows are measured.
+        beside: Fits of the same weights by other methods.
+
+    Raises:
+        FeatureMismatchError: A fit is of other weights, or what it found is of another kind than must be.
     """
     began = time.process_time()
-    rows, curves = _rows(audit_subject(features, inputs, settings), settings)
-    if untrained is not None:
-        blank_rows, _ = _rows(audit_subject(untrained, inputs, settings), settings)
-        values = {row.name: row.value for row in blank_rows if row.value is not None and row.name not in _NOT_UNTRAINED}
-        rows = [
-            replace(row, controls={**row.controls, "untrained": values[row.name]}) if row.name in values else row
-            for row in rows
-        ]
-    rows.append(_stability(features, second, settings))
-    record: dict[str, Any] = asdict(settings) | {"n_rows_used": min(settings.n_rows, len(inputs))}
-    return Audit(tuple(rows), curves, settings.steps, time.process_time() - began, record)
+    fits = named_fits([features, *beside])
+    used = inputs.rows(slice(0, settings.n_rows))
+    if is_of_components(features):
+        rows, curves = left_out_rows(), {}
+    else:
+        rows, curves = _rows(audit_subject(features, inputs, settings), settings)
+    if untrained is not None and not is_of_components(untrained):
+        rows = _with_controls(rows, "untrained", _values(untrained, inputs, settings, _NOT_UNTRAINED))
+    for label, fit in list(fits.items())[1:]:
+        if not is_of_components(fit):
+            rows = _with_controls(rows, label, _values(fit, inputs, settings, ()))
+    if is_of_components(features) or beside:
+        by_masks = fits | ({} if untrained is None or not is_of_components(untrained) else {"untrained": untrained})
+        rows += masking_rows(by_masks, used, settings)
+    if is_of_components(features):
+        rows.append(component_stability(features, second, inputs, settings))
+    else:
+        rows.append(_stability(features, second, settings))
+    record: dict[str, Any] = asdict(settings) | {"n_rows_used": len(used)}
+    methods = (*fits, SINGULAR, RANDOM) if is_of_components(features) or beside else ()
+    return Audit(tuple(rows), curves, settings.steps, time.process_time() - began, record, methods)
+
+
+def _values(fit: Fitted, inputs: ModelInputs, settings: AuditSettings, left_out: Sequence[str]) -> dict[str, float]:
+    """The numbers of another fit's rows."""
+    rows, _ = _rows(audit_subject(fit, inputs, settings), settings)
+    return {row.name: row.value for row in rows if row.value is not None and row.name not in left_out}
+
+
+def _with_controls(rows: list[AuditRow], control: str, values: Mapping[str, float]) -> list[AuditRow]:
+    return [
+        replace(row, controls={**row.controls, control: values[row.name]}) if row.name in values else row for row in rows
+    ]
 
 
 def _rows(subject: AuditSubject, settings: AuditSettings) -> tuple[list[AuditRow], dict[str, tuple[float, ...]]]:

@@ -87,6 +87,7 @@ class Audit:
         steps: ‖δ v‖ as shares of ‖W‖.
         seconds: What the audit cost, in CPU seconds of this process.
         record: Settings, for the record.
+        methods: What stands side by side in `by_method`, the audited first; empty where it stands alone.
     """
 
     rows: tuple[AuditRow, ...]
@@ -94,6 +95,7 @@ class Audit:
     steps: tuple[float, ...]
     seconds: float
     record: Mapping[str, Any] = field(default_factory=dict)
+    methods: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> AuditRow:
         """The row of that name.
@@ -115,6 +117,19 @@ class Audit:
     def n_failed(self) -> int:
         """How many rows fail."""
         return sum(row.passed is False for row in self.rows)
+
+    @property
+    def by_method(self) -> str:
+        """A table of every claim's number by method, for printing; a dash where a method does not make the claim."""
+        names = self.methods or ("features",)
+        lines = [("", *names, "passes")]
+        for row in self.rows:
+            values = (row.value, *(row.controls.get(name) for name in names[1:]))
+            side = "at least" if row.is_more_better else "at most"
+            shown = ("–" if value is None else f"{value:.3g}" for value in values)
+            lines.append((row.name, *shown, f"{side} {row.limit:g}"))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
     def __repr__(self) -> str:
         """The table, then the counts."""

@@ -1,5 +1,6 @@
 """Changing weights along features: steering, editing, ablating, and an audit of what that does."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from param_features.audit import Audit, AuditSettings, comparison_fits, run_audit
@@ -109,6 +110,7 @@ class IntervenedFeatures(MeasuredFeatures):
         refit: Any = None,
         second: Any = None,
         untrained: Any = None,
+        beside: Sequence[Any] = (),
         settings: AuditSettings | None = None,
     ) -> Audit:
         """Try to refute the features: steps, sums, deletions and a search for the worst, each beside its controls.
@@ -120,6 +122,11 @@ class IntervenedFeatures(MeasuredFeatures):
         Controls: random directions of the same rank and norm, features of matched density, shuffled samples, and the same
         rows for the features of an untrained model.
 
+        Components, which are switched off and never stepped along, have rows of their own: deletion one by one and together
+        (may what an input does not need be switched off?), adversary by masks (by any amount, in the worst combination?) and
+        stability. Controls: random rank-1 matrices, importances of other positions, singular directions of the same matrices
+        and random directions that sum to them, as many of them needed.
+
         Cost: about 4 · n_features · len(steps) forward passes of n_rows rows; with `refit`, two more decompositions.
 
         Args:
@@ -129,6 +136,9 @@ class IntervenedFeatures(MeasuredFeatures):
                 parameter's entries shuffled) are decomposed on it with these features' settings.
             second: Instead, another fit of the same parameters.
             untrained: Instead, a fit of an untrained model.
+            beside: Fits of the same weights by other methods, `[components]` beside features or the reverse: the rows on
+                deletion and adversary by masks are then measured of all, features standing for what of the weights is
+                nearest to them, and `print(audit.by_method)` has a column for each.
             settings: How much is looked at, and from when a row passes.
 
         Returns:
@@ -137,7 +147,8 @@ class IntervenedFeatures(MeasuredFeatures):
         Raises:
             NotBoundError: The features were loaded without a model.
             InputError: Inputs that the model cannot take.
-            FeatureMismatchError: `second` is of other parameters.
+            FeatureMismatchError: `second` or one of `beside` is of other parameters.
+            AdapterError: Components, or `beside`, and a parameter whose layer has no rule.
             SettingError: A setting is out of range, or the settings of the fit are not all known, for `refit`.
         """
         self.bound_engine("audit")
@@ -148,4 +159,4 @@ class IntervenedFeatures(MeasuredFeatures):
             second, untrained = comparison_fits(
                 self, refit, takes_tokens=takes_tokens, second=second, blank=untrained, seed=settings.seed
             )
-        return run_audit(self, rows, settings, second=second, untrained=untrained)
+        return run_audit(self, rows, settings, second=second, untrained=untrained, beside=beside)

@@ -3,7 +3,8 @@
 from param_features.measure.agreement import Match, correlations, match_directions
 from param_features.measure.background_effects import background_metrics, off_target, on_target
 from param_features.measure.clusters import Cluster, Clusters, find_clusters
-from param_features.measure.component_controls import each_control
+from param_features.measure.component_agreement import Agreement, agreement_of
+from param_features.measure.component_controls import each_control, random_parts, shuffled, singular_parts, strongest
 from param_features.measure.controls import (
     ControlDictionary,
     control_bytes,
@@ -31,7 +32,7 @@ from param_features.measure.logits import TopLogits, top_logits
 from param_features.measure.masked_rows import Candidate, MaskedRows, rounded
 from param_features.measure.matching import match
 from param_features.measure.metrics import held_out_metrics
-from param_features.measure.of_components import component_metrics
+from param_features.measure.of_components import alive_parts, component_metrics
 from param_features.measure.of_features import curve_of, densities_of, examples_of
 from param_features.measure.principal import EXTRA, SlicedPrincipal
 from param_features.measure.ranking import auroc
@@ -40,6 +41,13 @@ from param_features.measure.weight import weight_by_head
 __all__ = [
     "Cluster",
     "Clusters",
+    "Agreement",
+    "agreement_of",
+    "alive_parts",
+    "random_parts",
+    "shuffled",
+    "singular_parts",
+    "strongest",
     "Candidate",
     "Counterparts",
     "ControlDictionary",

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from param_features.fit.components import Parts
+from param_features.fit.components import Parts, least_square_parts
 from param_features.measure.masked_rows import Candidate, MaskedRows
 
 Kept = tuple[Parts, Float[Tensor, "row pos component"]]
@@ -38,8 +38,7 @@ def each_control(rows: MaskedRows, candidate: Candidate, generator: torch.Genera
     yield "control_svd_w", of_sites(lambda name: strongest(rows, name, singular_parts(rows.weights[name]), n_kept[name]))
     yield "control_neurons", of_sites(lambda name: _neurons(rows, name, n_kept[name]))
     yield "control_rotated", of_sites(lambda name: _rotated(rows, name, candidate, n_kept[name], generator))
-    orders: dict[int, Tensor] = {}
-    yield "control_shuffled", of_sites(lambda name: _shuffled(rows, name, candidate, orders, generator))
+    yield "control_shuffled", shuffled(rows, candidate, generator)
 
 
 def singular_parts(weight: Float[Tensor, "d_out d_in"]) -> Parts:
@@ -80,14 +79,24 @@ def _rotated(rows: MaskedRows, name: str, candidate: Candidate, n_kept: int, gen
     return Parts(U, V), torch.zeros_like(g).index_copy(2, needed, kept)
 
 
-def _shuffled(
-    rows: MaskedRows, name: str, candidate: Candidate, orders: dict[int, Tensor], generator: torch.Generator
-) -> Kept:
-    """One order serves all matrices of as many positions: what is needed together stays together."""
-    g, real = candidate.importances[name], rows.real(name)
-    n = int(real.sum())
-    if n not in orders:
-        orders[n] = torch.randperm(n, generator=generator)
-    mixed = torch.zeros_like(g)
-    mixed[real] = g[real][orders[n].to(g.device)]
-    return candidate.parts[name], mixed
+def shuffled(rows: MaskedRows, candidate: Candidate, generator: torch.Generator) -> Candidate:
+    """The same components, each position with the importances of another.
+
+    One order serves all matrices of as many positions: what is needed together stays together.
+    """
+    orders: dict[int, Tensor] = {}
+    importances = {}
+    for name, g in candidate.importances.items():
+        real = rows.real(name)
+        n = int(real.sum())
+        if n not in orders:
+            orders[n] = torch.randperm(n, generator=generator)
+        importances[name] = torch.zeros_like(g)
+        importances[name][real] = g[real][orders[n].to(g.device)]
+    return Candidate(candidate.parts, importances)
+
+
+def random_parts(weight: Float[Tensor, "d_out d_in"], n: int, generator: torch.Generator) -> Parts:
+    """Parts that read random directions and come closest to W together: they sum to it from d_in parts on."""
+    V = torch.randn(n, weight.shape[1], generator=generator).to(weight)
+    return least_square_parts(weight, torch.nn.functional.normalize(V, dim=1))

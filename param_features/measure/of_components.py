@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from param_features.fit.components import ComponentDictionary, MaskedModel
+from param_features.fit.components import ComponentDictionary, MaskedModel, Parts
 from param_features.fitted import spread_name, spread_of_ratio
 from param_features.gradients import GradientEngine, sites_of
 from param_features.machine import typed
@@ -19,7 +20,7 @@ from param_features.measure.masked_rows import (
     rounded,
     whole_without_remainder,
 )
-from param_features.problem import Divergence, ModelInputs
+from param_features.problem import KL, Divergence, ModelInputs
 
 _SAMPLES = 2**11
 _SITE_POSITIONS = 2**16
@@ -76,7 +77,7 @@ def component_metrics(
     """
     model = MaskedModel(engine, sites_of(engine))
     with model.held(), torch.no_grad():
-        values = _usage(dictionary, model, divergence, _spread(data, max(2, _USAGE_SAMPLES // data.n_pos)))
+        values = _usage(dictionary, model, _spread(data, max(2, _USAGE_SAMPLES // data.n_pos)))
         rows = MaskedRows(model, divergence, _measured_rows(model, data, n_rows))
         candidate = rows.candidate(dictionary)
         values |= _l0(rows, candidate) | {"faithfulness": _faithfulness(rows, candidate)}
@@ -110,19 +111,30 @@ def _spread(data: ModelInputs, n_rows: int) -> ModelInputs:
     return data if n_rows >= len(data) else data.rows(torch.linspace(0, len(data) - 1, n_rows).round().long())
 
 
-def _usage(
-    dictionary: ComponentDictionary, model: MaskedModel, divergence: Divergence, data: ModelInputs
-) -> dict[str, float]:
-    """How many components are needed anywhere."""
-    totals = {name: torch.zeros(parts.n) for name, parts in dictionary.parts.items()}
+@torch.no_grad()
+def alive_parts(dictionary: ComponentDictionary, engine: GradientEngine, data: ModelInputs) -> dict[str, Parts]:
+    """The components whose mean importance on some rows is above 1e-6, by matrix. Cost: a forward pass of the rows."""
+    model = MaskedModel(engine, sites_of(engine))
+    with model.held():
+        alive = _alive(dictionary, model, data)
+    return {name: Parts(parts.U[alive[name]], parts.V[alive[name]]) for name, parts in dictionary.parts.items()}
+
+
+def _usage(dictionary: ComponentDictionary, model: MaskedModel, data: ModelInputs) -> dict[str, float]:
+    alive = {f"alive/{name}": float(here.sum()) for name, here in _alive(dictionary, model, data).items()}
+    return {"alive": sum(alive.values())} | alive
+
+
+def _alive(dictionary: ComponentDictionary, model: MaskedModel, data: ModelInputs) -> dict[str, Bool[Tensor, " component"]]:
+    """Which components are needed anywhere."""
+    totals = {name: torch.zeros(parts.n, dtype=torch.float64) for name, parts in dictionary.parts.items()}
     n_real = dict.fromkeys(totals, 0)
     for rows in torch.arange(len(data)).split(max(1, 1024 // data.n_pos)):
-        chunk = MaskedRows(model, divergence, data.rows(rows))
+        chunk = MaskedRows(model, KL(), data.rows(rows))
         for name, g in chunk.candidate(dictionary).importances.items():
             totals[name] += g.flatten(0, 1).sum(0, dtype=torch.float64).cpu()
             n_real[name] += int(chunk.real(name).sum())
-    alive = {f"alive/{name}": float((total / n_real[name] > _ALIVE).sum()) for name, total in totals.items()}
-    return {"alive": sum(alive.values())} | alive
+    return {name: total / max(1, n_real[name]) > _ALIVE for name, total in totals.items()}
 
 
 def _l0(rows: MaskedRows, candidate: Candidate) -> dict[str, float]:

@@ -138,7 +138,7 @@ class Metrics(Mapping[str, float]):
         if "control_" not in name:
             return meaning
         standing = self._standing(name)
-        if standing is None or not self[name]:
+        if standing is None or (not self[name] and self.score == "reconstruction_error"):
             return meaning
         way = f"{standing.share} {'higher' if standing.gain < 0 else 'lower'}"
         if standing.side == "better":
@@ -150,6 +150,8 @@ class Metrics(Mapping[str, float]):
         if self.score == "reconstruction_error":
             return _MEANINGS.get(name, "")
         if name.startswith("adversarial_"):
-            return f"largest D that {name.removeprefix('adversarial_')} steps of an adversary find"
+            steps, _, control = name.removeprefix("adversarial_").partition("_")
+            found = f"largest D that {steps} steps of an adversary find"
+            return f"{found}, of {_OF_COMPONENTS.get(control, control)}" if control else found
         meaning = _OF_COMPONENTS.get(name.removeprefix("stochastic_"), "")
-        return f"{meaning}, under stochastic masks" if name.startswith("stochastic_") else meaning
+        return f"{meaning}, under stochastic masks" if name.startswith("stochastic_control_") else meaning

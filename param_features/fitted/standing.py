@@ -39,7 +39,9 @@ class Standing:
 
     @property
     def share(self) -> str:
-        """The gain's size in words, such as `15% ± 1%`."""
+        """The gain's size in words, such as `15% ± 1%`, or `12 times` from ten on."""
+        if abs(self.gain) >= 10:
+            return f"{abs(self.gain):,.0f} times"
         if not self.spread:
             return f"{abs(self.gain):.0%}"
         return f"{abs(self.gain):.0%} ± {self.spread:.{0 if self.spread >= 0.01 else 1}%}"

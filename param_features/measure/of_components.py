@@ -73,7 +73,7 @@ def component_metrics(
         components of importance above 0 (above 0.1) per position, summed over matrices. `alive`, and `alive/<matrix>`: those
         of mean importance above 1e-6. `faithfulness`: ‖Δ‖ / ‖W‖. `control_…` and `stochastic_control_…`: D of controls at
         each matrix's l0 under `rounded` and `stochastic`, with `spread_…` the standard errors of the share by which the fit
-        lies below, rows taken as independent.
+        lies below, rows taken as independent; of singular directions under the adversary's first steps too.
     """
     model = MaskedModel(engine, sites_of(engine))
     with model.held(), torch.no_grad():
@@ -93,6 +93,9 @@ def component_metrics(
             ):
                 found[title] = outcome
                 spreads[spread_name(title)] = spread_of_ratio(rows.by_row(found[of_fit]), rows.by_row(outcome))
+            if name == "control_svd_w":
+                few = min(steps)
+                found[f"adversarial_{few}_{name}"] = rows.adversarial(control, (few,), generator)[few]
         values |= {name: outcome.mean for name, outcome in found.items()} | spreads
         values |= _losses(rows.clean_outcome(), found)
     return values | {"n_features": dictionary.n_features, "n_held_out": len(rows.row_of_sample)}

@@ -55,7 +55,7 @@ class Job:
         """The components of one seed, read where they are kept already."""
         place = None if self.folder is None else self.folder / f"seed_{seed}"
         if place is not None and (place / "fit" / "config.json").is_file():
-            return pf.load(place / "fit", self.model)
+            return pf.load(place / "fit", model=self.model)
         start = time.process_time()
         components = pf.decompose(
             self.model,

@@ -8,19 +8,8 @@ from statistics import median
 from benchmarks.bench.suite import Case
 
 _LOW_IS_GOOD = (
-    "loss",
-    "KL",
-    "faithfulness",
-    "error",
-    "dead",
-    "seconds",
-    "shuffled",
-    "random",
-    "sampled",
-    "principal",
-    "norm",
-    "chance",
-)
+    "loss", "KL", "faithfulness", "error", "dead", "seconds", "shuffled", "random", "sampled", "principal", "norm", "chance"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,15 @@ KINDS = {
     "hessian": {"method": "hessian", "steps": 5},
     "cp": {"fit": pf.FitSettings(format="cp"), "params": [W_K, "blocks.1.mlp.W_in"], "steps": 10},
     "background": {"steps": 10},
+    "components": {
+        "method": "components",
+        "params": [W_K, "blocks.1.mlp.W_in"],
+        "fit": pf.ComponentSettings(
+            steps=6, batch_size=70, one_at_a_time_weight=1, subset_weight=1, adversarial_weight=1, frequency_weight=1e-3
+        ),
+        "l0": None,
+        "harvest": None,
+    },
     "few": {"fit": pf.FitSettings(steps=5, batch_size=1)},
 }
 """Settings of each fit."""

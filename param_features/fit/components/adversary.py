@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from param_features.machine import Share
+
 Sources = Mapping[str, Float[Tensor, "row pos component_and_remainder"]]
 
 _BETAS = (0.5, 0.99)
@@ -34,22 +36,22 @@ class Adversary:
         }
         self._optimizer = torch.optim.Adam(self.sources.values(), lr=lr, betas=_BETAS, maximize=True, fused=True)
 
-    def climb(self) -> None:
-        """One step of Adam up the gradient that a backward pass has left at the sources, clamped to [0, 1]."""
+    def climb(self, share: Share) -> None:
+        """One step of Adam up the gradient that a backward pass has left at the sources, clamped to [0, 1].
+
+        Processes that share the batch add their rows' gradients up, and all take the same step.
+        """
+        share.sum_([source.grad for source in self.sources.values() if source.grad is not None])
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for source in self.sources.values():
                 source.clamp_(0, 1)
 
-    def sources_of(self, n_rows: int) -> dict[str, Tensor]:
-        """The sources of the first rows."""
-        return {name: source[:n_rows] for name, source in self.sources.items()}
-
-    def ascend(self, n_rows: int, divergence_at: Callable[[Sources], Tensor]) -> None:
+    def ascend(self, share: Share, divergence_at: Callable[[Sources], Tensor]) -> None:
         """Climb once, with everything else held: one forward and one backward pass."""
-        divergence_at(self.sources_of(n_rows)).backward()
-        self.climb()
+        divergence_at(self.sources).backward()
+        self.climb(share)
 
     @property
     def counters(self) -> dict[str, Tensor]:

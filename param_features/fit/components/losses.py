@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from param_features.fit.components.adversary import Sources
+from param_features.fit.components.batch import StepBatch
 from param_features.fit.components.gates import masks_of
 from param_features.fit.components.passes import Masks
 from param_features.problem import Divergence
@@ -42,35 +43,28 @@ def faithfulness(remainders: Mapping[str, Tensor]) -> Float[Tensor, ""]:
     )
 
 
-def importance_penalty(
-    importances: Importances, p: float, real: Mapping[str, Bool[Tensor, "row pos"] | None]
-) -> Float[Tensor, ""]:
-    """Mean over real positions of Σ_c (g + ε)^p, summed over sites."""
-    costs = [over_real((g + _EPS).pow(p).sum(-1), real[name]).mean() for name, g in importances.items()]
+def importance_penalty(importances: Importances, p: float, batch: StepBatch) -> Float[Tensor, ""]:
+    """Mean over the batch's real positions of Σ_c (g + ε)^p, summed over sites; this process's summand of it."""
+    costs = [batch.over_real(name, (g + _EPS).pow(p)).sum() / batch.n_real[name] for name, g in importances.items()]
     return torch.stack(costs).sum()
 
 
-def frequency_penalty(
-    importances: Importances, p: float, real: Mapping[str, Bool[Tensor, "row pos"] | None]
-) -> Float[Tensor, ""]:
-    """Σ_c s_c log₂(1 + s_c) over the number of real positions, s_c = Σ (g_c + ε)^p over the batch, summed over sites."""
+def frequency_penalty(importances: Importances, p: float, batch: StepBatch) -> Float[Tensor, ""]:
+    """Σ_c s_c log₂(1 + s_c) over the number of real positions, s_c = Σ (g_c + ε)^p over the batch, summed over sites.
+
+    Where processes share the batch, each has the whole sum, and its gradient at its own positions.
+    """
     costs = []
     for name, g in importances.items():
-        used = over_real((g + _EPS).pow(p), real[name])
-        total = used.sum(0)
-        costs.append((total * torch.log2(1 + total)).sum() / len(used))
+        total = batch.total(batch.over_real(name, (g + _EPS).pow(p)).sum(0))
+        costs.append((total * torch.log2(1 + total)).sum() / batch.n_real[name])
     return torch.stack(costs).sum()
 
 
-def over_real(values: Float[Tensor, "row pos ..."], real: Bool[Tensor, "row pos"] | None) -> Float[Tensor, "real ..."]:
-    """The values at all positions that are no padding."""
-    return values.flatten(0, 1) if real is None else values[real]
-
-
-def drawn_sources(importances: Importances, generator: torch.Generator) -> dict[str, Tensor]:
-    """Sources between 0 and 1, uniformly; the last of each site is Δ's."""
+def drawn_sources(importances: Importances, generator: torch.Generator, n_rows: int | None = None) -> dict[str, Tensor]:
+    """Sources between 0 and 1, uniformly, for the importances' rows or more; the last of each site is Δ's."""
     return {
-        name: torch.rand(*g.shape[:-1], g.shape[-1] + 1, generator=generator, dtype=g.dtype).to(g.device)
+        name: torch.rand(n_rows or len(g), g.shape[1], g.shape[2] + 1, generator=generator, dtype=g.dtype).to(g.device)
         for name, g in importances.items()
     }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from param_features.errors import SettingError
 from param_features.fit.checkpointing import Checkpoints, keeping
 from param_features.fit.components.adversary import Adversary, Sources
+from param_features.fit.components.batch import StepBatch
 from param_features.fit.components.dictionary import ComponentDictionary
 from param_features.fit.components.gates import importances_for_masks, importances_for_penalties
 from param_features.fit.components.importance import NETWORKS, ImportanceNet
@@ -22,7 +23,6 @@ from param_features.fit.components.losses import (
     importance_penalty,
     masks_from,
     one_site,
-    over_real,
     random_subset,
     side_by_side,
 )
@@ -160,26 +160,29 @@ class ComponentTrainer:
         share = self.processes.share(len(index))
         inputs = self.data.rows(share.of(index))
         clean = self.model.clean(inputs)
+        batch = StepBatch.of(inputs, share, clean)
         inner = {name: parts.inner(clean.applied[name]) for name, parts in self.parts.items()}
         z = self.net(inner, clean.applied)
         importances = {name: importances_for_masks(values) for name, values in z.items()}
         remainders = {name: parts.remainder(self.weights[name]) for name, parts in self.parts.items()}
-        self._ascend(inputs, clean, importances, remainders)
-        passes = self._passes(importances)
-        distances = self._distances(inputs, clean, passes, remainders)
+        self._ascend(batch, clean, importances, remainders)
+        passes = self._passes(batch, importances)
+        distances = self._distances(batch, clean, passes, remainders)
         faith = faithfulness(remainders)
-        loss = self.settings.faithfulness_weight * faith + self._penalty(z, clean.real)
+        loss = self.settings.faithfulness_weight * faith * batch.share.weight + self._penalty(z, batch)
         for (_, weight, _), distance in zip(passes, distances, strict=True):
             loss = loss + weight * distance
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.adversary is not None:
-            self.adversary.climb()
-        self._together(share)
+            self.adversary.climb(batch.share)
+        measured = self._measured(batch, distances, importances)
+        grads = [parameter.grad for parameter in self.optimizer.param_groups[0]["params"] if parameter.grad is not None]
+        batch.share.sum_([*grads, measured])
         self._update()
-        return self._outcome(passes, distances, importances, faith, clean.real)
+        return self._outcome(measured, [name for name, *_ in passes], faith)
 
-    def _ascend(self, inputs: ModelInputs, clean: CleanPass, importances: dict, remainders: dict) -> None:
+    def _ascend(self, batch: StepBatch, clean: CleanPass, importances: dict, remainders: dict) -> None:
         if self.adversary is None:
             return
         parts = {name: Parts(parts.U.detach(), parts.V.detach()) for name, parts in self.parts.items()}
@@ -187,54 +190,56 @@ class ComponentTrainer:
         fixed = {name: g.detach() for name, g in importances.items()}
 
         def at(sources: Sources) -> Tensor:
-            output = self.model.masked(inputs, parts, masks_from(fixed, sources), rests)
-            return self.distance(output, clean.output).mean()
+            output = self.model.masked(batch.inputs, parts, masks_from(fixed, batch.part(sources)), rests)
+            return self._mean(batch, output, clean)
 
         for _ in range(self.settings.ascents):
-            self.adversary.ascend(len(inputs), at)
+            self.adversary.ascend(batch.share, at)
 
-    def _passes(self, importances: dict) -> list[tuple[str, float, Masks]]:
+    def _mean(self, batch: StepBatch, output: Tensor, clean: CleanPass) -> Tensor:
+        """This process's summand of the mean D over the batch."""
+        return self.distance(output, clean.output).sum() / batch.n_samples
+
+    def _passes(self, batch: StepBatch, importances: dict) -> list[tuple[str, float, Masks]]:
         """Name, weight and masks of every pass of this step."""
-        settings, found, n_rows = self.settings, [], len(next(iter(importances.values())))
-        drawn = lambda: drawn_sources(importances, self.generator)  # noqa: E731
+        settings, found = self.settings, []
+        drawn = lambda: drawn_sources(importances, self.generator, batch.share.n_items)  # noqa: E731
         if settings.stochastic_weight:
-            found.append(("stochastic", settings.stochastic_weight, masks_from(importances, drawn())))
+            found.append(("stochastic", settings.stochastic_weight, drawn()))
         if settings.one_at_a_time_weight and (len(self.parts) > 1 or not found):
-            sources, share = drawn(), settings.one_at_a_time_weight / len(self.parts)
-            found += [("one", share, masks_from(importances, one_site(sources, name))) for name in self.parts]
+            sources, weight = drawn(), settings.one_at_a_time_weight / len(self.parts)
+            found += [("one", weight, one_site(sources, name)) for name in self.parts]
         if settings.subset_weight:
-            sources = random_subset(drawn(), self.generator)
-            found.append(("subset", settings.subset_weight, masks_from(importances, sources)))
+            found.append(("subset", settings.subset_weight, random_subset(drawn(), self.generator)))
         if self.adversary is not None:
-            found.append(
-                ("adversarial", settings.adversarial_weight, masks_from(importances, self.adversary.sources_of(n_rows)))
-            )
-        return found
+            found.append(("adversarial", settings.adversarial_weight, self.adversary.sources))
+        return [(name, weight, masks_from(importances, batch.part(sources))) for name, weight, sources in found]
 
-    def _distances(self, inputs: ModelInputs, clean: CleanPass, passes: list, remainders: dict) -> list[Tensor]:
+    def _distances(self, batch: StepBatch, clean: CleanPass, passes: list, remainders: dict) -> list[Tensor]:
         """Mean D of every pass; all of them are one pass of the model."""
         masks = side_by_side([masks for *_, masks in passes])
-        output = self.model.masked(repeated(inputs, len(passes)), self.parts, masks, remainders)
-        return [self.distance(part, clean.output).mean() for part in output.chunk(len(passes))]
+        output = self.model.masked(repeated(batch.inputs, len(passes)), self.parts, masks, remainders)
+        return [self._mean(batch, part, clean) for part in output.chunk(len(passes))]
 
-    def _penalty(self, z: dict, real: dict) -> Tensor:
+    def _penalty(self, z: dict, batch: StepBatch) -> Tensor:
         settings = self.settings
         done = self.n_steps / max(1, settings.steps - 1)
         p = settings.p + (settings.p_end - settings.p) * done
         penalised = {name: importances_for_penalties(values) for name, values in z.items()}
-        penalty = settings.importance_weight * importance_penalty(penalised, p, real)
+        penalty = settings.importance_weight * importance_penalty(penalised, p, batch)
         if settings.frequency_weight:
-            penalty = penalty + settings.frequency_weight * frequency_penalty(penalised, p, real)
+            penalty = penalty + settings.frequency_weight * frequency_penalty(penalised, p, batch)
         return penalty
 
-    def _together(self, share) -> None:
-        """The batch's gradient in all processes."""
-        if share.is_whole:
-            return
-        grads = [parameter.grad for parameter in self.optimizer.param_groups[0]["params"] if parameter.grad is not None]
-        for grad in grads:
-            grad.mul_(share.weight)
-        share.sum_(grads)
+    @staticmethod
+    @torch.no_grad()
+    def _measured(batch: StepBatch, distances: list[Tensor], importances: dict) -> Tensor:
+        """D of every pass, l0, and the mean importance of every component; this process's summands of them."""
+        real = {name: batch.over_real(name, g) for name, g in importances.items()}
+        means = [g.sum(0) / batch.n_real[name] for name, g in real.items()]
+        counts = [(g > 0).sum() / batch.n_real[name] for name, g in real.items()]
+        scalars = torch.stack([*distances, torch.stack(counts).sum().to(distances[0])])
+        return torch.cat([scalars, *(mean.to(scalars) for mean in means)])
 
     def _update(self) -> None:
         settings = self.settings
@@ -247,15 +252,14 @@ class ComponentTrainer:
         self.n_steps += 1
 
     @torch.no_grad()
-    def _outcome(self, passes: list, distances: list, importances: dict, faith: Tensor, real: dict) -> StepOutcome:
+    def _outcome(self, measured: Tensor, passes: list[str], faith: Tensor) -> StepOutcome:
         found: dict[str, float] = {}
-        for (name, _, _), distance in zip(passes, distances, strict=True):
-            found[name] = found.get(name, 0.0) + float(distance.detach())
+        scalars = measured[: len(passes) + 1].tolist()
+        for name, distance in zip(passes, scalars[:-1], strict=True):
+            found[name] = found.get(name, 0.0) + distance
         self.errors[self.n_steps - 1 : self.n_steps] = next(iter(found.values()))
-        of_real = [over_real(g.detach(), real[name]) for name, g in importances.items()]
-        self.mean_importance.lerp_(torch.cat([g.mean(0) for g in of_real]).cpu().float(), 1 - _MEMORY)
-        l0 = sum(float((g > 0).sum(-1, dtype=torch.float32).mean()) for g in of_real)
-        return StepOutcome(found, l0, float(faith.detach()) ** 0.5)
+        self.mean_importance.lerp_(measured[len(scalars) :].to(self.mean_importance), 1 - _MEMORY)
+        return StepOutcome(found, scalars[-1], float(faith.detach()) ** 0.5)
 
     @property
     def n_in_pass(self) -> int:

@@ -79,7 +79,7 @@ class MeasuredFeatures(Fitted):
 
     @public
     def top_examples(
-        self, feature: int, n: int = 10, *, tokens: Any = None, inputs: Any = None, by: Ranking = "share"
+        self, feature: int, n: int = 10, *, tokens: Any = None, inputs: Any = None, by: Ranking | None = None
     ) -> list[Example]:
         """The samples that a feature matters most for, one from each sequence, strongest first.
 
@@ -88,8 +88,9 @@ class MeasuredFeatures(Fitted):
             n: How many.
             tokens: Where to look; the held-out sequences of the fit by default.
             inputs: Instead of tokens, for modules that take none.
-            by: `"share"`, the part of the sample's activations that is this feature's, or `"activation"`, its size alone,
-                by which samples with a large gradient lead every feature's list.
+            by: `"share"`, the part of the sample's activations that is this feature's, or `"activation"`, its size alone, by
+                which samples with a large gradient lead every feature's list. By default features are ranked by share,
+                components by importance, and where that is the same by the size of what they read.
 
         Returns:
             The examples; their `activation` is signed.

@@ -118,6 +118,10 @@ class Dictionary(ABC):
     ) -> Float[Tensor, "*sample param feature"]:
         """What each parameter adds to each activation; the parts sum to the activation."""
 
+    def strengths(self, readings: Readings) -> Float[Tensor, "*sample feature"] | None:
+        """By what samples are ranked for each feature, at least 0; None for its share of a sample's activations."""
+        return None
+
     def part_of(self, feature: int) -> "Part | None":
         """The one matrix that a feature lies in, and what it writes and reads there; None where it may lie in several."""
         return None

@@ -331,6 +331,15 @@ class Fitted:
             return self.readings_on(inputs).activations
         return self.dictionary.activations(self.bound_engine("activations"), self.question, inputs)
 
+    def ranked_on(
+        self, inputs: ModelInputs
+    ) -> tuple[Float[Tensor, "*sample feature"], Float[Tensor, "*sample feature"] | None]:
+        """Activations, and by what samples are ranked; None for shares of the activations."""
+        if self.dictionary.kind == "features":
+            return self.activations_on(inputs), None
+        readings = self.readings_on(inputs)
+        return readings.activations, self.dictionary.strengths(readings)
+
     def readings_on(self, inputs: ModelInputs) -> Readings:
         """Activations and codes in one pass; those of the features' own examples are read once and remembered."""
         engine = self.bound_engine("activations")

@@ -18,7 +18,7 @@ class Example:
     """One sample, with its surroundings.
 
     Attributes:
-        activation: Signed, in divergence units per unit step.
+        activation: Signed, in divergence units per unit step; of components an importance.
         row: Which sequence or input.
         position: Which position of it; 0 when a sample is an input.
         tokens: The sequence as strings; empty where no tokens stand at the samples' positions.
@@ -60,6 +60,7 @@ def top_examples(
     *,
     n: int,
     by: str = "share",
+    strengths: Float[Tensor, "batch pos feature"] | None = None,
 ) -> list[Example]:
     """The n samples that a feature matters most for, one from each row, first the strongest; equal texts count once.
 
@@ -74,6 +75,7 @@ def top_examples(
         to_strings: The adapter's.
         n: How many.
         by: `"share"` or `"activation"`.
+        strengths: Instead, by what samples are ranked.
 
     Returns:
         At most n examples; fewer where fewer texts differ.
@@ -83,7 +85,9 @@ def top_examples(
     """
     if by not in ("share", "activation"):
         raise SettingError(f"by={by!r} is unknown. Accepted: 'share', 'activation'.")
-    strength = (acts.abs() if by == "activation" else shares(acts))[..., feature]
+    if strengths is None:
+        strengths = acts.abs() if by == "activation" else shares(acts)
+    strength = strengths[..., feature]
     best, position = strength.max(1)
     places = [(row, int(position[row])) for row in best.argsort(descending=True, stable=True).tolist()]
     chosen = places[:n] if tokens is None else _distinct(places, tokens, n)

@@ -15,13 +15,17 @@ from param_features.problem import ModelInputs, real_first
 _METRICS = "Their `metrics` say what is left of the model under few of them."
 
 
-def examples_of(features: Fitted, feature: int, n: int, inputs: ModelInputs, *, by: Ranking = "share") -> list[Example]:
+def examples_of(features: Fitted, feature: int, n: int, inputs: ModelInputs, *, by: Ranking | None = None) -> list[Example]:
     """The samples of some inputs that a feature matters most for; see `ParamFeatures.top_examples`."""
     features.check_feature(feature)
-    engine, acts = features.bound_engine("top_examples"), features.activations_on(inputs)
-    acts = real_first(acts, inputs) if engine.per_position else acts.unsqueeze(1)
+    engine = features.bound_engine("top_examples")
+    acts, strengths = features.ranked_on(inputs) if by is None else (features.activations_on(inputs), None)
+    acts, strengths = (
+        None if values is None else real_first(values, inputs) if engine.per_position else values.unsqueeze(1)
+        for values in (acts, strengths)
+    )
     rows = (inputs.token_rows or None) if engine.per_position else None
-    return top_examples(acts, feature, rows, engine.adapter.to_strings, n=n, by=by)
+    return top_examples(acts, feature, rows, engine.adapter.to_strings, n=n, by=by or "share", strengths=strengths)
 
 
 def densities_of(features: Fitted, inputs: ModelInputs) -> Float[Tensor, " feature"]:

@@ -42,11 +42,13 @@ class PageReadings:
 
     Attributes:
         acts: Activations, each row's real positions first; pos is 1 where a sample is an input.
+        strengths: By what samples are ranked; None for shares of the activations.
         is_kept: True where a feature's code is not zero.
         is_real: False at padding.
     """
 
     acts: Float[Tensor, "batch pos feature"]
+    strengths: Float[Tensor, "batch pos feature"] | None
     is_kept: Bool[Tensor, "batch pos feature"]
     is_real: Bool[Tensor, "batch pos"]
 
@@ -55,9 +57,13 @@ def read_page(features: Fitted, inputs: ModelInputs) -> PageReadings:
     """Read activations and codes in one pass, and put each row's real positions first."""
     readings = features.dictionary.read(features.bound_engine("report"), features.question, inputs)
     acts, is_kept, is_real = readings.activations, readings.codes != 0, readings.is_real
+    strengths = features.dictionary.strengths(readings)
     if not features.bound_engine("report").per_position:
-        return PageReadings(acts.unsqueeze(1), is_kept.unsqueeze(1), is_real.unsqueeze(1))
-    return PageReadings(real_first(acts, inputs), real_first(is_kept.float(), inputs) > 0, is_real.gather(1, inputs.places))
+        strengths = None if strengths is None else strengths.unsqueeze(1)
+        return PageReadings(acts.unsqueeze(1), strengths, is_kept.unsqueeze(1), is_real.unsqueeze(1))
+    strengths = None if strengths is None else real_first(strengths, inputs)
+    is_kept = real_first(is_kept.float(), inputs) > 0
+    return PageReadings(real_first(acts, inputs), strengths, is_kept, is_real.gather(1, inputs.places))
 
 
 def contents(
@@ -212,7 +218,8 @@ class _Writer:
 
     def _best(self, k: int) -> list[Example]:
         to_strings = self.engine.adapter.to_strings
-        return top_examples(self.readings.acts, k, self.rows, to_strings, n=max(_COUNTED, self.n_examples))
+        n, strengths = max(_COUNTED, self.n_examples), self.readings.strengths
+        return top_examples(self.readings.acts, k, self.rows, to_strings, n=n, strengths=strengths)
 
     def _shown(self, k: int, example: Example, counterparts: CounterpartsWriter | None) -> dict[str, Any]:
         if self.outputs is None:

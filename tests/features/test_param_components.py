@@ -111,3 +111,17 @@ def test_views_say_component_and_importance(tiny_components, tiny_tokens, capsys
     assert tiny_components.top_examples(2, 3)[0].activation > 0
     assert str(tiny_components.view_neurons(tiny_tokens[:1])).startswith("What each parameter adds: importance, 0 to 1")
     assert repr(tiny_components).startswith("ParamComponents: 7 components of blocks.0.attn.W_K, blocks.0.mlp.W_in")
+
+
+def test_top_examples_are_ranked_by_importance_and_then_by_what_is_read(tiny_components, tiny_tokens):
+    acts, inner = tiny_components.activations(tiny_tokens), tiny_components.inner(tiny_tokens).abs()
+    for k in range(7):
+        found = tiny_components.top_examples(k, 5, tokens=tiny_tokens)
+        best = acts[..., k].amax(1)
+        assert [example.activation for example in found] == best.sort(descending=True).values[:5].tolist()
+        ties = [inner[example.row, example.position, k] for example in found if example.activation == 1]
+        assert ties == sorted(ties, reverse=True)
+    shared = tiny_components.top_examples(0, 40, tokens=tiny_tokens, by="share")
+    assert {example.row for example in shared} == {
+        example.row for example in tiny_components.top_examples(0, 40, tokens=tiny_tokens)
+    }

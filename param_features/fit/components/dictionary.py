@@ -21,6 +21,7 @@ from param_features.fit.reading import Route
 from param_features.gradients import GradientEngine, sites_of
 from param_features.problem import Divergence, ModelInputs, Question
 
+_TIES = 1e-6
 _POSITIONS = 2**14
 """Positions that are read together."""
 
@@ -154,6 +155,11 @@ class ComponentDictionary(Dictionary):
         names = list(self.parts)
         is_own = torch.tensor([[name == site for site in self.sites] for name in names])
         return self.activations(engine, question, inputs).unsqueeze(-2) * is_own
+
+    def strengths(self, readings: Readings) -> Float[Tensor, "*sample component"]:
+        """Importances; equal ones, as many that are 1, by the size of the inner activation."""
+        size = readings.overlaps.double().abs()
+        return readings.activations.double() * (1 + _TIES * size / size.max().clamp(min=1e-30))
 
     def part_of(self, feature: int) -> Part:
         """See `Dictionary`."""

@@ -53,23 +53,22 @@ class Job:
 
     def fitted(self, seed: int) -> Any:
         """The components of one seed, read where they are kept already."""
-        place = None if self.folder is None else self.folder / f"seed_{seed}"
+        return self._kept(f"seed_{seed}", method="components", seed=seed, **self.call)
+
+    def features(self) -> Any:
+        """100 L3D features of the same matrices, by the default settings."""
+        return self._kept("features", n_features=100, progress=bool(self.call.get("progress", True)))
+
+    def _kept(self, title: str, **call: Any) -> Any:
+        place = None if self.folder is None else self.folder / title
         if place is not None and (place / "fit" / "config.json").is_file():
             return pf.load(place / "fit", model=self.model)
-        start = time.process_time()
-        components = pf.decompose(
-            self.model,
-            self.params,
-            self.tokens,
-            method="components",
-            seed=seed,
-            checkpoints=None if place is None else place / "steps",
-            **self.call,
-        )
-        print(f"seed {seed}: {time.process_time() - start:.0f} CPU seconds", flush=True)
+        start, checkpoints = time.process_time(), None if place is None else place / "steps"
+        fit = pf.decompose(self.model, self.params, self.tokens, checkpoints=checkpoints, **call)
+        print(f"{title}: {time.process_time() - start:.0f} CPU seconds", flush=True)
         if place is not None:
-            components.save_pretrained(place / "fit")
-        return components
+            fit.save_pretrained(place / "fit")
+        return fit
 
 
 def main() -> None:
@@ -83,7 +82,8 @@ def main() -> None:
     if len(fits) > 1:
         print(to_text(agreement_rows(list(seed_pairs(fits)))))
     if options.audit:
-        print(fits[0].audit(second=fits[1] if len(fits) > 1 else None))
+        audit = fits[0].audit(second=fits[1] if len(fits) > 1 else None, beside=[job.features()])
+        print(f"\n{audit!r}\n\n{audit.by_method}")
 
 
 def _options() -> argparse.Namespace:
@@ -97,7 +97,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the fit")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fits, and go on with them")
-    parser.add_argument("--audit", action="store_true", help="audit the first seed's components too")
+    parser.add_argument("--audit", action="store_true", help="audit the first seed's components, 100 L3D features beside")
     return parser.parse_args()
 
 

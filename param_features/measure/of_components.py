@@ -85,20 +85,33 @@ def component_metrics(
         found["stochastic"] = rows.stochastic(candidate, n_draws, generator)
         worst = rows.adversarial(candidate, steps, generator)
         found |= {f"adversarial_{n}": outcome for n, outcome in worst.items()}
-        spreads = {}
-        for name, control in each_control(rows, candidate, generator):
-            for title, of_fit, outcome in (
-                (name, "rounded", rows.masked(control, rounded)),
-                (f"stochastic_{name}", "stochastic", rows.stochastic(control, n_draws, generator)),
-            ):
-                found[title] = outcome
-                spreads[spread_name(title)] = spread_of_ratio(rows.by_row(found[of_fit]), rows.by_row(outcome))
-            if name == "control_svd_w":
-                few = min(steps)
-                found[f"adversarial_{few}_{name}"] = rows.adversarial(control, (few,), generator)[few]
-        values |= {name: outcome.mean for name, outcome in found.items()} | spreads
-        values |= _losses(rows.clean_outcome(), found)
+        controls = _controls(rows, candidate, n_draws, min(steps), generator)
+    values |= {name: outcome.mean for name, outcome in (found | controls).items()}
+    values |= _spreads(rows, found, controls) | _losses(rows.clean_outcome(), found | controls)
     return values | {"n_features": dictionary.n_features, "n_held_out": len(rows.row_of_sample)}
+
+
+def _controls(
+    rows: MaskedRows, candidate: Candidate, n_draws: int, n_steps: int, generator: torch.Generator
+) -> dict[str, Outcome]:
+    """What each control does under rounded and stochastic masks, and singular directions under an adversary's."""
+    found = {}
+    for name, control in each_control(rows, candidate, generator):
+        found[name] = rows.masked(control, rounded)
+        found[f"stochastic_{name}"] = rows.stochastic(control, n_draws, generator)
+        if name == "control_svd_w":
+            found[f"adversarial_{n_steps}_{name}"] = rows.adversarial(control, (n_steps,), generator)[n_steps]
+    return found
+
+
+def _spreads(rows: MaskedRows, found: Mapping[str, Outcome], controls: Mapping[str, Outcome]) -> dict[str, float]:
+    """Standard errors of the share by which the fit lies below each control, but for an adversary's largest D."""
+    spreads = {}
+    for name, control in controls.items():
+        compared = name.partition("control_")[0].removesuffix("_") or "rounded"
+        if not compared.startswith("adversarial"):
+            spreads[spread_name(name)] = spread_of_ratio(rows.by_row(found[compared]), rows.by_row(control))
+    return spreads
 
 
 def _measured_rows(model: MaskedModel, data: ModelInputs, n_rows: int | None) -> ModelInputs:

@@ -21,7 +21,12 @@ _CANDIDATES = 8
 _MOST_SLOTS = 16
 _BATCH_POSITIONS = 4096
 _TINY = 1e-6
-_RIDGE = 0.1
+_RIDGE = 1e-3
+_EXACT, _EXPLAINED = 0.1, 0.3
+"""Pairs are taken where they leave less than the second of ‖W‖; the fewest that leave less than the first, if any do."""
+
+_MOST_OVERLAPS = 4096
+"""Candidates whose overlaps with each other are held."""
 
 
 def gradient_starts(
@@ -62,20 +67,48 @@ def gradient_starts(
     return {name: _chosen(pairs, n_components[name], generator) for name, pairs in joined.items()}
 
 
-def parts_along(weight: Float[Tensor, "d_out d_in"], pairs: Pairs) -> Parts:
-    """Parts along given pairs that sum to W as nearly as the pairs' right vectors allow.
+def parts_along(weight: Float[Tensor, "d_out d_in"], pairs: Pairs) -> Parts | None:
+    """Parts along given pairs that sum to W; None where the pairs do not make it up, as those of large models do not.
 
-    Each pair is scaled by ridge regression of W on all of them; what is left of W is added by the least change of U.
-    Cost: a system of as many equations as pairs, and a singular value decomposition of the right vectors.
+    The fewest first pairs that leave less than a tenth of W are scaled to sum to it, and what they leave is added by the
+    least change of their U; the other parts write nothing. Many alike directions that do not make W up would cancel each
+    other: on a language model they start with twenty times the divergence under masks that random ones have.
+    Cost: a few systems of as many equations as pairs, and a singular value decomposition of the right vectors.
     """
-    left, right = (side.double() for side in pairs)
-    gram = (left @ left.T) * (right @ right.T)
+    left, right = (side.to(weight) for side in pairs)
+    scale = _scales(weight, left, right)
+    if scale is None:
+        return None
+    n_used, U = len(scale), torch.zeros_like(left)
+    U[:n_used] = scale.unsqueeze(1) * left[:n_used]
+    U[:n_used] += least_square_parts(weight - U.T @ right, right[:n_used]).U
+    return Parts(U, right)
+
+
+def _scales(
+    weight: Float[Tensor, "d_out d_in"], left: Float[Tensor, "pair d_out"], right: Float[Tensor, "pair d_in"]
+) -> Float[Tensor, " used"] | None:
+    """How much W has of each of the fewest first unit pairs that sum to it; None where all of them do not."""
+    left, right, W = left.double(), right.double(), weight.double()
+    gram, along = (left @ left.T) * (right @ right.T), ((left @ W) * right).sum(1)
     gram.diagonal().add_(_RIDGE)
-    scale = torch.linalg.solve(gram, ((left @ weight.double()) * right).sum(1))
-    U = (left * scale[:, None]).to(weight.dtype)
-    V = right.to(weight.dtype)
-    rest = least_square_parts(weight - U.T @ V, V)
-    return Parts(U + rest.U, V)
+
+    def first(k: int) -> tuple[Tensor, float]:
+        scale = torch.linalg.solve(gram[:k, :k], along[:k])
+        return scale.to(weight), float((W - (scale.unsqueeze(1) * left[:k]).T @ right[:k]).norm() / W.norm())
+
+    scale, rest = first(len(left))
+    if not rest < _EXPLAINED:
+        return None
+    low, high = 0, len(left)
+    while rest < _EXACT and high - low > 1:
+        middle = (low + high) // 2
+        fewer, left_over = first(middle)
+        if left_over < _EXACT:
+            high, scale = middle, fewer
+        else:
+            low = middle
+    return scale
 
 
 def _units(left: Float[Tensor, "sample d_out one"], right: Float[Tensor, "sample d_in one"]) -> Pairs:
@@ -90,32 +123,37 @@ def _normalised(left: Tensor, right: Tensor) -> Pairs:
 
 
 def _chosen(pairs: Pairs, n: int, generator: torch.Generator) -> Pairs:
-    """As many pairs as components: drawn by what those before leave unexplained of them, then at random."""
+    """As many pairs as components: those that together are nearest to all, then some again."""
     if not len(pairs[0]):
         left, right = (torch.randn(n, side.shape[1], generator=generator, dtype=torch.float32).to(side) for side in pairs)
         return _normalised(left, right)
-    index = _spread_out(pairs, n, generator)
+    index = _spread_out(pairs, n)
     again = torch.randint(len(pairs[0]), (n - len(index),), generator=generator)
     index = torch.cat([index, again]).to(pairs[0].device)
     return pairs[0][index], pairs[1][index]
 
 
-def _spread_out(pairs: Pairs, n: int, generator: torch.Generator) -> Int[Tensor, " chosen"]:
-    """Up to n pairs, each drawn with a chance proportional to the squared norm that those before leave of it.
+def _spread_out(pairs: Pairs, n: int) -> Int[Tensor, " chosen"]:
+    """Up to n pairs: each raises most the sum, over all pairs, of the largest squared overlap with a chosen one.
 
-    So a common direction is drawn first, and once. Cost: n² products of numbers, and n of vectors, a candidate.
-
-    Source: randomly pivoted Cholesky, Chen et al. (arXiv 2207.06503).
+    So a common direction comes first, and once. Cost: as many numbers as pairs of candidates, of which 4,096 are looked at.
     """
-    left, right = (side.detach().double().cpu() for side in pairs)
-    rest, chosen = torch.ones(len(left), dtype=torch.double), []
-    factor = torch.zeros(len(left), min(n, len(left)), dtype=torch.double)
-    for k in range(factor.shape[1]):
-        if rest.sum() < _TINY * len(rest):
+    left, right = (side.detach()[:_MOST_OVERLAPS].double() for side in pairs)
+    squares = ((left @ left.T) * (right @ right.T)).square()
+    best, chosen = squares.new_zeros(len(squares)), []
+    for _ in range(min(n, len(squares))):
+        gains = (squares - best.unsqueeze(1)).clamp(min=0).sum(0)
+        if float(gains.max()) < _TINY * len(squares):
             break
-        place = int(torch.multinomial(rest, 1, generator=generator))
-        column = (left @ left[place]) * (right @ right[place]) - factor[:, :k] @ factor[place, :k]
-        factor[:, k] = column / column[place].clamp(min=_TINY).sqrt()
-        rest = (rest - factor[:, k].square()).clamp(min=0)
-        chosen.append(place)
+        chosen.append(int(gains.argmax()))
+        best = torch.maximum(best, squares[:, chosen[-1]])
     return torch.tensor(chosen, dtype=torch.long)
+
+
+def random_directions(n: int, d_in: int, generator: torch.Generator) -> Float[Tensor, "component d_in"]:
+    """Unit vectors drawn at random and moved as little as makes them a tight frame, or orthogonal where they are few.
+
+    Without that, as many as d_in are nearly dependent, and the U that sum to W with them are huge and cancel each other.
+    """
+    left, _, right = torch.linalg.svd(torch.randn(n, d_in, generator=generator, dtype=torch.float64), full_matrices=False)
+    return torch.nn.functional.normalize((left @ right).float(), dim=1)

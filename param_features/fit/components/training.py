@@ -29,7 +29,7 @@ from param_features.fit.components.losses import (
 from param_features.fit.components.parts import Parts, least_square_parts
 from param_features.fit.components.passes import CleanPass, MaskedModel, Masks, repeated
 from param_features.fit.components.settings import ComponentSettings
-from param_features.fit.components.starting import gradient_starts, parts_along
+from param_features.fit.components.starting import gradient_starts, parts_along, random_directions
 from param_features.fit.loop import Fit, take_steps
 from param_features.gradients import GradientEngine, sites_of
 from param_features.machine import ALONE, Processes
@@ -135,8 +135,7 @@ class ComponentTrainer:
 
     def _start(self, name: str, n: int, start: Mapping[str, Tensor]) -> Parts:
         weight = self.weights[name]
-        shape = (n, weight.shape[1])
-        V = start[name] if name in start else torch.randn(*shape, generator=self.generator, dtype=torch.float32)
+        V = start[name] if name in start else random_directions(n, weight.shape[1], self.generator)
         V = torch.nn.functional.normalize(V.to(weight), dim=1)
         return least_square_parts(weight, V)
 

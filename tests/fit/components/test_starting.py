@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from param_features.fit.components import starting
-from param_features.fit.components.starting import gradient_starts, parts_along
+from param_features.fit.components import ComponentSettings, fit_components, starting
+from param_features.fit.components.starting import gradient_starts, parts_along, random_directions
 from param_features.gradients import build_engine
 from param_features.problem import read_model, read_problem
 from tests.measure.component_cases import case_of
@@ -24,33 +24,60 @@ def generator(seed=0):
 def test_each_direction_is_drawn_once_and_none_when_all_are_explained(n):
     left, right = units(4, 3), units(4, 5, seed=1)
     again = torch.tensor([0] * 40 + [1] * 20 + [2] * 5 + [3])
-    found = again[starting._spread_out((-left[again], right[again]), n, generator())]
+    found = again[starting._spread_out((-left[again], right[again]), n)]
     assert len(set(found.tolist())) == len(found) == min(n, 4)
 
 
 def test_common_directions_are_drawn_before_rare_ones():
     left, right = units(12, 6), units(12, 8, seed=1)
     again = torch.cat([torch.tensor([0, 1]).repeat_interleave(500), torch.arange(2, 12)])
-    first = [again[starting._spread_out((left[again], right[again]), 2, generator(seed))] for seed in range(5)]
-    assert sum(set(found.tolist()) == {0, 1} for found in first) >= 4
+    assert set(again[starting._spread_out((left[again], right[again]), 2)].tolist()) == {0, 1}
 
 
-def test_pairs_that_make_up_the_matrix_are_given_their_share_of_it():
+def test_pairs_that_make_up_the_matrix_are_given_their_share_of_it_and_others_nothing():
     left, right, size = torch.eye(6, dtype=torch.double)[:4], units(4, 7), torch.tensor([1.0, -2, 3, 4], dtype=torch.double)
     weight = (left * size[:, None]).T @ right
-    parts = parts_along(weight, (left, right))
+    pairs = torch.cat([left, -left, units(3, 6)]), torch.cat([right, right, units(3, 7, seed=2)])
+    parts = parts_along(weight, pairs)
+    assert parts is not None
     torch.testing.assert_close(parts.sum(), weight)
-    torch.testing.assert_close(parts.U, left * size[:, None], atol=0.5, rtol=0)
-    assert nn.functional.cosine_similarity(parts.U, left * size[:, None]).min() > 0.99
+    torch.testing.assert_close(parts.U[:4], left * size[:, None], atol=0.02, rtol=0)
+    assert torch.equal(parts.U[4:], torch.zeros(7, 6).double()) and torch.equal(parts.V, pairs[1])
 
 
-@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (4, 4)])
-def test_parts_along_any_pairs_sum_to_the_matrix_where_their_right_sides_span_it(shape):
-    weight = torch.randn(shape, generator=generator())
-    sides = units(9, shape[0]).float(), units(9, shape[1], seed=1).float()
-    parts = parts_along(weight, sides)
-    torch.testing.assert_close(parts.sum(), weight, atol=1e-5, rtol=1e-5)
-    assert torch.equal(parts.V, sides[1]) and parts.U.dtype == torch.float32
+@pytest.mark.parametrize("n", [1, 4])
+def test_pairs_that_do_not_make_up_the_matrix_are_not_taken(n):
+    weight = torch.randn(6, 7, generator=generator())
+    assert parts_along(weight, (units(n, 6), units(n, 7, seed=1))) is None
+    assert parts_along(weight * 0, (units(n, 6), units(n, 7, seed=1))) is None
+
+
+def superposed():
+    """Five features in two dimensions, at the corners of a pentagon: what superposition trains to."""
+    corners = torch.arange(5) * 2 * torch.pi / 5
+    W = torch.stack([corners.cos(), corners.sin()])
+    model = nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 5), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(W)
+        model[1].weight.copy_(W.T)
+        model[1].bias.fill_(-0.31)
+    return model
+
+
+def test_features_in_superposition_are_the_parts_from_the_start():
+    model, names = superposed(), ["0.weight", "1.weight"]
+    data = torch.rand(400, 5, generator=generator(1)) * (torch.rand(400, 5, generator=generator(2)) < 0.05)
+    case = case_of(model, names, inputs=data, divergence="se")
+    counts = dict.fromkeys(names, 20)
+    settings = ComponentSettings(steps=1, batch_size=8, lr=1e-12)
+    fit = fit_components(case.engine, case.divergence, case.data, counts, settings, generator=generator(), progress=False)
+    corners, one_hot = model[1].weight.detach(), torch.eye(5)
+    for name, (left, right) in {"0.weight": (corners, one_hot), "1.weight": (one_hot, corners)}.items():
+        parts = fit.dictionary.parts[name]
+        true, mine = (torch.einsum("ko,ki->koi", *pair).flatten(1) for pair in ((left, right), (parts.U, parts.V)))
+        assert torch.cdist(true, mine).amin(1).max() < 0.2
+        assert (mine.norm(dim=1) > 1e-6).sum() <= 7
+        torch.testing.assert_close(parts.sum(), model.get_parameter(name), atol=1e-5, rtol=0)
 
 
 def test_gradients_of_inputs_with_one_feature_give_the_parts_of_each_feature():
@@ -90,3 +117,11 @@ def test_a_model_without_gradients_starts_anywhere():
     case = case_of(model, ["weight"], inputs=torch.zeros(20, 4), divergence="se")
     left, right = gradient_starts(case.engine, case.divergence, case.data, {"weight": 5}, generator())["weight"]
     torch.testing.assert_close(torch.stack([left.norm(dim=1), right.norm(dim=1)]), torch.ones(2, 5))
+
+
+@pytest.mark.parametrize(("n", "d_in"), [(8, 8), (3, 8), (20, 8)])
+def test_random_directions_are_far_from_dependent(n, d_in):
+    V = random_directions(n, d_in, generator())
+    torch.testing.assert_close(V.norm(dim=1), torch.ones(n))
+    sizes = torch.linalg.svdvals(V)
+    assert sizes.max() / sizes.min() < 1.5

@@ -2,9 +2,8 @@
 # make test: set up .venv (TransformerLens 3, sae-lens) and .venv-tl4 (TransformerLens 4), run all tests in the first and
 # in the second those of the adapters and the how-tos; less than 90 % of lines covered by the first is a failure.
 # make test-release: what make test leaves out, which are rarer families of models, most toys and the longest runs.
-# make lint, make docs, make package: ruff and pyright; the site, warnings as errors; wheel and sdist built, installed into a
-# clean environment, the demo run from each. All reuse what is there. PYTHON=python3.12 chooses another interpreter (3.11
-# or newer).
+# make lint, make docs, make package: ruff and pyright; the site, warnings as errors; wheel and sdist built and compared, the
+# demo run in a clean environment. All reuse what is there. PYTHON=python3.12 chooses another interpreter (3.11 or newer).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,12 +24,17 @@ TESTS_TL4 = tests/adapters tests/families tests/golden tests/development/test_in
 
 MAKEFLAGS += --jobs=2
 
-PIP = -m pip install --quiet --disable-pip-version-check
+# Byte code is written for what is imported, as it is imported: an environment holds 23,000 files and few are ever needed.
+PIP = -m pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-tl3 test-tl4 test-release lint docs package clean
+.PHONY: demo environments test test-tl3 test-tl4 test-release lint docs package clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python demos/first_features.py
+
+# What the rest waits for.
+environments: $(VENV)/.test $(VENV_PACKAGE)/.torch
 
 # The second environment is set up while the first one's tests run.
 test: test-tl3 $(VENV_TL4)/.test
@@ -57,19 +61,19 @@ lint: $(VENV)/.test
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
-# What the two archives print is compared: both must hold the same library, data included.
-package: $(VENV)/.test
-	rm -rf dist build $(VENV_PACKAGE)/printed
+# Both archives must install the same files, data included: their sums are compared.
+package: $(VENV)/.test $(VENV_PACKAGE)/.torch
+	rm -rf dist build $(VENV_PACKAGE)/files && mkdir -p $(VENV_PACKAGE)/files
 	$(VENV)/bin/python -m build --outdir dist . > /dev/null
-	$(MAKE) $(VENV_PACKAGE)/.torch
-	mkdir -p $(VENV_PACKAGE)/printed
 	for archive in dist/*.tar.gz dist/*.whl; do \
 		$(VENV_PACKAGE)/bin/python $(PIP) --constraint constraints.txt --force-reinstall --no-deps "$$archive" && \
-		$(VENV_PACKAGE)/bin/python $(PIP) --constraint constraints.txt "$$archive[lens,plots]" && \
-		(cd $(VENV_PACKAGE)/printed && $(PARALLEL) ../bin/param-features demo --quick --quiet --n-shown 2 > $$(basename $$archive).txt) || exit 1; \
+		grep -E '^param_features/|METADATA|entry_points' $(VENV_PACKAGE)/lib/python*/site-packages/param_features-*.dist-info/RECORD \
+			| sort > $(VENV_PACKAGE)/files/$$(basename $$archive).txt || exit 1; \
 	done
-	cmp $(VENV_PACKAGE)/printed/*.gz.txt $(VENV_PACKAGE)/printed/*.whl.txt
-	tail -n 12 $(VENV_PACKAGE)/printed/*.whl.txt
+	cmp $(VENV_PACKAGE)/files/*
+	$(VENV_PACKAGE)/bin/python $(PIP) --constraint constraints.txt "$$(ls dist/*.whl)[lens,plots]"
+	cd $(VENV_PACKAGE) && $(PARALLEL) bin/param-features demo --quick --quiet --n-shown 2 > printed.txt
+	tail -n 12 $(VENV_PACKAGE)/printed.txt
 
 %/.torch:
 	$(PYTHON) -m venv $*
@@ -84,7 +88,12 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml constraints.txt
 	$(VENV)/bin/python $(PIP) --constraint constraints.txt --editable ".[dev,sae]"
 	touch $@
 
-$(VENV_TL4)/.test: $(VENV_TL4)/.torch pyproject.toml constraints.txt | $(VENV)/.test
+# The first environment's files, linked, without sae-lens, then TransformerLens 4 in place of 3.
+$(VENV_TL4)/.test: $(VENV)/.test
+	$(PYTHON) -m venv --clear --without-pip $(VENV_TL4)
+	$(PYTHON) -c "import os, shutil; shutil.copytree('$(VENV)/lib', '$(VENV_TL4)/lib', copy_function=os.link, \
+		ignore=shutil.ignore_patterns('__pycache__'), dirs_exist_ok=True)"
+	$(VENV_TL4)/bin/python -m pip uninstall --quiet --yes sae-lens
 	sed 's/^transformer-lens==.*/transformer-lens==$(TL4)/' constraints.txt > $(VENV_TL4)/constraints.txt
 	$(VENV_TL4)/bin/python $(PIP) --constraint $(VENV_TL4)/constraints.txt --editable ".[dev]"
 	touch $@

@@ -1,6 +1,7 @@
 """Shared fixtures. Every shape annotation of the package is checked while the tests run."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ from jaxtyping import install_import_hook
 
 from tests import check_anew
 from tests.browser import chromium, page, traffic
-from tests.components import made_components
 from tests.models import Classifier, hooked_transformer
 
 __all__ = ["chromium", "page", "traffic"]
@@ -55,6 +55,15 @@ def _one_thread():
 
 
 @pytest.fixture
+def few_metrics(monkeypatch):
+    """Metrics of components on two rows, with one step of the adversary: for tests that do not look at their values."""
+    from param_features.measure import component_metrics
+
+    quick = partial(component_metrics, steps=(1,), n_rows=2, n_draws=1)
+    monkeypatch.setattr("param_features.run.from_weights.component_metrics", quick)
+
+
+@pytest.fixture
 def command(capsys):
     """Run a command in this process: its status, output and errors."""
     from param_features.cli.app import main
@@ -92,6 +101,8 @@ def tiny_features(tiny_hooked, tiny_tokens):
 @pytest.fixture(scope="session")
 def tiny_components(tiny_hooked, tiny_tokens):
     """Components of two matrices that nobody trained."""
+    from tests.components import made_components
+
     return made_components(tiny_hooked, {"blocks.0.attn.W_K": 3, "blocks.0.mlp.W_in": 4}, tiny_tokens)
 
 

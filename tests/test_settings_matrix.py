@@ -431,3 +431,43 @@ def test_an_analysis_is_the_same_bit_for_bit(setting, analysis):
         found = flat(ANALYSES[analysis](subject))
     assert found.norm() > 0
     assert torch.equal(found, expected)
+
+
+COMPONENTS = pf.ComponentSettings(
+    steps=3, batch_size=36, adversarial_weight=0.5, subset_weight=0.5, one_at_a_time_weight=0.5
+)
+READ_COMPONENTS: dict[str, Callable[[pf.ParamComponents], Any]] = {
+    "importances": lambda components: components.importances(FEW),
+    "inner activations": lambda components: components.inner(FEW),
+}
+
+
+def components_of(model, param: str) -> pf.ParamComponents:
+    return pf.decompose(model, param, TOKENS, method="components", n_features=4, fit=COMPONENTS, progress=False)
+
+
+@cache
+def plain_components(kind: str) -> pf.ParamComponents:
+    return components_of(case(kind).model, KINDS[kind].param)
+
+
+@pytest.mark.usefixtures("few_metrics")
+@pytest.mark.parametrize("setting", [name for name, (kind, _) in SETTINGS.items() if kind != "ln1"])
+def test_components_are_the_same(setting):
+    """Fitted under the setting, and read under it."""
+    kind, on = SETTINGS[setting]
+    subject, expected = case(kind), plain_components(kind)
+    before = {name: flat(read(expected)) for name, read in READ_COMPONENTS.items()}
+    with on(subject) as (model, _):
+        if setting in REFUSED:
+            with pytest.raises(REFUSED[setting], match="reentrant|inference_mode"):
+                components_of(model, subject.kind.param)
+            return
+        found = components_of(model, subject.kind.param)
+        under = {name: flat(read(expected)) for name, read in READ_COMPONENTS.items()}
+    tolerance = EXACT.get(setting, 1e-5)
+    assert all(gap(under[name], values) < tolerance for name, values in before.items())
+    for one, other in zip(found.dictionary.parts.values(), expected.dictionary.parts.values(), strict=True):
+        assert gap(one.U, other.U) < 10 * tolerance and gap(one.V, other.V) < 10 * tolerance
+    for name in ("unmasked", "rounded", "l0"):
+        assert found.metrics[name] == pytest.approx(expected.metrics[name], rel=1e-4, abs=1e-9)

@@ -59,7 +59,7 @@ class ParamComponents(ShownFeatures, IntervenedFeatures, TrainableFeatures, Deve
         return self.readings_on(self.read(tokens, inputs, "inner")).overlaps
 
     @public
-    def importances(self, tokens: Any = None, *, inputs: Any = None) -> dict[str, Float[Tensor, "row pos component"]]:
+    def importances(self, tokens: Any = None, *, inputs: Any = None) -> dict[str, Float[Tensor, "row _pos _component"]]:
         """How much of each component is needed at every position of its own matrix, by the matrix's name.
 
         `activations` has the same at samples, numbered through. Arguments and errors are those of `inner`.

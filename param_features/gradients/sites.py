@@ -23,7 +23,7 @@ from param_features.gradients.within_forward import WithinForward
 from param_features.machine import has_saved_tensor_hooks, saved_as_they_are, uncompiled
 from param_features.params import ParamView, Tap, hooked
 
-Applied = Float[Tensor, "row pos d_in"] | Int[Tensor, "row pos"]
+Applied = Float[Tensor, "row _pos _d_in"] | Int[Tensor, "row _pos"]
 """What a matrix is applied to at every position of every row; of a table the index of the column that it reads."""
 
 _Layout = tuple[tuple[int, ...] | None, int]

@@ -21,7 +21,7 @@ from param_features.fit.components import (
 from param_features.gradients import Applied
 from param_features.problem import Divergence, ModelInputs
 
-Importances = Mapping[str, Float[Tensor, "row pos component"]]
+Importances = Mapping[str, Float[Tensor, "row _pos _component"]]
 MasksOf = Callable[[Importances], Masks]
 
 _TOGETHER = 1024
@@ -222,7 +222,7 @@ def _without_remainder(masks: Importances) -> Masks:
     return Masks(dict(masks), {name: mask.new_zeros(mask.shape[:-1]) for name, mask in masks.items()})
 
 
-def _shared(importances: Importances, sources: Mapping[str, Float[Tensor, " component_and_remainder"]]) -> Masks:
+def _shared(importances: Importances, sources: Mapping[str, Float[Tensor, " _component_and_remainder"]]) -> Masks:
     """The masks of sources that are the same at every position of every row."""
     return masks_from(importances, {name: sources[name].expand(*g.shape[:-1], -1) for name, g in importances.items()})
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from param_features.machine import Share
 
-Sources = Mapping[str, Float[Tensor, "row pos component_and_remainder"]]
+Sources = Mapping[str, Float[Tensor, "row _pos _component_and_remainder"]]
 
 _BETAS = (0.5, 0.99)
 

@@ -26,7 +26,7 @@ class StepBatch:
 
     inputs: ModelInputs
     share: Share
-    real: Mapping[str, Bool[Tensor, "row pos"] | None]
+    real: Mapping[str, Bool[Tensor, "row _pos"] | None]
     n_samples: int
     n_real: Mapping[str, int]
 
@@ -42,7 +42,7 @@ class StepBatch:
         n_samples, *n_real = counts.tolist()
         return cls(inputs, share, clean.real, n_samples, dict(zip(clean.real, n_real, strict=True)))
 
-    def part(self, sources: Mapping[str, Float[Tensor, "row pos source"]]) -> dict[str, Tensor]:
+    def part(self, sources: Mapping[str, Float[Tensor, "row _pos _source"]]) -> dict[str, Tensor]:
         """This process's rows of what was drawn for all; what is the same for all rows stays as it is."""
         n = self.share.n_items
         return {name: self.share.of(source) if len(source) == n else source for name, source in sources.items()}

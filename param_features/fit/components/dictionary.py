@@ -82,7 +82,7 @@ class ComponentDictionary(Dictionary):
     @torch.no_grad()
     def by_site(
         self, engine: GradientEngine, inputs: ModelInputs
-    ) -> tuple[dict[str, Float[Tensor, "row pos component"]], dict[str, Float[Tensor, "row pos component"]]]:
+    ) -> tuple[dict[str, Float[Tensor, "row _pos _component"]], dict[str, Float[Tensor, "row _pos _component"]]]:
         """Importances and inner activations at every position of each site, 0 at padding; on the CPU.
 
         Cost: a forward pass of the rows.
@@ -184,7 +184,7 @@ class ComponentDictionary(Dictionary):
         self,
         engine: GradientEngine,
         inputs: ModelInputs,
-        found: Mapping[str, Float[Tensor, "row pos component"]],
+        found: Mapping[str, Float[Tensor, "row _pos _component"]],
         aligned: frozenset[str],
     ) -> Float[Tensor, "*sample component"]:
         columns = []

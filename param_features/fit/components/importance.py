@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from param_features.gradients import Applied
 
-ByName = Mapping[str, Float[Tensor, "row pos component"]]
+ByName = Mapping[str, Float[Tensor, "row _pos _component"]]
 _SHAPES = Mapping[str, tuple[int, int]]
 """Of each site: its number of components, and d_in."""
 
@@ -28,7 +28,7 @@ class ImportanceNet(nn.Module, ABC):
     hidden: int
 
     @abstractmethod
-    def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Float[Tensor, "row pos component"]]:
+    def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Float[Tensor, "row _pos _component"]]:
         """From inner activations and what matrices are applied to, by site."""
 
 

@@ -13,7 +13,7 @@ from param_features.fit.components.gates import masks_of
 from param_features.fit.components.passes import Masks
 from param_features.problem import Divergence
 
-Importances = Mapping[str, Float[Tensor, "row pos component"]]
+Importances = Mapping[str, Float[Tensor, "row _pos _component"]]
 
 _EPS = 1e-8
 """Keeps the slope of (g + ε)^p finite at 0, where p is below 1."""
@@ -77,7 +77,7 @@ def masks_from(importances: Importances, sources: Sources) -> Masks:
     )
 
 
-def routed(sources: Sources, is_routed: Mapping[str, Bool[Tensor, "row pos"]]) -> dict[str, Tensor]:
+def routed(sources: Sources, is_routed: Mapping[str, Bool[Tensor, "row _pos"]]) -> dict[str, Tensor]:
     """The sources at the positions where a site is routed through its masks, 1 elsewhere: there all stays whole."""
     return {
         name: source.masked_fill(~is_routed[name].to(source.device).unsqueeze(-1), 1.0) for name, source in sources.items()

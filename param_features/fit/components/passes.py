@@ -25,8 +25,8 @@ class Masks:
         remainders: The same of Δ, which stays whole where it is left out.
     """
 
-    components: Mapping[str, Float[Tensor, "row pos component"]]
-    remainders: Mapping[str, Float[Tensor, "row pos"]] = field(default_factory=dict)
+    components: Mapping[str, Float[Tensor, "row _pos _component"]]
+    remainders: Mapping[str, Float[Tensor, "row _pos"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class CleanPass:
 
     output: Float[Tensor, "sample d_output"]
     applied: dict[str, Applied]
-    real: dict[str, Bool[Tensor, "row pos"] | None]
+    real: dict[str, Bool[Tensor, "row _pos"] | None]
     aligned: frozenset[str]
 
 
@@ -114,7 +114,7 @@ class MaskedModel:
         inputs: ModelInputs,
         parts: Mapping[str, Parts],
         masks: Masks,
-        remainders: Mapping[str, Float[Tensor, "d_out d_in"]] | None = None,
+        remainders: Mapping[str, Float[Tensor, "_d_out _d_in"]] | None = None,
     ) -> Float[Tensor, "sample d_output"]:
         """Run rows under masks, one set for each row. Cost: a forward pass, and two small products a site.
 

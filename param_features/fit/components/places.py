@@ -42,7 +42,7 @@ def encoders_own(inputs: ModelInputs, widths: Widths, widths_of: Callable[[Model
 
 def real_positions(
     engine: GradientEngine, inputs: ModelInputs, widths: Widths, of_encoder: Collection[str]
-) -> dict[str, Bool[Tensor, "row pos"] | None]:
+) -> dict[str, Bool[Tensor, "row _pos"] | None]:
     """Which positions of each matrix are no padding; None for all.
 
     Raises:

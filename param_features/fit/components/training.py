@@ -51,7 +51,7 @@ def fit_components(
     *,
     generator: torch.Generator,
     progress: bool,
-    start: Mapping[str, Float[Tensor, "component d_in"]] | None = None,
+    start: Mapping[str, Float[Tensor, "_component _d_in"]] | None = None,
     checkpoints: Checkpoints | None = None,
     processes: Processes = ALONE,
 ) -> Fit:

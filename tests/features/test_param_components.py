@@ -1,10 +1,15 @@
 """`ParamComponents`: what they read and hold, saving, and what is refused by name."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
 import param_features as pf
 from param_features.errors import FeatureCountError, NotBoundError, SettingError, UnknownParameterError
+from param_features.fit.components import ComponentDictionary, Parts
+from param_features.measure import find_clusters
 from tests.components import made_components
 
 W_K, W_IN = "blocks.0.attn.W_K", "blocks.0.mlp.W_in"
@@ -125,3 +130,21 @@ def test_top_examples_are_ranked_by_importance_and_then_by_what_is_read(tiny_com
     assert {example.row for example in shared} == {
         example.row for example in tiny_components.top_examples(0, 40, tokens=tiny_tokens)
     }
+
+
+def test_clusters_join_what_is_needed_together(tiny_components, tiny_tokens):
+    twins = copy.deepcopy(tiny_components.components.net), dict(tiny_components.components.parts)
+    for weight in list(twins[0].weights)[4:]:
+        weight[1] = weight[0]
+    parts = twins[1][W_IN]
+    twins[1][W_IN] = Parts(parts.U, parts.V[[0, 0, 2, 3]])
+    found = replace(tiny_components, dictionary=ComponentDictionary(twins[1], twins[0]))
+    together = found.clusters(tiny_tokens, above=0.2)
+    assert [(group.members, group.sites) for group in together.groups] == [((3, 4), (W_IN,))]
+    assert (together.n_samples, found.clusters().n_samples) == (400, 120)
+    needed = found.activations(tiny_tokens).flatten(0, 1) > 0.2
+    assert together == find_clusters(needed, found.components.sites) and together.control_groups == 0
+    assert found.clusters(tiny_tokens, above=0.9) != together
+    for above in (-0.1, 1.0, float("nan")):
+        with pytest.raises(SettingError, match="above="):
+            found.clusters(above=above)

@@ -49,8 +49,9 @@ def agreement_of(ours: Mapping[str, Parts], theirs: Mapping[str, Parts], generat
         for title, other in (("theirs", second), ("random", gaussian_like(second, generator))):
             found[title].append(_best_and_matched(_directions(parts), other))
     n = sum(parts.n for parts in ours.values())
-    theirs_mean, random_mean = (torch.cat(found[title], 1).sum(1) / max(n, 1) for title in ("theirs", "random"))
-    return Agreement(*theirs_mean.tolist(), *random_mean.tolist(), n)
+    best, matched = (torch.cat(found["theirs"], 1).sum(1) / max(n, 1)).tolist()
+    random_best, random_matched = (torch.cat(found["random"], 1).sum(1) / max(n, 1)).tolist()
+    return Agreement(best, matched, random_best, random_matched, n)
 
 
 def _directions(parts: Parts) -> LowRank:

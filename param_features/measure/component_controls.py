@@ -12,6 +12,9 @@ from param_features.measure.masked_rows import Candidate, MaskedRows
 Kept = tuple[Parts, Float[Tensor, "row pos component"]]
 """Components of one matrix with their importances."""
 
+_LARGEST_SIDE = 2**13
+"""Single neurons of a longer side than this are left out where the other side is shorter: each is a row of an identity."""
+
 CONTROLS = ("control_svd_w", "control_neurons", "control_rotated", "control_shuffled")
 
 
@@ -23,7 +26,8 @@ def each_control(rows: MaskedRows, candidate: Candidate, generator: torch.Genera
 
     - `control_svd_w`: singular directions of W, those of the largest contribution kept.
     - `control_neurons`: single rows or single columns of W, whichever of the two rebuilds the matrix's outputs better; of
-      tables the rows alone, since a column is a token and needs no importance.
+      tables the rows alone, since a column is a token and needs no importance. A side longer than 8,192 is left out where
+      the other is shorter.
     - `control_rotated`: components that are needed anywhere, rotated at random among each other, the sum as it was.
     - `control_shuffled`: the components themselves, each position with the importances of another.
 
@@ -60,11 +64,13 @@ def strongest(rows: MaskedRows, name: str, parts: Parts, n_kept: int) -> Kept:
 def _neurons(rows: MaskedRows, name: str, n_kept: int) -> Kept:
     weight, applied = rows.weights[name], rows.applied[name]
     d_out, d_in = weight.shape
-    by_row = strongest(rows, name, Parts(torch.eye(d_out).to(weight), weight), n_kept)
-    if not applied.is_floating_point():
-        return by_row
-    by_column = strongest(rows, name, Parts(weight.T.contiguous(), torch.eye(d_in).to(weight)), n_kept)
-    return min(by_row, by_column, key=lambda kept: float(kept[0].change(applied, kept[1])[rows.real(name)].square().sum()))
+    sides = []
+    if d_out <= max(d_in, _LARGEST_SIDE) or not applied.is_floating_point():
+        sides.append(Parts(torch.eye(d_out).to(weight), weight))
+    if d_in <= max(d_out, _LARGEST_SIDE) and applied.is_floating_point():
+        sides.append(Parts(weight.T.contiguous(), torch.eye(d_in).to(weight)))
+    kept = [strongest(rows, name, parts, n_kept) for parts in sides]
+    return min(kept, key=lambda of: float(of[0].change(applied, of[1])[rows.real(name)].square().sum()))
 
 
 def _rotated(rows: MaskedRows, name: str, candidate: Candidate, n_kept: int, generator: torch.Generator) -> Kept:

@@ -50,7 +50,7 @@ def test_tables_have_every_number_and_the_controls(job, fits):
 def test_seeds_agree_with_themselves_and_not_with_each_other(fits):
     same, other = next(seed_pairs([fits[0], fits[0]])), next(seed_pairs(fits))
     assert same.matched == pytest.approx(1) and other.matched < 0.9
-    assert [row.n_met for row in agreement_rows([same, other])][0] >= 1
+    assert agreement_rows([same, other])[0].n_met in (1, 2)
 
 
 def test_options_become_a_job(tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 from param_features.fit.components import Masks, Parts
 from param_features.fitted import ALWAYS_OF_COMPONENTS, Metrics
-from param_features.measure import component_metrics, each_control
+from param_features.measure import component_controls, component_metrics, each_control
 from param_features.measure.component_controls import CONTROLS
 from param_features.measure.masked_rows import (
     Candidate,
@@ -59,11 +59,10 @@ def cases(tiny_hooked, tiny_tokens):
     }
 
 
-def metrics_of(case, **settings):
+def metrics_of(case, n_rows=None):
     generator = torch.Generator().manual_seed(0)
-    return component_metrics(
-        case.dictionary, case.engine, case.divergence, case.data, generator=generator, **{"steps": (3, 6)} | settings
-    )
+    call = {"generator": generator, "n_rows": n_rows}
+    return component_metrics(case.dictionary, case.engine, case.divergence, case.data, steps=(3, 6), **call)
 
 
 def on_rows(case, use):
@@ -178,9 +177,10 @@ class TestMonitors:
         tokens = torch.zeros(32, 10, dtype=torch.long)
         tokens[1, 3] = 7
         case = case_of(tiny_hooked, "embed.W_E", tokens, n=8)
-        net = case.dictionary.net
-        first, shift, second, bias = net.weights
-        first.zero_(), shift.zero_(), second.zero_(), bias.fill_(-1)
+        for weight in case.dictionary.net.parameters():
+            weight.zero_()
+        first, _, second, bias = case.dictionary.net.parameters()
+        bias.fill_(-1)
         first[7, 0], second[0, 2], bias[0] = 10.0, 1.0, 1.0
         found = metrics_of(case, n_rows=2)
         assert found["alive"] == found["alive/embed.W_E"] == 2
@@ -258,10 +258,12 @@ class TestControls:
 
         on_rows(last, check)
 
-    def test_single_neurons_are_found_on_the_side_where_they_are(self, tiny_hooked, tiny_tokens):
-        """An input that is zero but at one neuron is rebuilt by one column, an output by one row."""
+    @pytest.mark.parametrize("side", ["columns", "rows"])
+    def test_single_neurons_are_found_on_the_side_where_they_are(self, side):
+        """An input that is zero but at one neuron is rebuilt by one column, such an output by one row."""
         model = nn.Sequential(nn.Linear(6, 6, bias=False)).double()
-        inputs = torch.eye(6, dtype=torch.float64).repeat(3, 1)
+        units = torch.eye(6, dtype=torch.float64).repeat(3, 1)
+        inputs = units if side == "columns" else torch.linalg.solve(model[0].weight.detach(), units.T).T.contiguous()
         case = case_of(model, "0.weight", inputs=inputs, divergence="se")
 
         def measured(rows, candidate):
@@ -270,6 +272,14 @@ class TestControls:
             return rows.masked(control, rounded).mean
 
         assert on_rows(case, measured) < 1e-20
+
+    @pytest.mark.parametrize(("d_in", "d_out"), [(3, 5), (5, 3)])
+    def test_neurons_of_a_long_side_are_left_out(self, d_in, d_out, monkeypatch):
+        monkeypatch.setattr(component_controls, "_LARGEST_SIDE", 4)
+        inputs = torch.randn(9, d_in, generator=torch.Generator().manual_seed(0))
+        case = case_of(nn.Linear(d_in, d_out), "weight", inputs=inputs, divergence="se")
+        kept = on_rows(case, lambda rows, candidate: dict(each_control(rows, candidate, torch.Generator().manual_seed(0))))
+        assert kept["control_neurons"].parts["weight"].n == 3
 
 
 class TestVerdict:

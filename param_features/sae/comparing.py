@@ -43,7 +43,8 @@ def compare(
     a parameter feature at a sample is its share of the sample's activations, |c_k| / (‖c‖ + its mean), by which
     `top_examples` ranks too; that of an SAE feature is its activation, or the size of it where an SAE's activations are
     signed, as AbsTopK's are: a feature that says one thing where positive and another where negative is one feature here.
-    docs/how-to/compare-with-an-sae.md has what other choices give.
+    docs/how-to/compare-with-an-sae.md has what other choices give. The strength of a component is its importance, and random
+    parts that read the same inputs take the place of random directions.
 
     A feature has a counterpart where its best correlation exceeds `level` of the best correlations of random directions of
     the same rank, taken from the same gradients: at least 500, in five sets or more of as many as there are features. A

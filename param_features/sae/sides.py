@@ -14,6 +14,7 @@ from param_features.fit.formats import LowRank
 from param_features.fitted import Fitted
 from param_features.measure import feature_chunks, purity, shares, top_samples
 from param_features.problem import ModelInputs
+from param_features.sae.component_sides import component_readings
 
 _THRESHOLD_NUMBERS = 2**25
 
@@ -69,15 +70,20 @@ class ParameterSides(NamedTuple):
 def parameter_sides(
     features: Fitted, inputs: ModelInputs, generator: torch.Generator, *, n_calibrating: int
 ) -> ParameterSides:
-    """Read the features and sets of random directions from the same gradients.
+    """Read the features and sets of random directions from the same samples; features from their gradients.
+
+    Of components a strength is an importance, and random parts are read as `component_readings` does. Of features:
 
     Strengths are shares: |activation| over the norm of the sample's activations (see `measure.examples.shares`). Random
     directions have unit norm; the control's codes are made as the features' are, and keep as many per sample.
 
     Cost: one backward pass per position, and a pursuit for the features and the control.
     """
+    if features.dictionary.kind == "components":
+        ours, control, *others = component_readings(features, inputs, generator, n_random=1 + n_calibrating)
+        return ParameterSides(Side(ours, ours), Side(control, control), others)
     engine = features.bound_engine("compare")
-    dictionary = features.dictionary.of_gradients("This comparison reads gradients", "Compare features of method 'l3d'.")
+    dictionary = features.dictionary.of_gradients("This side reads gradients", "Read components by their importances.")
     drawn = [random_unit(features.v_out, generator) for _ in range(1 + n_calibrating)]
     readings: dict[str, Reading] = {str(place): rows.inner for place, rows in enumerate(drawn)}
     readings |= {"acts": features.v_in.inner, "overlaps": dictionary.code_directions.inner}

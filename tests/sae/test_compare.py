@@ -21,6 +21,7 @@ from param_features.fit.formats import LowRank
 from param_features.measure.examples import shares
 from param_features.problem import read_inputs
 from param_features.sae.sides import parameter_sides, random_sae_side, random_unit
+from tests.components import made_components
 from tests.saes import random_sae, sae_library, sae_of
 from tests.test_restoration import assert_same, snapshot
 
@@ -299,3 +300,23 @@ def test_of_chosen_positions_these_alone_are_compared_labelled_and_shown(tiny_ho
     assert [value != 0 for place, value in enumerate(theirs.values) if place not in (4, 6)] == [False] * (
         len(theirs.values) - 2
     )
+
+
+def test_components_are_compared_by_importance_beside_random_parts_that_read_the_same():
+    """One part reads number 2 and is needed where that is there: the SAE's feature for it fires on the same samples."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = (torch.rand(600, N, generator=generator) < 1 / 6) * (0.5 + torch.rand(600, N, generator=generator))
+    found = made_components(Layered(), {"out.weight": 3}, inputs=inputs)
+    dictionary = found.dictionary
+    dictionary.parts["out.weight"].V.copy_(torch.eye(N)[[2, 4, 5]])
+    for tensor, value in zip(dictionary.net.weights, (1.0, 0.0, 0.3, 0.0), strict=True):
+        tensor.fill_(value)
+    found = pf.ParamComponents.of(replace(found, _example_readings=[]))
+    sae = sae_of(torch.eye(N), hook_name="place")
+    comparison = pf.compare(found, sae, inputs=inputs)
+    assert comparison.tables.correlation.argmax(1).tolist() == [2, 4, 5]
+    assert sorted(comparison.of_features.shared) == [0, 1, 2]
+    needed, control = parameter_sides(found, found.read(None, inputs, "compare"), generator, n_calibrating=1)[:2]
+    assert torch.equal(needed.strengths, found.activations(inputs=inputs))
+    counts = [(side.codes > 0).sum(1).double().mean() for side in (needed, control)]
+    assert counts[0] == pytest.approx(float(counts[1]), rel=0.01)

@@ -133,6 +133,35 @@ class WeightGroup(Group):
 
 
 @dataclass(frozen=True, eq=False)
+class ComponentGroup(WeightGroup):
+    """Components, which the weights hold as they are, and the rest Δ: nothing is projected.
+
+    Attributes:
+        sizes: ‖U_c‖ ‖V_c‖.
+    """
+
+    sizes: Float[Tensor, " feature"]
+
+    @property
+    def holds(self) -> Float[Tensor, " node"]:
+        """All of each component, and of the rest."""
+        return self._with_error(self.sizes, 1.0)
+
+    def amounts_keeping(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+        """See `Group`."""
+        return -self.missing(nodes)
+
+    def amounts_removing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+        """See `Group`."""
+        return -self.missing(~nodes)
+
+    def missing(self, nodes: Bool[Tensor, " node"]) -> Float[Tensor, " node"]:
+        """See `Group`."""
+        features, error = self._split(nodes)
+        return self._with_error(torch.where(features, 0.0, self.sizes), 1.0 - error)
+
+
+@dataclass(frozen=True, eq=False)
 class SaeGroup(Group):
     """The nodes of an SAE: its features at their activations, and its error."""
 

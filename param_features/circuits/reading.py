@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.adapters import read_sae
-from param_features.circuits.groups import Group, SaeGroup, WeightGroup
+from param_features.circuits.groups import ComponentGroup, Group, SaeGroup, WeightGroup
 from param_features.circuits.places import Factors, SaePlace, WeightPlace
 from param_features.errors import FeatureMismatchError, SettingError
 from param_features.fitted import Fitted
-from param_features.gradients import check_rules
-from param_features.intervene import outside_span, weight_overlaps
+from param_features.gradients import at_least_float32, check_rules
+from param_features.intervene import deltas_of, outside_span, weight_overlaps
 from param_features.sae import find_place, place_written
 
 Places = str | tuple[str, str] | None
@@ -21,7 +21,7 @@ Places = str | tuple[str, str] | None
 
 
 def weight_group(features: Fitted, name: str, *, has_error: bool = True) -> WeightGroup:
-    """Take the features of a bound set as nodes.
+    """Take the features of a bound set as nodes; components at their own sizes beside Δ.
 
     Args:
         features: Bound to a model.
@@ -38,15 +38,22 @@ def weight_group(features: Fitted, name: str, *, has_error: bool = True) -> Weig
         needs="Circuits need",
         instead="Choose parameters of layers with a rule: linear maps, convolutions, embeddings, norms.",
     )
-    directions = features.v_out
-    error = outside_span(directions, engine.subset) if has_error else {}
+    directions, sizes = features.v_out, features.dictionary.sizes
+    if not has_error:
+        error = {}
+    elif sizes is None:
+        error = outside_span(directions, engine.subset)
+    else:
+        held = deltas_of(directions, dict(enumerate(sizes.tolist())), engine.subset)
+        error = {view.name: at_least_float32(view.tensor.detach()) - held[view.name] for view in engine.subset.views}
     places = []
     for view in engine.subset.views:
         parts = (directions.factors[view.name], *([_whole(view.to_matrix(error[view.name]))] if has_error else []))
         places += [WeightPlace(tap, parts) for tap in engine.routes.taps[view.name]]
     gram = directions.gram().double().cpu()
     overlaps = weight_overlaps(directions, engine.subset).cpu()
-    return WeightGroup(name, directions.n_features, tuple(places), has_error, features, gram, overlaps)
+    given = (name, directions.n_features, tuple(places), has_error, features, gram, overlaps)
+    return WeightGroup(*given) if sizes is None else ComponentGroup(*given, sizes)
 
 
 def sae_group(sae: Any, places: Places, features: Fitted) -> SaeGroup:

@@ -13,6 +13,7 @@ from param_features.circuits.passes import CircuitSubject
 from param_features.circuits.places import SaePlace
 from param_features.circuits.reading import weight_group
 from param_features.errors import InputError
+from param_features.fitted import Fitted
 from param_features.measure import densities_of, random_like
 
 _N_DRAWS, _NEAREST, _ROWS, _ROUNDS = 1000, 10, 16, 10
@@ -101,10 +102,15 @@ def with_random_directions(subject: CircuitSubject, generator: torch.Generator) 
     groups: list[Group] = []
     for group in subject.groups:
         if isinstance(group, WeightGroup):
-            drawn = random_like(group.features.v_out, generator)
-            group = weight_group(group.features.with_directions(drawn, group.features.v_in), group.name)
+            group = weight_group(_with_random(group.features, generator), group.name)
         groups.append(group)
     return replace(subject, groups=tuple(groups))
+
+
+def _with_random(features: Fitted, generator: torch.Generator) -> Fitted:
+    if features.dictionary.sizes is not None:
+        return replace(features, dictionary=features.dictionary.with_random(generator), _example_readings=[])
+    return features.with_directions(random_like(features.v_out, generator), features.v_in)
 
 
 def _rivals(

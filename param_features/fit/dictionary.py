@@ -122,6 +122,15 @@ class Dictionary(ABC):
         """By what samples are ranked for each feature, at least 0; None for its share of a sample's activations."""
         return None
 
+    @property
+    def sizes(self) -> Float[Tensor, " feature"] | None:
+        """How far the weights lie along each direction by construction; None where they hold what a projection says."""
+        return None
+
+    def with_random(self, generator: torch.Generator) -> "Dictionary":
+        """The same with random parts of the same sizes, where there are sizes."""
+        return self
+
     def part_of(self, feature: int) -> "Part | None":
         """The one matrix that a feature lies in, and what it writes and reads there; None where it may lie in several."""
         return None

@@ -1,6 +1,5 @@
 """Components on samples, and random parts that read the same inputs to stand beside them."""
 
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from param_features.fit import threshold_for
-from param_features.fit.components import ComponentDictionary, Parts
+from param_features.fit.components import ComponentDictionary
 from param_features.fitted import Fitted
 from param_features.problem import ModelInputs
 
@@ -23,17 +22,11 @@ def component_readings(
     """
     engine, dictionary = features.bound_engine("compare"), cast(ComponentDictionary, features.dictionary)
     importances = dictionary.read(engine, features.question, inputs).real().activations
-    sets = [importances]
+    sets, counts = [importances], [parts.n for parts in dictionary.parts.values()]
     for _ in range(n_random):
-        parts = {name: Parts(each.U, _drawn(each.V, generator)) for name, each in dictionary.parts.items()}
-        readings = replace(dictionary, parts=parts).read(engine, features.question, inputs).real()
-        sets.append(_as_many(readings.overlaps.abs(), importances, [each.n for each in parts.values()]))
+        readings = dictionary.with_random(generator).read(engine, features.question, inputs).real()
+        sets.append(_as_many(readings.overlaps.abs(), importances, counts))
     return sets
-
-
-def _drawn(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random directions as wide and as many."""
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
 def _as_many(

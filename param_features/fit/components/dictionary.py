@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn
 
@@ -59,7 +59,7 @@ class ComponentDictionary(Dictionary):
         return self.v_out
 
     @cached_property
-    def sizes(self) -> Float[Tensor, " component"]:
+    def sizes(self) -> Float[Tensor, " component"]:  # type: ignore[override]
         """‖U_c‖ ‖V_c‖: how far a component lies along its direction."""
         norms = [(parts.U.double().norm(dim=1) * parts.V.double().norm(dim=1)).cpu() for parts in self.parts.values()]
         return torch.cat(norms)
@@ -160,6 +160,15 @@ class ComponentDictionary(Dictionary):
         """Importances; equal ones, as many that are 1, by the size of the inner activation."""
         size = readings.overlaps.double().abs()
         return readings.activations.double() * (1 + _TIES * size / size.max().clamp(min=1e-30))
+
+    def with_random(self, generator: torch.Generator) -> "ComponentDictionary":
+        """Random parts of the same matrices, each of the length of the component in whose place it stands."""
+
+        def drawn(like: Tensor) -> Tensor:
+            rows = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+            return torch.nn.functional.normalize(rows, dim=1) * like.norm(dim=1, keepdim=True)
+
+        return replace(self, parts={name: Parts(drawn(parts.U), drawn(parts.V)) for name, parts in self.parts.items()})
 
     def part_of(self, feature: int) -> Part:
         """See `Dictionary`."""

@@ -241,8 +241,16 @@ def random_directions(like: Gradients, n_features: int, rank: int, generator: to
 
 
 def gaussian_like(like: LowRank, generator: torch.Generator) -> LowRank:
-    """Gaussian factors of given directions' number, shapes and ranks; on the CPU, of any length."""
-    return like.map(lambda tensor: torch.randn(tensor.shape, dtype=torch.float32, generator=generator))
+    """Gaussian factors of given directions' number, shapes and ranks; on the CPU, of any length.
+
+    Where each given direction lies in one of several parameters alone, as components do, so does the one drawn for it.
+    """
+    drawn = like.map(lambda tensor: torch.randn(tensor.shape, dtype=torch.float32, generator=generator))
+    is_held = torch.stack([left.flatten(1).any(1) & right.flatten(1).any(1) for left, right in like.factors.values()]).cpu()
+    if len(is_held) == 1 or not bool((is_held.sum(0) == 1).all()):
+        return drawn
+    pairs = zip(drawn.factors.items(), is_held, strict=True)
+    return LowRank({name: (left * own[:, None, None], right) for (name, (left, right)), own in pairs})
 
 
 def random_like(like: LowRank, generator: torch.Generator) -> LowRank:

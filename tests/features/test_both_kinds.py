@@ -44,9 +44,10 @@ def test_a_copy_and_an_edit_hold_the_step(found, tiny_hooked, tiny_tokens):
 
 
 def test_a_fit_matches_itself_and_tells_a_step_in_its_coordinates(found):
-    assert pf.match(found, found).cosines.abs().min() == pytest.approx(1, abs=1e-5)
+    assert pf.match(found, found).cosine.abs().min() == pytest.approx(1, abs=1e-5)
     told = found.coordinates({name: 0.5 * step for name, step in found.direction(1).items()})
-    assert float(told.share) == pytest.approx(1, abs=1e-5)
+    assert told.share == pytest.approx(1, abs=1e-5) and told.share_random < 0.5
+    assert float(told.steps[1]) == pytest.approx(0.5, abs=1e-5)
 
 
 def test_one_coefficient_is_trained(found, tiny_tokens):
@@ -81,7 +82,7 @@ def test_a_circuit_of_components_takes_parts_away_as_they_are(tiny_components, t
     kept = torch.tensor([True] * 5 + [False, True, True])
     removed = subject.values(subject.amounts_keeping(kept))
     with tiny_components.ablate([5]):
-        expected = subject.values(torch.zeros_like(subject.amounts_keeping(kept)))
+        expected = subject.values()
     torch.testing.assert_close(removed, expected)
     assert group.holds[:7].tolist() == tiny_components.components.sizes.tolist()
 

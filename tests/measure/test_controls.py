@@ -13,6 +13,7 @@ from param_features.measure.controls import (
     leading_eigenvectors,
     principal_directions,
     random_directions,
+    random_like,
     singular_directions,
 )
 from param_features.measure.principal import SlicedPrincipal
@@ -157,3 +158,12 @@ def test_control_bytes_grow_with_what_each_way_holds(n_features, d):
     least = 8 * n_params**2 if n_params <= 4096 else dense if n_features * n_params <= 2**26 else 4 * 2**27
     assert least < needed() <= 15 * least
     assert needed(n_held_out=10**6) >= needed()
+
+
+def test_random_directions_lie_in_one_parameter_each_where_the_given_ones_do(tiny_components):
+    given = tiny_components.v_out
+    drawn = random_like(given, torch.Generator().manual_seed(0))
+    for name, (left, right) in drawn.factors.items():
+        assert torch.equal(left.flatten(1).any(1), given.factors[name][0].flatten(1).any(1))
+        assert right.flatten(1).any(1).all()
+    torch.testing.assert_close(drawn.norm(), torch.ones(7, dtype=torch.float64))

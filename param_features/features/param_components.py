@@ -1,8 +1,10 @@
 """`ParamComponents`: what `decompose` returns for `method="components"`, and `load` gives back."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,8 +16,8 @@ from param_features.features.training import TrainableFeatures
 from param_features.features.viewing import ShownFeatures
 from param_features.fit.components import ComponentDictionary
 from param_features.gradients import at_least_float32
-from param_features.intervene import Steering, chosen_features
-from param_features.machine import methods_in_own_modes, public
+from param_features.intervene import Steering, chosen_features, masks_from_importances, under_masks
+from param_features.machine import Block, methods_in_own_modes, public
 from param_features.measure import Clusters, find_clusters
 
 _ALIVE = 1e-6
@@ -35,7 +37,7 @@ class ParamComponents(ShownFeatures, IntervenedFeatures, TrainableFeatures, Deve
     - `inner`, `importances`: what they read, and how much of them is needed;
     - `site`, `component`, `remainder`, `alive`: what they are;
     - `clusters`: those that are needed together;
-    - `ablate`: the weights without some of them.
+    - `ablate`, `masked`: the model without some of them, or with what each input needs of them.
     """
 
     @property
@@ -174,3 +176,43 @@ class ParamComponents(ShownFeatures, IntervenedFeatures, TrainableFeatures, Deve
         numbers = chosen_features(self, features)
         sizes = self.components.sizes
         return self.steer({number: -strength * float(sizes[number]) for number in numbers}, where=where)
+
+    @public
+    def masked(
+        self,
+        tokens: Any = None,
+        *,
+        inputs: Any = None,
+        threshold: float | None = None,
+        only: Iterable[int] | None = None,
+        remainder: bool = False,
+    ) -> Block:
+        """Run the model on these inputs with what they need of each component, in a `with` block; no weight is touched.
+
+        The importances are read once, from the model as it is, and act on these rows alone: inside the block run the model
+        on the same inputs, whole and without a cache.
+
+        Args:
+            tokens: Integers [batch, pos], or a list of strings; the held-out sequences of the fit by default.
+            inputs: Instead of tokens, anything that the module takes.
+            threshold: Instead of importances as masks: components above it stay whole, others are off. 0 keeps what is
+                needed at all, -1 every component.
+            only: Components that may stay on; all others are off. All by default.
+            remainder: Whether Δ stays on.
+
+        Returns:
+            A context manager.
+
+        Raises:
+            NotBoundError: The components were loaded without a model.
+            InputError: Inputs that the model cannot take; inside the block, the model is run on others.
+            FeatureCountError: There is no such component, or `only` is empty.
+            SettingError: `threshold` is no number.
+        """
+        engine, rows = self.bound_engine("masked"), self.inputs_or_examples(tokens, inputs)
+        kept = torch.ones(self.n_features)
+        if only is not None:
+            kept = torch.zeros(self.n_features).index_fill_(0, torch.tensor(chosen_features(self, only)), 1.0)
+        masks = masks_from_importances(self.components.by_site(engine, rows)[0], threshold, kept)
+        begin = partial(under_masks, engine, self.components, masks, has_remainder=remainder)
+        return Block(begin, "components.masked(…)")

@@ -7,6 +7,7 @@ from param_features.intervene.finetune import FineTuned, choose, tune
 from param_features.intervene.late_backward import refusing_late_backward
 from param_features.intervene.lora import CONFIG, peft, write_lora
 from param_features.intervene.lora_comparison import LoraComparison
+from param_features.intervene.masks import masks_from_importances, under_masks
 from param_features.intervene.objective import read_off_target, with_penalty
 from param_features.intervene.optimise import Budget
 from param_features.intervene.rules import ablation_coefficients, chosen_features
@@ -43,6 +44,7 @@ __all__ = [
     "copied",
     "deltas_of",
     "located",
+    "masks_from_importances",
     "moved",
     "outside_span",
     "peft",
@@ -54,6 +56,7 @@ __all__ = [
     "span_coefficients",
     "steering",
     "tune",
+    "under_masks",
     "weight_norm",
     "weight_overlaps",
     "with_penalty",

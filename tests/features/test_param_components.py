@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import param_features as pf
-from param_features.errors import FeatureCountError, NotBoundError, SettingError, UnknownParameterError
+from param_features.errors import FeatureCountError, InputError, NotBoundError, SettingError, UnknownParameterError
 from param_features.fit.components import ComponentDictionary, Parts
 from param_features.measure import find_clusters
 from tests.components import made_components
@@ -148,3 +148,74 @@ def test_clusters_join_what_is_needed_together(tiny_components, tiny_tokens):
     for above in (-0.1, 1.0, float("nan")):
         with pytest.raises(SettingError, match="above="):
             found.clusters(above=above)
+
+
+def weights_of(components, model, kept):
+    """The two matrices with some components alone, and no Δ."""
+    found = {name: torch.zeros_like(model.get_parameter(name)) for name in (W_K, W_IN)}
+    for k in kept:
+        found[components.site(k)[0]] += (
+            float(components.components.sizes[k]) * components.direction(k)[components.site(k)[0]]
+        )
+    return found
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_only_some_components_are_left_of_the_weights(tiny_components, tiny_hooked, tiny_tokens, mode):
+    tokens = tiny_tokens[:3]
+    before, changed = tiny_hooked(tokens), weights_of(tiny_components, tiny_hooked, [1, 4, 6])
+    with tiny_components.masked(tokens, threshold=-1, only=[1, 4, 6]), mode():
+        found = tiny_hooked(tokens)
+    torch.testing.assert_close(found.clone(), torch.func.functional_call(tiny_hooked, changed, (tokens,)))
+    assert torch.equal(tiny_hooked(tokens), before)
+
+
+def test_importances_are_masks_position_by_position(tiny_components, tiny_hooked, tiny_tokens):
+    tokens = tiny_tokens[:2]
+    masks = tiny_components.importances(tokens)
+    parts = tiny_components.components.parts
+
+    def mask_in(values, hook):
+        (name, key) = (W_K, "k") if hook.name.endswith("hook_k") else (W_IN, "pre")
+        read = seen[name] @ parts[name].V.T
+        part = (masks[name] * read) @ parts[name].U
+        bias = tiny_hooked.blocks[0].attn.b_K if key == "k" else tiny_hooked.blocks[0].mlp.b_in
+        return part.reshape(values.shape) + bias
+
+    seen = {}
+    hooks = [
+        (
+            "blocks.0.ln1.hook_normalized",
+            lambda x, hook: seen.update({W_K: x * tiny_hooked.blocks[0].ln1.w + tiny_hooked.blocks[0].ln1.b}),
+        ),
+        (
+            "blocks.0.ln2.hook_normalized",
+            lambda x, hook: seen.update({W_IN: x * tiny_hooked.blocks[0].ln2.w + tiny_hooked.blocks[0].ln2.b}),
+        ),
+        ("blocks.0.attn.hook_k", mask_in),
+        ("blocks.0.mlp.hook_pre", mask_in),
+    ]
+    expected = tiny_hooked.run_with_hooks(tokens, fwd_hooks=hooks)
+    with tiny_components.masked(tokens):
+        torch.testing.assert_close(tiny_hooked(tokens), expected)
+    with tiny_components.masked(tokens, threshold=0), pytest.raises(AssertionError):
+        torch.testing.assert_close(tiny_hooked(tokens), expected)
+
+
+def test_all_on_with_the_remainder_is_the_model(tiny_components, tiny_hooked, tiny_tokens):
+    with tiny_components.masked(tiny_tokens[:2], threshold=-1, remainder=True):
+        assert torch.equal(tiny_hooked(tiny_tokens[:2]), tiny_hooked(tiny_tokens[:2]))
+        found = tiny_hooked(tiny_tokens[:2])
+    assert torch.equal(found, tiny_hooked(tiny_tokens[:2]))
+
+
+@pytest.mark.parametrize("shape", [(3, 10), (2, 9), (4, 10), (1, 20)])
+def test_masks_are_for_the_inputs_that_they_were_read_from(tiny_components, tiny_hooked, tiny_tokens, shape):
+    other = tiny_tokens.flatten()[: shape[0] * min(shape[1], 12)].reshape(shape[0], -1)
+    with (
+        tiny_components.masked(tiny_tokens[:2]),
+        pytest.raises(InputError, match=r"masks are for \(2, 10\) rows and positions"),
+    ):
+        tiny_hooked(other)
+    with pytest.raises(SettingError, match="threshold=nan must be a number"):
+        tiny_components.masked(tiny_tokens[:2], threshold=float("nan"))

@@ -61,6 +61,7 @@ def few_metrics(monkeypatch):
 
     quick = partial(component_metrics, steps=(1,), n_rows=2, n_draws=1)
     monkeypatch.setattr("param_features.run.from_weights.component_metrics", quick)
+    monkeypatch.setattr("param_features.run.decomposition.check_room", lambda _: None)  # it takes steps
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from param_features.gradients.disk import FactorStore
 from param_features.machine import launched, own_modes, public
 from param_features.params import ParamSpec
 from param_features.problem import check_curved, read_background, read_model, read_problem, say_notices
+from param_features.run.estimation.component_sizes import check_room
 from param_features.run.from_gradients import Decomposition
 from param_features.run.from_weights import ComponentRun, refuse_foreign
 from param_features.run.request import (
@@ -161,6 +162,7 @@ def decompose(
             fit=component_settings(fit, steps=steps),
             processes=processes,
         )
+        check_room(run)
         return run.fitted(None if checkpoints is None else CheckpointSettings.of(checkpoints))
     fit, n_features = read_fit(method, fit), one_count(n_features, method)
     l0 = usual_l0(n_features) if l0 is None else float(l0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -125,6 +126,11 @@ class ComponentRun:
         run.say_sizes(is_count_open=n_features is None)
         return run
 
+    @cached_property
+    def plan(self) -> SamplePlan:
+        """Which rows are learned from, and which are measured on."""
+        return plan_rows(self.problem, self.harvest, self._generator(Stage.PLAN))
+
     def say_sizes(self, *, is_count_open: bool) -> None:
         """Print the sizes that were chosen from the shapes."""
         shapes = {view.name: (self.request.counts[view.name], view.matrix_shape[1]) for view in self.problem.subset.views}
@@ -155,7 +161,7 @@ class ComponentRun:
         return {name: value for name, value in data.items() if name not in _OF_STORES} | request.record() | settings
 
     def _fitted(self, checkpoints: Checkpoints | None = None) -> Fitted:
-        plan = plan_rows(self.problem, self.harvest, self._generator(Stage.PLAN))
+        plan = self.plan
         question = question_of(self.problem, self.engine, self.harvest.n_references, self._generator(Stage.REFERENCES))
         fit = self._fit(plan, checkpoints)
         held_out = self.problem.data.rows(plan.held_out)

@@ -117,14 +117,19 @@ class ComponentTrainer:
             processes.spread_(tensor)
             tensor.requires_grad_()
         self.optimizer = torch.optim.Adam([*tensors, *self.net.parameters()], lr=settings.lr)
-        shapes = {name: (self.n_rows, probe.applied[name].shape[1], self.parts[name].n) for name in self.parts}
-        self.adversary = None
-        if settings.adversarial_weight:
-            self.adversary = Adversary(shapes, settings.adversary_lr, generator, tensors[0])
-        self.mean_importance = torch.ones(sum(n for *_, n in shapes.values()), dtype=torch.float32)
+        self.n_pos = {name: applied.shape[1] for name, applied in probe.applied.items()}
+        self.take_rows(self.n_rows)
+        self.mean_importance = torch.ones(sum(parts.n for parts in self.parts.values()), dtype=torch.float32)
         self.n_steps = 0
         self.errors = torch.zeros(settings.steps, dtype=torch.float64)
         self.order = torch.empty(0, dtype=torch.long)
+
+    def take_rows(self, n_rows: int) -> None:
+        """Step on so many rows from now on, against an adversary that starts anew."""
+        self.n_rows, self.adversary = n_rows, None
+        if self.settings.adversarial_weight:
+            shapes = {name: (n_rows, self.n_pos[name], parts.n) for name, parts in self.parts.items()}
+            self.adversary = Adversary(shapes, self.settings.adversary_lr, self.generator, self.tensor_like)
 
     def _starts(self, divergence: Divergence, n: Mapping[str, int], given: Mapping[str, Tensor]) -> dict[str, Parts]:
         pairs = {}

@@ -2,12 +2,61 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from param_features.machine import public
 from param_features.run.estimation.room import advice
-from param_features.run.estimation.sizes import Sizes
 
 _GIB = 2**30
+
+
+@runtime_checkable
+class RunSizes(Protocol):
+    """How large a run is, of whatever method."""
+
+    @property
+    def settings_name(self) -> str:
+        """The class of the fit's settings."""
+        ...
+
+    @property
+    def disk_meaning(self) -> str:
+        """What would take so much of a disk."""
+        ...
+
+    @property
+    def n_train(self) -> int:
+        """Samples for fitting."""
+        ...
+
+    @property
+    def n_held_out(self) -> int:
+        """Samples for measuring."""
+        ...
+
+    @property
+    def n_samples(self) -> int:
+        """Both together."""
+        ...
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Bytes at the peak of each stage."""
+        ...
+
+    @property
+    def largest(self) -> str:
+        """The stage that takes the most."""
+        ...
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes on disk."""
+        ...
+
+    def within(self, n_bytes: int) -> dict[str, int]:
+        """For each setting the largest value with which the run takes so many bytes; nothing where it fits."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +72,7 @@ class Estimate:
     """
 
     seconds: Mapping[str, float]
-    sizes: Sizes
+    sizes: RunSizes
     base_bytes: int
     touched_bytes: int
     free_bytes: int
@@ -50,7 +99,7 @@ class Estimate:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of a store of these gradients."""
+        """Bytes of a store of these gradients; of components, of the checkpoints that are kept."""
         return self.sizes.disk_bytes
 
     @property
@@ -69,6 +118,10 @@ class Estimate:
         budget = self.free_bytes if memory_gib is None else int(memory_gib * _GIB)
         return self.sizes.within(budget - self.touched_bytes)
 
+    @property
+    def _advice(self) -> str:
+        return advice(self.fits(), self.sizes.settings_name) or "fewer features and fewer samples"
+
     def __repr__(self) -> str:
         """Print the table."""
         slowest, fullest = max(self.seconds, key=self.seconds.__getitem__), self.sizes.largest
@@ -81,11 +134,11 @@ class Estimate:
                 _size(self.peak_bytes),
                 f"above the {_size(self.base_bytes)} held now; {_size(self.free_bytes)} free",
             ),
-            ("disk", _size(self.disk_bytes), f"of a store of these {self.n_samples:,} gradients"),
+            ("disk", _size(self.disk_bytes), self.sizes.disk_meaning),
             ("bound by", slowest, f"{share:.0%} of the time; memory: {fullest}"),
         ]
         if self.peak_bytes > self.free_bytes:
-            rows.append(("does not fit", "", f"try {advice(self.fits()) or 'fewer features and fewer samples'}"))
+            rows.append(("does not fit", "", f"try {self._advice}"))
         return "\n".join(f"{name:<13}{value:>10}  {remark}".rstrip() for name, value, remark in rows)
 
 

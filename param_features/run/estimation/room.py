@@ -11,14 +11,14 @@ _LEAST_BATCH = 128
 _ADVICE = {
     "n_samples": "n_samples={}",
     "n_features": "n_features={}",
-    "batch_size": "fit=pf.FitSettings(batch_size={})",
+    "batch_size": "fit=pf.{settings}(batch_size={})",
     "store": "store=pf.harvest(…, directory=…), which keeps them on disk",
 }
 
 
-def advice(fitting: dict[str, int]) -> str:
-    """Say which settings would fit, as they are written in a call."""
-    return " or ".join(_ADVICE[name].format(f"{n:_}") for name, n in fitting.items())
+def advice(fitting: dict[str, int], settings: str = "FitSettings") -> str:
+    """Say which settings would fit, as they are written in a call; `settings` names the class of the fit's."""
+    return " or ".join(_ADVICE[name].format(f"{n:_}", settings=settings) for name, n in fitting.items())
 
 
 def fit_in_room(sizes: Sizes, budget: int, *, is_batch_open: bool = False) -> FitSettings:

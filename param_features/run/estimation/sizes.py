@@ -34,6 +34,12 @@ class Sizes:
     fit: FitSettings
     batch_bytes: int = 0
     is_stored: bool = False
+    settings_name = "FitSettings"
+
+    @property
+    def disk_meaning(self) -> str:
+        """What would take so much of a disk."""
+        return f"of a store of these {self.n_samples:,} gradients"
 
     @classmethod
     def of(

@@ -24,9 +24,6 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
     """
     check_refit(features, "Fit a second set yourself and pass it as second=.")
     config = features.config
-    reference = features.references if features.reference == "given" else features.reference
-    if isinstance(reference, Tensor) and isinstance(features.divergence, KL):
-        reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
     harvest, fit = settings_of_record(config)
     positions = recorded_positions(config.get("positions", "all"))
     with warnings.catch_warnings():
@@ -36,10 +33,8 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
             list(features.params),
             tokens,
             inputs=inputs,
-            n_features=config["n_features"],
-            l0=config["l0"],
+            **_sizes_and_reference(features),
             divergence=features.divergence.name,
-            reference=reference,
             positions=positions,
             method=config["method"],
             seed=seed,
@@ -47,6 +42,17 @@ def refitted(features: Fitted, tokens: Any, inputs: Any, *, model: Any = None, s
             fit=fit,
             progress=False,
         )
+
+
+def _sizes_and_reference(features: Fitted) -> dict[str, Any]:
+    """How many there are, and what outputs are compared with, as `decompose` takes it."""
+    config = features.config
+    if config["method"] == "components":
+        return {"n_features": dict(zip(features.params, config["n_components"].values(), strict=True))}
+    reference = features.references if features.reference == "given" else features.reference
+    if isinstance(reference, Tensor) and isinstance(features.divergence, KL):
+        reference = reference.log()  # decompose takes outputs, and the softmax of log-probabilities is the probabilities
+    return {"n_features": config["n_features"], "l0": config["l0"], "reference": reference}
 
 
 def check_refit(features: Fitted, advice: str) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from param_features.audit import AuditSettings, run_audit
+import param_features as pf
+from param_features.audit import AuditSettings, refitted, run_audit, untrained
 from param_features.audit.masking import ADVERSARY, ONE_BY_ONE, RANDOM, SINGULAR, TOGETHER, _candidate, masking_rows
 from param_features.errors import FeatureMismatchError
 from param_features.fit.components import ComponentDictionary, ImportanceNet, MaskedModel, Parts
@@ -192,3 +193,21 @@ def test_needed_parts_switched_off_at_no_positions_cost_nothing(planted):
         parts = columns(planted).parts
         off = Candidate(parts, {"weight": torch.ones(9, 1, 6, dtype=torch.float64)})
         assert rows.adversarial(off, (3,), torch.Generator().manual_seed(0))[3].mean < 1e-20
+
+
+def test_components_are_fitted_again_with_another_seed_and_on_shuffled_weights(tiny_hooked, tiny_tokens, monkeypatch):
+    monkeypatch.setattr("param_features.run.from_weights.component_metrics", lambda *_, **__: {})  # not asked here
+    settings = pf.ComponentSettings(steps=2, batch_size=60)
+    harvest = pf.HarvestSettings(n_examples=2)
+    names = [W_K, "blocks.1.mlp.W_out"]
+    call = {"method": "components", "fit": settings, "harvest": harvest, "progress": False}
+    components = pf.decompose(tiny_hooked, names, tiny_tokens[:12], n_features=dict(zip(names, (2, 3), strict=True)), **call)
+    again = refitted(components, tiny_tokens[:12], None, seed=1)
+    assert {name: parts.n for name, parts in again.dictionary.parts.items()} == dict(zip(names, (2, 3), strict=True))
+    assert again.config["fit"] == components.config["fit"]
+    blank = refitted(components, tiny_tokens[:12], None, model=untrained(tiny_hooked, 0), seed=1)
+    small = replace(SMALL, n_features=1, n_climbs=1, n_starts=1)
+    audit = components.audit(tiny_tokens[:2], second=again, untrained=blank, settings=small)
+    assert "untrained" in audit[TOGETHER].controls
+    assert 0 < audit["stability"].controls["random"] < audit["stability"].value
+    assert "untrained" not in audit.methods

@@ -16,15 +16,15 @@ N_SHOWN = 10
 def main() -> None:
     arguments = read_arguments()
     model = pf.demo.load_model()
-    tokens = pf.demo.tokens(200 if arguments.quick else 2000)
+    tokens = pf.demo.tokens(60 if arguments.quick else 2000)
     features = pf.decompose(
         model,
         params=PARAMS,
         tokens=tokens,
         n_features=100,
         l0=5,
-        steps=60 if arguments.quick else None,
-        n_samples=2_000 if arguments.quick else None,
+        steps=20 if arguments.quick else None,
+        n_samples=800 if arguments.quick else None,
         seed=0,
     )
     for feature in range(N_SHOWN):

@@ -13,6 +13,8 @@ from tests.saes import sae_library
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
+LONG = ("docs/concepts/trust.md:0", "docs/measurements/results.md:0")
+"""Blocks of long fits, whose calls other blocks make too."""
 BLOCKS = [
     (f"{path.relative_to(ROOT)}:{number}", block)
     for path in sorted((ROOT / "docs").glob("**/*.md"))
@@ -22,9 +24,13 @@ BLOCKS = [
 
 def test_the_documentation_holds_blocks():
     assert len(BLOCKS) >= 2
+    assert set(LONG) < {place for place, _ in BLOCKS}
 
 
-@pytest.mark.parametrize(("place", "block"), BLOCKS, ids=[place for place, _ in BLOCKS])
+@pytest.mark.parametrize(
+    ("place", "block"),
+    [pytest.param(*each, id=each[0], marks=[pytest.mark.release] if each[0] in LONG else []) for each in BLOCKS],
+)
 def test_block_runs(place, block, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # blocks write files
     if "train_sae" in block:

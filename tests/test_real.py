@@ -58,7 +58,7 @@ def test_a_colleague_loads_what_was_saved(features, real, tmp_path):
     model, tokens = real
     features.save_pretrained(tmp_path)
     loaded = pf.load(tmp_path, model=model)
-    assert torch.equal(loaded.activations(tokens[:8]), features.activations(tokens[:8]))
+    assert torch.equal(loaded.activations(tokens[:2]), features.activations(tokens[:2]))
     torch.testing.assert_close(
-        loaded.activations(tokens[:2], route="jvp"), loaded.activations(tokens[:2], route="vjp"), rtol=1e-3, atol=1e-4
+        loaded.activations(tokens[:1], route="jvp"), loaded.activations(tokens[:1], route="vjp"), rtol=1e-3, atol=1e-4
     )

@@ -59,7 +59,7 @@ def saved(stories, tmp_path_factory):
     features = pf.decompose(model, "blocks.2.attn.W_K", stories.load_tokens(max_sequences=400), **call)
     folder = tmp_path_factory.mktemp("features")
     features.save_pretrained(folder)
-    return folder, features.activations(stories.load_tokens(max_sequences=8))
+    return folder, features.activations(stories.load_tokens(max_sequences=2))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -69,7 +69,7 @@ def test_activations_agree_however_the_model_is_held(library, route, stories, sa
     model, settings = LIBRARIES[library](stories)
     features = pf.load(folder, model=model, **settings)
     assert list(features.params) == [NAMES[library]]
-    found = features.activations(stories.load_tokens(max_sequences=8), route=route)
+    found = features.activations(stories.load_tokens(max_sequences=2), route=route)
     assert (found - expected).norm() < 1e-4 * expected.norm()
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     text = "Once upon a time, there was a little girl."

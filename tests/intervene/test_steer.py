@@ -169,7 +169,7 @@ _STEPS = st.lists(
 
 @pytest.mark.slow
 @given(steps=_STEPS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_random_sequences_leave_every_byte(tiny_hooked, tiny_features, steps):
     """Blocks of all kinds, left in any order, some by an error; at each step the weights are own plus what is open."""
     own, opened = weight(tiny_hooked).detach().clone(), []

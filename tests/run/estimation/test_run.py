@@ -11,7 +11,7 @@ import torch
 import param_features as pf
 from param_features.errors import SettingError, UnknownParameterError
 
-CALL = {"params": "blocks.1.attn.W_K", "n_features": 20, "n_samples": 1000, "steps": 10}
+CALL = {"params": "blocks.1.attn.W_K", "n_features": 20, "n_samples": 400, "steps": 4}
 SCRIPT = """
 import json, re, torch
 from pathlib import Path

@@ -114,7 +114,7 @@ def test_best_has_the_lowest_error_of_those_that_beat_their_controls(found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(8, 7), (1, 16)], ids=str)
+@pytest.mark.parametrize("shape", [pytest.param((8, 7), marks=pytest.mark.release), (1, 16)], ids=str)
 def test_noise_gives_no_recommendation(shape):
     found = swept(normal(800, *shape), n_features=[8, 48], l0=[1, 4])
     assert found.recommended is None

@@ -11,6 +11,7 @@ from torch import nn
 import param_features as pf
 from param_features.errors import FingerprintError, ModelStateError, Notice
 from tests.adapters.zoo import booted, hf_gpt2, hf_llama, seeded
+from tests.components import made_components
 from tests.models import Classifier
 
 TOKENS = torch.randint(20, (24, 6), generator=torch.Generator().manual_seed(1))
@@ -265,6 +266,47 @@ class TestNoChange:
         state = copy.deepcopy(parts(features)[0].state_dict())
         moved_in_place(state["classifier.weight"])
         pf.track([state], features, inputs=IMAGES, n_samples=8, progress=False)
+
+
+OF_COMPONENTS = (replaced_by_another, parent_replaced, changed_by_data, state_assigned)
+
+
+def made_on_a_copy(features):
+    """Components of the features' parameter, on a copy of their model."""
+    model, name = copy.deepcopy(features.engine.adapter.model), features.engine.subset.names[0]
+    return made_components(model, {name: 3}, **data_of(features, 24))
+
+
+@pytest.mark.parametrize("kind", ["hugging face", "plain"])
+@pytest.mark.parametrize("change", OF_COMPONENTS, ids=lambda change: change.__name__)
+def test_components_follow_with_a_notice_and_are_right(bound, kind, change):
+    components = made_on_a_copy(bound[kind])
+    change(components)
+    U, V = components.component(1)
+    with pytest.warns(Notice, match=FOLLOWED[change]):
+        inner = components.inner(**data_of(components))
+        ablated = components.ablate([1])
+    (owner, key), seen = weight_now(components), []
+    handle = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    at_rest = outputs(components)
+    handle.remove()
+    torch.testing.assert_close(inner[..., 1], seen[0] @ V, rtol=1e-4, atol=1e-5)
+    with ablated:
+        found = outputs(components) - at_rest
+    with torch.no_grad():
+        owner._parameters[key].sub_(torch.outer(U, V))
+        expected = outputs(components) - at_rest
+    assert float(expected.norm()) > 1e-3
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["resized", "tied", "halved"])
+def test_components_without_a_clear_answer_are_refused_by_name(bound, change):
+    components = made_on_a_copy(bound["plain"])
+    {"resized": resized, "tied": tied, "halved": halved}[change](components)
+    for use in (components.inner, components.activations):
+        with pytest.raises((FingerprintError, ModelStateError), match=re.escape(components.engine.subset.names[0])):
+            use(**data_of(components))
 
 
 def doubled(features):

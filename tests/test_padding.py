@@ -244,6 +244,34 @@ def test_padded_features_are_loaded_with_their_mask(side, tmp_path):
     assert loaded.top_logits(0) == features.top_logits(0)
 
 
+COMPONENTS = pf.ComponentSettings(steps=3, batch_size=48, adversarial_weight=0.5, subset_weight=0.5, frequency_weight=1e-4)
+
+
+@cache
+def components_of(name: str, side: str, pad: int) -> pf.ParamComponents:
+    given = encoding(training_rows(), side, pad=pad)
+    return pf.decompose(
+        built(name), MODELS[name][1], given, method="components", n_features=3, fit=COMPONENTS, progress=False
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "hooked"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_stands_in_the_padding_changes_no_component(name, side, few_metrics):
+    one, two = (components_of(name, side, pad) for pad in (PAD, 0))
+    assert dict(one.metrics) == dict(two.metrics)
+    for mine, theirs in zip(one.dictionary.parts.values(), two.dictionary.parts.values(), strict=True):
+        assert torch.equal(mine.U, theirs.U) and torch.equal(mine.V, theirs.V)
+    given = encoding(ROWS, side)
+    mask = given["attention_mask"].bool()
+    for read in (one.activations, one.inner, lambda tokens: one.importances(tokens)[MODELS[name][1]]):
+        found = read(given)
+        assert not found[~mask].any()
+        assert torch.equal(found, read(encoding(ROWS, side, pad=0)))
+        for row, ids in enumerate(ROWS):
+            torch.testing.assert_close(found[row, mask[row]], read([ids])[0], rtol=1e-9, atol=1e-12)
+
+
 class Language(nn.Module):
     """A plain module, which has no argument for padding."""
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from param_features.errors import AdapterError, ParamFeaturesError
 from param_features.fit.components import MaskedModel
-from param_features.gradients import sites_of
+from param_features.gradients import MatrixSite, sites_of
 from tests.adapters.zoo import hf_gpt2, hf_llama, hooked
 from tests.families import FAMILIES
 from tests.families.modules import First, OwnExperts, Reused, Tied
@@ -46,10 +46,21 @@ def assert_is_explicit(case, *explicit):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer(name):
+def test_a_layer(name, monkeypatch):
+    """Its own layout is known: nothing is differentiated for it."""
+    monkeypatch.setattr(MatrixSite, "_by_transpose", None)
     layer, inputs = LAYERS[name]
     case = masked_case(built(Between(layer())), inputs=inputs)
     assert case.names == ["layer.weight"]
+    assert_is_explicit(case, case.by_positions)
+
+
+@pytest.mark.parametrize("name", ["Linear", "Embedding with padding at 0", "Conv2d, circular"])
+def test_a_layout_that_is_not_known_is_found_by_the_rules_transpose(name, monkeypatch):
+    layout = MatrixSite._layout
+    monkeypatch.setattr(MatrixSite, "_layout", lambda *given: (None, layout(*given)[1]))
+    layer, inputs = LAYERS[name]
+    case = masked_case(built(Between(layer())), inputs=inputs)
     assert_is_explicit(case, case.by_positions)
 
 

@@ -127,7 +127,7 @@ def find_clusters(
 
 
 def _cluster(needed: np.ndarray, sites: Sequence[str], members: list[int], rows: Rows, saved: float) -> Cluster:
-    together = float(needed[np.ix_(rows, members)].all(1).mean())
+    together = float(needed[rows][:, members].all(1).mean())
     names = tuple(dict.fromkeys(sites[member] for member in members))
     return Cluster(tuple(members), names, len(rows) / len(needed), together, saved)
 

@@ -38,6 +38,7 @@ from param_features.problem.question import Question
 from param_features.problem.saved_inputs import input_tensors, inputs_from
 from param_features.problem.stages import Stage, stage_generator
 from param_features.problem.streaming import cut_rows, delimited, encoded, stream_rows
+from param_features.problem.targets import targeted, with_targets
 
 __all__ = [
     "Background",
@@ -86,4 +87,6 @@ __all__ = [
     "say_notices",
     "stage_generator",
     "stream_rows",
+    "targeted",
+    "with_targets",
 ]

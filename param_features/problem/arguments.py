@@ -23,12 +23,15 @@ class ModelInputs:
         kwargs: Keyword arguments.
         mask: True where a token is real; False for padding. None when nothing is padded.
         samples: True where a position of the output is a sample. None where those of the real tokens are; see `positions=`.
+        targets: True where components are looked for, or one column for all positions of a row; elsewhere what they leave
+            of the weights stays whole. None for everywhere; see `targets=`.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     mask: Bool[Tensor, "batch pos"] | None = None
     samples: Bool[Tensor, "batch output_pos"] | None = None
+    targets: Bool[Tensor, "batch target_pos"] | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -121,7 +124,7 @@ class ModelInputs:
         """Apply `function` to every tensor."""
         change = lambda value: function(value) if isinstance(value, Tensor) else value  # noqa: E731
         args, kwargs = tuple(map(change, self.args)), {key: change(value) for key, value in self.kwargs.items()}
-        return ModelInputs(args, kwargs, change(self.mask), change(self.samples))
+        return ModelInputs(args, kwargs, change(self.mask), change(self.samples), change(self.targets))
 
     def rows(self, index: Any) -> "ModelInputs":
         """Choose rows of the batch."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from param_features.errors import SettingError
 from param_features.fit import FitSettings, HessianSettings
 from param_features.fit.components import ComponentSettings
 from param_features.fitted import Fitted
@@ -56,6 +57,7 @@ def decompose(
     harvest: HarvestSettings | None = None,
     fit: FitSettings | HessianSettings | ComponentSettings | Mapping[str, Any] | str | None = None,
     checkpoints: str | PathLike | CheckpointSettings | None = None,
+    targets: Any = None,
 ) -> Fitted:
     """Find directions in the chosen parameters, or components of their weights, each of which matters for few inputs.
 
@@ -118,6 +120,10 @@ def decompose(
             other seconds between them. The same call goes on from there after a kill, and ends with the bits of an unbroken
             one on the same machine; Ctrl-C leaves a checkpoint too. Gradients then lie on disk, and how many are taken does
             not depend on the memory: see docs/how-to/store.md.
+        targets: For `"components"`, the inputs whose mechanisms are looked for: truth values [batch] or [batch, pos], of a
+            feature's strongest inputs for example; or a list of texts, beside `tokens` that are other texts. At all other
+            positions Δ is whole, and importances are still driven to 0, so that components hold only what the targets need
+            and Δ the rest of W. How close components sum to W is then no aim.
 
     Returns:
         The features, with metrics on held-out sequences beside the same metrics of three controls.
@@ -161,9 +167,14 @@ def decompose(
             harvest=_with_samples(harvest or HarvestSettings(), n_samples),
             fit=component_settings(fit, steps=steps),
             processes=processes,
+            targets=targets,
         )
         check_room(run)
         return run.fitted(None if checkpoints is None else CheckpointSettings.of(checkpoints))
+    if targets is not None:
+        raise SettingError(
+            f"targets= is for method='components', not {method!r}. Give the inputs of interest alone as tokens=."
+        )
     fit, n_features = read_fit(method, fit), one_count(n_features, method)
     l0 = usual_l0(n_features) if l0 is None else float(l0)
     request = Request(method, n_features, l0, seed, progress and processes.is_main)

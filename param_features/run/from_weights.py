@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from param_features.errors import SettingError
+from param_features.errors import InputError, SettingError
 from param_features.fit import Checkpoints, Fit
 from param_features.fit.components import ComponentDictionary, ComponentSettings, fit_components, network_size
 from param_features.fitted import Fitted, Metrics
@@ -17,7 +17,17 @@ from param_features.gradients.disk import Compression, Recipe, recipe_of
 from param_features.machine import ALONE, Processes, notify
 from param_features.measure import component_metrics
 from param_features.params import ParamSpec, named_in
-from param_features.problem import ModelInputs, Problem, Stage, read_model, read_problem, say_notices, stage_generator
+from param_features.problem import (
+    ModelInputs,
+    Problem,
+    Stage,
+    read_model,
+    read_problem,
+    say_notices,
+    stage_generator,
+    targeted,
+    with_targets,
+)
 from param_features.run.matrices import counts_of, engine_of_matrices
 from param_features.run.record import param_records, run_record, settings_record
 from param_features.run.request import ComponentRequest
@@ -109,15 +119,20 @@ class ComponentRun:
         harvest: HarvestSettings,
         fit: ComponentSettings,
         processes: Processes,
+        targets: Any = None,
     ) -> "ComponentRun":
         """Read and check what `pf.decompose` was given; errors are its own."""
         spec = [] if params is None else list(params) if isinstance(params, Iterator) else params
         chosen = read_model(model, spec, tokenizer=tokenizer, output=output)
         adapter = chosen.adapter
+        if targets is not None:
+            tokens, targets = with_targets(tokens, targets)
         problem = read_problem(
             chosen, tokens, inputs, divergence=divergence, reference="sample", positions=positions, method="components"
         )
         _check_distance(problem)
+        if targets is not None:
+            problem = replace(problem, data=targeted(problem.data, targets))
         engine = engine_of_matrices(problem, named_in(spec, adapter.views(), adapter.aliases(), adapter.parts()))
         problem = replace(problem, subset=engine.subset)
         request = ComponentRequest(counts_of(n_features, engine.subset, adapter.aliases()), seed, progress)
@@ -177,10 +192,13 @@ class ComponentRun:
         )
 
     def _fit(self, plan: SamplePlan, checkpoints: Checkpoints | None) -> Fit:
+        data = self.problem.data.rows(plan.train)
+        if data.targets is not None and not bool(data.targets.any()):
+            raise InputError("targets= marks none of the rows that were drawn for training. Mark more rows.")
         return fit_components(
             self.engine,
             self.problem.divergence,
-            self.problem.data.rows(plan.train),
+            data,
             self.request.counts,
             self.fit,
             generator=self._generator(Stage.FIT),

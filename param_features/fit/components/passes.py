@@ -118,13 +118,16 @@ class MaskedModel:
     ) -> Float[Tensor, "sample d_output"]:
         """Run rows under masks, one set for each row. Cost: a forward pass, and two small products a site.
 
+        Where the inputs mark targets, Δ stays whole everywhere else, whatever its mask: with components on there too, each
+        bit of the model's own output.
+
         Args:
             inputs: The rows.
             parts: The components by site.
             masks: Of these rows.
             remainders: Δ by site; needed where `masks` has some of it.
         """
-        masked = _Masked(parts, masks, remainders or {}, len(inputs))
+        masked = _Masked(parts, _at_targets(masks, inputs.targets), remainders or {}, len(inputs))
         self._masked = masked
         try:
             output = self._output(inputs)
@@ -188,3 +191,14 @@ def _not_once(name: str, n: int) -> str:
 def repeated(inputs: ModelInputs, n: int) -> ModelInputs:
     """Rows n times, one set after the other."""
     return inputs if n == 1 else inputs.map(lambda tensor: torch.cat([tensor] * n))
+
+
+def _at_targets(masks: Masks, targets: Bool[Tensor, "row target_pos"] | None) -> Masks:
+    """The masks with Δ whole outside of targets; sites with positions of their own go by the row."""
+    if targets is None:
+        return masks
+    whole = {}
+    for name, mask in masks.remainders.items():
+        here = targets if targets.shape == mask.shape else targets.any(1, keepdim=True)
+        whole[name] = torch.where(here.to(mask.device), mask, torch.ones((), dtype=mask.dtype, device=mask.device))
+    return Masks(masks.components, whole)

@@ -48,6 +48,8 @@ def gradient_starts(
         n_components: How many of each matrix.
         generator: Draws samples, references and pairs.
     """
+    if len(data) < 2:
+        return {}
     found: dict[str, list[Pairs]] = {name: [] for name in n_components}
 
     def consume(_: int, gradients: Gradients) -> None:
@@ -55,10 +57,11 @@ def gradient_starts(
             found[name].append(_units(*factors))
 
     n_slots = min(_MOST_SLOTS, data.n_pos) if engine.per_position else 1
-    n_rows = min(len(data), -(-_CANDIDATES * max(n_components.values()) // n_slots))
+    n_rows = min(len(data), max(2, -(-_CANDIDATES * max(n_components.values()) // n_slots)))
     rows = torch.randperm(len(data), generator=generator)[:n_rows]
     cotangents = AgainstDrawn(divergence, Reference("sample", None), generator)
-    for part in rows.split(max(2, _BATCH_POSITIONS // data.n_pos)):
+    n_batches = max(1, len(rows) // max(2, _BATCH_POSITIONS // data.n_pos))
+    for part in rows.tensor_split(n_batches):  # near-equal: a batch of one has no other sample to compare with
         batch = engine.located(data.rows(part))
         is_input = torch.zeros(len(batch), 1, dtype=torch.long)
         slots = draw_positions(batch, n_slots, generator) if engine.per_position else is_input
@@ -67,15 +70,22 @@ def gradient_starts(
     return {name: _chosen(pairs, n_components[name], generator) for name, pairs in joined.items()}
 
 
-def parts_along(weight: Float[Tensor, "d_out d_in"], pairs: Pairs) -> Parts | None:
+def parts_along(weight: Float[Tensor, "d_out d_in"], pairs: Pairs, *, is_whole: bool = True) -> Parts | None:
     """Parts along given pairs that sum to W; None where the pairs do not make it up, as those of large models do not.
 
     The fewest first pairs that leave less than a tenth of W are scaled to sum to it, and what they leave is added by the
     least change of their U; the other parts write nothing. Many alike directions that do not make W up would cancel each
     other: on a language model they start with twenty times the divergence under masks that random ones have.
     Cost: a few systems of as many equations as pairs, and a singular value decomposition of the right vectors.
+
+    Args:
+        weight: W.
+        pairs: Of unit norm, the most important first.
+        is_whole: Whether the parts are to sum to W; otherwise each has what W has of it, and the rest is left.
     """
     left, right = (side.to(weight) for side in pairs)
+    if not is_whole:
+        return Parts(_shares(weight, left, right).unsqueeze(1) * left, right)
     scale = _scales(weight, left, right)
     if scale is None:
         return None
@@ -85,17 +95,24 @@ def parts_along(weight: Float[Tensor, "d_out d_in"], pairs: Pairs) -> Parts | No
     return Parts(U, right)
 
 
+def _shares(
+    weight: Float[Tensor, "d_out d_in"], left: Float[Tensor, "pair d_out"], right: Float[Tensor, "pair d_in"]
+) -> Float[Tensor, " pair"]:
+    """How much W has of each of some unit pairs, together."""
+    left, right, W = left.double(), right.double(), weight.double()
+    gram = (left @ left.T) * (right @ right.T)
+    gram.diagonal().add_(_RIDGE)
+    return torch.linalg.solve(gram, ((left @ W) * right).sum(1)).to(weight)
+
+
 def _scales(
     weight: Float[Tensor, "d_out d_in"], left: Float[Tensor, "pair d_out"], right: Float[Tensor, "pair d_in"]
 ) -> Float[Tensor, " used"] | None:
     """How much W has of each of the fewest first unit pairs that sum to it; None where all of them do not."""
-    left, right, W = left.double(), right.double(), weight.double()
-    gram, along = (left @ left.T) * (right @ right.T), ((left @ W) * right).sum(1)
-    gram.diagonal().add_(_RIDGE)
 
     def first(k: int) -> tuple[Tensor, float]:
-        scale = torch.linalg.solve(gram[:k, :k], along[:k])
-        return scale.to(weight), float((W - (scale.unsqueeze(1) * left[:k]).T @ right[:k]).norm() / W.norm())
+        scale = _shares(weight, left[:k], right[:k])
+        return scale, float((weight - (scale.unsqueeze(1) * left[:k]).T @ right[:k]).norm() / weight.norm())
 
     scale, rest = first(len(left))
     if not rest < _EXPLAINED:

@@ -134,8 +134,15 @@ class ComponentTrainer:
     def _starts(self, divergence: Divergence, n: Mapping[str, int], given: Mapping[str, Tensor]) -> dict[str, Parts]:
         pairs = {}
         if self.settings.start == "gradients" and not given:
-            pairs = gradient_starts(self.engine, divergence, self.data, n, self.generator)
-        along = {name: parts_along(weight, pairs[name]) for name, weight in self.weights.items() if name in pairs}
+            targets = self.data.targets
+            data = self.data if targets is None else self.data.rows(targets.any(1))
+            pairs = gradient_starts(self.engine, divergence, data, n, self.generator)
+        is_whole = self.data.targets is None
+        along = {
+            name: parts_along(weight, pairs[name], is_whole=is_whole)
+            for name, weight in self.weights.items()
+            if name in pairs
+        }
         return {name: along.get(name) or self._start(name, n[name], given) for name in self.weights}
 
     def _start(self, name: str, n: int, start: Mapping[str, Tensor]) -> Parts:
@@ -173,7 +180,8 @@ class ComponentTrainer:
         passes = self._passes(batch, importances)
         distances = self._distances(batch, clean, passes, remainders)
         faith = faithfulness(remainders)
-        loss = self.settings.faithfulness_weight * faith * batch.share.weight + self._penalty(z, batch)
+        faithfulness_weight = self.settings.faithfulness_weight if self.data.targets is None else 0.0
+        loss = faithfulness_weight * faith * batch.share.weight + self._penalty(z, batch)
         for (_, weight, _), distance in zip(passes, distances, strict=True):
             loss = loss + weight * distance
         self.optimizer.zero_grad(set_to_none=True)

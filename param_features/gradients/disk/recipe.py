@@ -121,8 +121,9 @@ def _weights(adapter: Adapter) -> str:
 
 
 def sum_of_data(inputs: ModelInputs) -> str:
-    """SHA-256 of every argument and of the mask."""
+    """SHA-256 of every argument, of the mask and of the targets."""
     named = {f"args/{place}": value for place, value in enumerate(inputs.args)} | inputs.kwargs | {"mask": inputs.mask}
+    named |= {} if inputs.targets is None else {"targets": inputs.targets}
     values = {name: _tensor(value) if isinstance(value, Tensor) else repr(value) for name, value in named.items()}
     return _sha(json.dumps(values, sort_keys=True).encode())
 

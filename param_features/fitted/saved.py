@@ -134,6 +134,10 @@ def _config(part: Part, n_features: int) -> Mapping[str, Any]:
         for name in names:
             if name in part.body:
                 check(name)
+    if "n_components" in part.body:
+        counts = part.part("n_components").named()
+        for name in counts.body:
+            counts.count(name, least=1)
     if not part.is_null("output"):
         part.text("output")
     if "positions" in part.body and not is_position_record(part.body["positions"]):

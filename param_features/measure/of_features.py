@@ -1,6 +1,7 @@
 """What features do on inputs: their examples, densities, and errors beside the controls'."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -20,10 +21,8 @@ def examples_of(features: Fitted, feature: int, n: int, inputs: ModelInputs, *, 
     features.check_feature(feature)
     engine = features.bound_engine("top_examples")
     acts, strengths = features.ranked_on(inputs) if by is None else (features.activations_on(inputs), None)
-    acts, strengths = (
-        None if values is None else real_first(values, inputs) if engine.per_position else values.unsqueeze(1)
-        for values in (acts, strengths)
-    )
+    by_position = partial(real_first, inputs=inputs) if engine.per_position else partial(torch.unsqueeze, dim=1)
+    acts, strengths = by_position(acts), None if strengths is None else by_position(strengths)
     rows = (inputs.token_rows or None) if engine.per_position else None
     return top_examples(acts, feature, rows, engine.adapter.to_strings, n=n, by=by or "share", strengths=strengths)
 

@@ -57,6 +57,7 @@ CONFIGS = (
     (lambda c: c["params"][OUT].update(shape=[11, 5]), r"holds u/'out.weight' and v/'out.weight' of shapes"),
     (lambda c: c["params"].pop(OUT), r"holds the unknown tensors"),
     (lambda c: c["metrics"].update(rounded="1"), r"metrics.rounded = '1'; accepted: a finite number"),
+    (lambda c: c["config"].update(n_components={OUT: "2"}), r"config.n_components.out.weight = '2'; accepted: a whole"),
     (lambda c: c.update(format="param_features"), r"lacks 'is_tied', 'threshold' and has the unknown 'importance'"),
     (lambda c: c.update(format_version=2), r"has format version 2; this library reads version 1"),
 )  # fmt: skip

@@ -62,6 +62,17 @@ def test_what_is_pushed_comes_back_bit_for_bit(owner, features, language, saved)
     assert dict(found.metrics) == dict(features.metrics)
 
 
+def test_components_are_pushed_and_come_back(owner, tiny_components, tiny_hooked, tiny_tokens):
+    tiny_components.push_to_hub("somebody/components", card=pf.CardSettings(n_features=2))
+    repository = owner.repositories["somebody/components"]
+    files = repository.commits[repository.branches["main"][0]]
+    assert set(files) == {"config.json", "features.safetensors", "README.md", "features.png"}
+    assert b"# 7 components of" in files["README.md"]
+    found = pf.load("somebody/components", model=tiny_hooked)
+    assert type(found) is pf.ParamComponents
+    assert torch.equal(found.activations(tiny_tokens[:3]), tiny_components.activations(tiny_tokens[:3]))
+
+
 def test_a_second_load_fetches_nothing_anew(shared):
     first = pf.load(REPO)
     n_got = len(shared.asked("GET"))

@@ -17,7 +17,7 @@ def read(path: Path):
 
 
 def test_there_are_notebooks():
-    names = {"01_first_features", "02_next_to_an_sae", "03_your_own_module", "04_through_training"}
+    names = {"01_first_features", "02_next_to_an_sae", "03_your_own_module", "04_through_training", "05_components"}
     assert {path.stem for path in NOTEBOOKS} >= names
 
 

@@ -61,7 +61,8 @@ def few_metrics(monkeypatch):
 
     quick = partial(component_metrics, steps=(1,), n_rows=2, n_draws=1)
     monkeypatch.setattr("param_features.run.from_weights.component_metrics", quick)
-    monkeypatch.setattr("param_features.run.decomposition.check_room", lambda _: None)  # it takes steps
+    for caller in ("decomposition", "sweeping.components"):  # steps that no test counts
+        monkeypatch.setattr(f"param_features.run.{caller}.check_room", lambda _: None)
 
 
 @pytest.fixture

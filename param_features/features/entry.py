@@ -11,7 +11,7 @@ from param_features.development import Track
 from param_features.features.param_components import ParamComponents
 from param_features.features.param_features import ParamFeatures
 from param_features.fitted import Fitted
-from param_features.run import Sweep
+from param_features.run import ComponentSweep, Sweep
 
 Arguments = ParamSpec("Arguments")
 Plain = TypeVar("Plain")
@@ -45,8 +45,10 @@ def featured(fitted: Fitted) -> Featured:
     return (ParamComponents if fitted.dictionary.kind == "components" else ParamFeatures).of(fitted)
 
 
-def _sweep_with_methods(result: Sweep[Fitted]) -> Sweep[Featured]:
-    return cast(Sweep[Featured], replace(result, fits=tuple(map(featured, result.fits))))
+def _sweep_with_methods(
+    result: Sweep[Fitted] | ComponentSweep[Fitted],
+) -> Sweep[Featured] | ComponentSweep[Featured]:
+    return cast(Any, replace(cast(Any, result), fits=tuple(map(featured, result.fits))))
 
 
 def _track_with_methods(result: Track[Fitted]) -> Track[Featured]:
@@ -55,5 +57,5 @@ def _track_with_methods(result: Track[Fitted]) -> Track[Featured]:
 
 decompose = with_methods(run.decompose, featured, Featured)
 load = with_methods(run.load, featured, Featured)
-sweep = with_methods(run.sweep, _sweep_with_methods, Sweep[Featured])
+sweep = with_methods(run.sweep, _sweep_with_methods, Sweep[Featured] | ComponentSweep[Featured])
 track = with_methods(development.track, _track_with_methods, Track[Featured])

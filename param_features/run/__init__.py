@@ -7,10 +7,11 @@ from param_features.run.harvesting import harvest
 from param_features.run.loading import bind, load
 from param_features.run.record import settings_of_record
 from param_features.run.resuming import CheckpointSettings
-from param_features.run.sweeping import Sweep, SweepRow, SweepSettings, sweep
+from param_features.run.sweeping import ComponentSweep, Sweep, SweepRow, SweepSettings, sweep
 
 __all__ = [
     "CheckpointSettings",
+    "ComponentSweep",
     "Estimate",
     "ModelDescription",
     "Sweep",

@@ -36,10 +36,11 @@ from param_features.run.resuming import CheckpointSettings, kept_in
 _INSTEAD = {
     "store": "gradients are no part of it: give tokens= or inputs=",
     "l0": "how many are needed follows from fit=pf.ComponentSettings(importance_weight=…)",
+    "rank": "a component is of rank 1",
     "background": "give the inputs of interest alone as tokens=",
 }
 _OWN_REFERENCES = (None, "self")
-_OF_STORES = ("shard_mib", "compress_rank", "dtype", "reference", "partners")
+_OF_STORES = ("seed", "shard_mib", "compress_rank", "dtype", "reference", "partners")
 """What recipes of gradients say and no components follow from."""
 
 _HEEDED = ("n_samples", "held_out_fraction", "n_references", "n_examples")
@@ -171,9 +172,13 @@ class ComponentRun:
 
     def _recipe(self) -> Recipe:
         """All that decides what the fit finds. Cost: hashes the model's weights and the data."""
-        request, settings = self.request, {f"fit.{name}": value for name, value in asdict(self.fit).items()}
-        data = recipe_of(self.problem, self.harvest, seed=request.seed, shard_mib=0, compression=Compression())
-        return {name: value for name, value in data.items() if name not in _OF_STORES} | request.record() | settings
+        settings = {f"fit.{name}": value for name, value in asdict(self.fit).items()}
+        return self.data_recipe() | self.request.record() | settings
+
+    def data_recipe(self) -> Recipe:
+        """What the components are of. Cost: hashes the model's weights and the data."""
+        recipe = recipe_of(self.problem, self.harvest, seed=0, shard_mib=0, compression=Compression())
+        return {name: value for name, value in recipe.items() if name not in _OF_STORES}
 
     def _fitted(self, checkpoints: Checkpoints | None = None) -> Fitted:
         plan = self.plan

@@ -24,6 +24,9 @@ class SweepSettings:
         dead_share: Collapsed: so many features are kept by no held-out sample.
         still_falling: Under-trained: with twice the steps the error is expected to be lower by this share, and by 0.002.
         overfit: Overfit: the error on training samples lies this share below that on held-out ones.
+        stochastic_within: An importance weight is not too large where D under drawn masks is at most this share of D with
+            nothing of the matrices left.
+        unmasked_within: The same of D with all components on and Δ off.
     """
 
     least_gain: float = LEAST_GAIN
@@ -32,10 +35,12 @@ class SweepSettings:
     dead_share: float = 0.5
     still_falling: float = 0.012
     overfit: float = 0.2
+    stochastic_within: float = 0.05
+    unmasked_within: float = 0.005
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        for name in ("least_gain", "within", "still_falling", "overfit"):
+        for name in ("least_gain", "within", "still_falling", "overfit", "stochastic_within", "unmasked_within"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingError(f"{name}={getattr(self, name)} must lie in [0, 1), such as 0.1.")
         for name in ("top_share", "dead_share"):
@@ -77,7 +82,7 @@ def grid(
         SettingError: A list is empty.
         FeatureCountError: A number is below 1, an l0 is not positive, or none is left.
     """
-    axes = {"n_features": _listed(n_features), "rank": _listed(rank), "l0": _listed(l0), "seeds": _listed(seeds)}
+    axes = {"n_features": listed(n_features), "rank": listed(rank), "l0": listed(l0), "seeds": listed(seeds)}
     for name, values in axes.items():
         if not values:
             raise SettingError(f"{name}=[] is empty. Give one number or several, such as {name}=[{_USUAL[name]}].")
@@ -97,6 +102,7 @@ def grid(
 _USUAL = {"n_features": "50, 100, 200", "rank": "1, 2", "l0": "2, 5, 10", "seeds": "0, 1"}
 
 
-def _listed(values: float | Sequence[float]) -> list[float]:
+def listed(values: float | Sequence[float]) -> list[float]:
+    """One number or several, each once, the smallest first."""
     numbers = [values] if isinstance(values, int | float) else list(values)
     return sorted(set(numbers))

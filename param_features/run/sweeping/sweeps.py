@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from param_features.errors import SettingError
 from param_features.files import new_folder
+from param_features.fit.components import ComponentSettings
 from param_features.fitted import Fitted
 from param_features.gradients import HarvestSettings
 from param_features.gradients.disk import FactorStore
@@ -22,19 +24,22 @@ from param_features.measure import match
 from param_features.params import ParamSpec
 from param_features.problem import Problem, check_curved, read_model, say_notices
 from param_features.run.from_gradients import Decomposition
+from param_features.run.from_weights import ComponentRun, refuse_foreign
 from param_features.run.harvesting import harvest as harvest_to_disk
 from param_features.run.record import settings_record
 from param_features.run.request import (
     MethodSettings,
     Request,
     check_request,
+    component_settings,
     leaves_batch_open,
     method_settings,
     read_fit,
 )
+from param_features.run.sweeping.components import ComponentSweep, sweep_components, weights_around
 from param_features.run.sweeping.finished import read_finished
 from param_features.run.sweeping.row import SweepRow, row_of
-from param_features.run.sweeping.settings import Setting, SweepSettings, grid
+from param_features.run.sweeping.settings import Setting, SweepSettings, grid, listed
 from param_features.run.sweeping.table import Sweep
 
 _STORE = "store"
@@ -49,9 +54,10 @@ def sweep(
     *,
     inputs: Any = None,
     store: str | PathLike | FactorStore | None = None,
-    n_features: int | Sequence[int] = (50, 100, 200),
+    n_features: int | Sequence[int] | Mapping[str, int] | None = None,
     rank: int | Sequence[int] | None = None,
-    l0: float | Sequence[float] = (2, 5, 10),
+    l0: float | Sequence[float] | None = None,
+    importance_weight: float | Sequence[float] | None = None,
     seeds: int | Sequence[int] = 0,
     directory: str | PathLike | None = None,
     divergence: str | Callable[[Tensor, Tensor], Tensor] = "auto",
@@ -63,14 +69,17 @@ def sweep(
     steps: int | None = None,
     n_samples: int | None = None,
     harvest: HarvestSettings | None = None,
-    fit: MethodSettings | Mapping[str, Any] | None = None,
+    fit: MethodSettings | ComponentSettings | Mapping[str, Any] | str | None = None,
     settings: SweepSettings | None = None,
     progress: bool = True,
-) -> Sweep[Fitted]:
+) -> Sweep[Fitted] | ComponentSweep[Fitted]:
     """Fit every combination of number of features, rank, l0 and seed to the same gradients, and recommend one, or none.
 
     Gradients are harvested once. Every fit is scored on the same held-out samples beside the controls of its own number of
     features and l0. Ctrl-C during a fit ends the sweep and returns the fits finished so far.
+
+    Of `method="components"` the importance weight is varied instead, and the largest is recommended with which the output
+    stays; see `ComponentSweep`.
 
     Cost: one harvest, and the fit and the controls of `pf.decompose` for every combination. Disk: the store's, in a
     temporary folder where neither `store` nor `directory` is given.
@@ -82,9 +91,11 @@ def sweep(
         tokens: Or texts; the store's by default.
         inputs: Instead of tokens.
         store: Gradients that `pf.harvest` took before, or their directory.
-        n_features: One number or several.
+        n_features: One number or several; 50, 100 and 200 by default. Of components as for `pf.decompose`.
         rank: One or several; that of `fit` by default, or 1.
-        l0: One or several; those above a number of features are left out there.
+        l0: One or several; those above a number of features are left out there; 2, 5 and 10 by default.
+        importance_weight: Of components, one or several; by default five, half a decade apart, around that of `fit`. A
+            frequency weight changes in proportion.
         seeds: Of the fits, one or several; the harvest takes the least. With several, a setting must beat its controls
             with each.
         directory: Where the store and every finished fit are kept; called again with the same arguments, the sweep goes on
@@ -94,7 +105,7 @@ def sweep(
         output: Takes what the model returns.
         positions: Which positions are samples.
         tokenizer: For strings.
-        method: `"l3d"` or `"hessian"`; of the latter under-training is not judged.
+        method: `"l3d"`, `"hessian"`, of which under-training is not judged, or `"components"`.
         steps: Optimiser steps of every fit.
         n_samples: Samples to harvest.
         harvest: Further settings of harvesting.
@@ -103,7 +114,8 @@ def sweep(
         progress: Whether to show progress bars and what is going on, on the error stream.
 
     Returns:
-        A row per fit, the Pareto curve, the features themselves, and the recommendation with its reason.
+        A row per fit, the Pareto curve, the features themselves, and the recommendation with its reason; a `ComponentSweep`
+        of components.
 
     Raises:
         SettingError: A list is empty, or a setting is out of range.
@@ -112,9 +124,47 @@ def sweep(
         StoreError: The store is damaged or of something else, or a fit in `directory` was made otherwise.
         KeyboardInterrupt: Ctrl-C before the first fit was finished.
     """
-    fit = read_fit(method, fit)
     if directory is not None:
         directory = new_folder(directory)
+    if method == "components":
+        refuse_foreign(reference, harvest, store=store, l0=l0, rank=rank)
+        taken = harvest or HarvestSettings()
+        every_seed = listed(seeds)
+        component_run = ComponentRun.of(
+            model,
+            params,
+            tokens,
+            inputs,
+            n_features=_counts(n_features),
+            divergence=divergence,
+            output=output,
+            positions=positions,
+            tokenizer=tokenizer,
+            seed=int(every_seed[0]),
+            progress=progress and launched().is_main,
+            harvest=taken if n_samples is None else replace(taken, n_samples=n_samples),
+            fit=component_settings(fit, steps=steps),
+            processes=launched(),
+        )
+        return sweep_components(
+            component_run,
+            weights_around(component_run.fit.importance_weight) if importance_weight is None else listed(importance_weight),
+            [int(seed) for seed in every_seed],
+            directory=None if directory is None else Path(directory),
+            read=partial(
+                read_finished,
+                model=model,
+                divergence=divergence if callable(divergence) else None,
+                output=output,
+                positions=positions if callable(positions) else None,
+                tokenizer=tokenizer,
+            ),
+            limits=settings or SweepSettings(),
+        )
+    if importance_weight is not None or isinstance(n_features, Mapping):
+        raise SettingError(f"importance_weight= and n_features= as a dict are for method='components', not {method!r}.")
+    n_features, l0 = (50, 100, 200) if n_features is None else n_features, (2, 5, 10) if l0 is None else l0
+    fit = read_fit(method, fit)
     usual_rank = 1 if fit is None else fit.rank
     settings_grid = grid(n_features, usual_rank if rank is None else rank, l0, seeds)
     opened = None if store is None else FactorStore.open(store)
@@ -166,6 +216,20 @@ def sweep(
         kept_in = None if directory is None else Path(directory)
         limits = settings or SweepSettings()
         return _Sweeping(problem, taken, gradients, leaves_batch_open(fit), kept_in, read, limits).over(jobs)
+
+
+def _counts(n_features: Any) -> int | Mapping[str, int] | None:
+    """Components of each matrix.
+
+    Raises:
+        SettingError: There are several numbers: the weight is what a sweep of components varies.
+    """
+    if isinstance(n_features, Sequence):
+        raise SettingError(
+            f"n_features={n_features!r}: a sweep of components varies importance_weight=. Give one number, or one of each "
+            "matrix."
+        )
+    return n_features
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Switching parts of the weights off where they are not needed: one by one, together, and as an adversary likes."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -60,10 +61,11 @@ def masking_rows(fits: Mapping[str, Fitted], inputs: ModelInputs, settings: Audi
 
 
 def _row(claim: str, own: Mapping[str, float], methods: Mapping[str, float], settings: AuditSettings) -> AuditRow:
-    controls = {"needed": 1.0, **{name: value for name, value in own.items() if name}, **methods}
+    found = {"needed": 1.0, **{name: value for name, value in own.items() if name}, **methods}
+    controls = {name: value for name, value in found.items() if not math.isnan(value)}
     limit = settings.most_adversary if claim == ADVERSARY else settings.most_deletion
     beaten = ("needed", *(name for name in ("random", "shuffled") if name in own))
-    value = None if own[""] != own[""] else own[""]
+    value = None if math.isnan(own[""]) else own[""]
     meaning = _MEANINGS[claim] if value is not None else "every part is needed everywhere, or nowhere"
     return AuditRow(claim, value, controls, limit, False, meaning, beaten)
 

@@ -12,13 +12,15 @@ from param_features.fitted import Fitted
 from param_features.measure import agreement_of, alive_parts
 from param_features.problem import ModelInputs
 
+_OFF = "a component is switched off, never stepped along: see deletion"
 _LEFT_OUT = {
-    "specificity, auroc": "a component is switched off, never stepped along: see deletion, one by one",
-    "specificity, ratio": "a component is switched off, never stepped along: see deletion, one by one",
-    "sign": "an importance has no sign",
-    "linearity": "an importance is no slope of D",
-    "additivity": "components are switched off, never stepped along: see deletion, together",
+    "specificity, auroc": (f"{_OFF}, one by one", "least_auroc"),
+    "specificity, ratio": (f"{_OFF}, one by one", "least_ratio"),
+    "sign": ("an importance has no sign", "least_sign"),
+    "linearity": ("an importance is no slope of D", "least_correlation"),
+    "additivity": (f"{_OFF}, together", "most_gap"),
 }
+"""Claims about features that components do not make: why, and the setting with the limit."""
 
 
 def is_of_components(fit: Fitted) -> bool:
@@ -47,9 +49,12 @@ def named_fits(fits: Sequence[Fitted]) -> dict[str, Fitted]:
     return named
 
 
-def left_out_rows() -> list[AuditRow]:
+def left_out_rows(settings: AuditSettings) -> list[AuditRow]:
     """Claims about features that components do not make, each with the reason."""
-    return [AuditRow(name, None, {}, 0.0, True, f"left out: {why}") for name, why in _LEFT_OUT.items()]
+    return [
+        AuditRow(name, None, {}, getattr(settings, limit), limit.startswith("least"), f"left out: {why}")
+        for name, (why, limit) in _LEFT_OUT.items()
+    ]
 
 
 def component_stability(fit: Fitted, second: Fitted | None, inputs: ModelInputs, settings: AuditSettings) -> AuditRow:

@@ -47,7 +47,7 @@ def run_audit(
     fits = named_fits([features, *beside])
     used = inputs.rows(slice(0, settings.n_rows))
     if is_of_components(features):
-        rows, curves = left_out_rows(), {}
+        rows, curves = left_out_rows(settings), {}
     else:
         rows, curves = _rows(audit_subject(features, inputs, settings), settings)
     if untrained is not None and not is_of_components(untrained):

@@ -86,6 +86,7 @@ class TestPlanted:
         parts = {"weight": Parts(torch.ones(1, 4).double(), torch.ones(1, 6).double())}
         row = masking_rows({"": fitted(planted, ComponentDictionary(parts, Given()))}, planted.data, SMALL)[0]
         assert row.name == ONE_BY_ONE and row.value is None and row.verdict == "not run"
+        assert "random" not in row.controls
 
 
 def test_one_by_one_is_the_weight_without_the_component_where_it_is_not_needed(tiny_hooked, tiny_tokens):
@@ -139,6 +140,7 @@ class TestSideBySide:
             assert {"features", SINGULAR, RANDOM, "needed"} <= set(theirs[claim].controls)
         assert theirs["sign"].value is None and 0 <= theirs["sign"].controls["features"] <= 1
         assert "left out" in theirs["linearity"].meaning
+        assert theirs["additivity"].limit == SMALL.most_gap and not theirs["additivity"].is_more_better
         assert theirs["stability"].value == pytest.approx(1)
         assert theirs["stability"].controls["random"] < 0.6
 

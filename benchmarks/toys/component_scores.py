@@ -41,8 +41,8 @@ class PartScores:
         """Every number by name, flat, for tables."""
         return {
             "ml2r": float(self.norm_ratio.mean()),
-            "mean |cosine|": float(self.cosine.mean()),
-            "min |cosine|": float(self.cosine.min()),
+            "mean cosine": float(self.cosine.mean()),
+            "min cosine": float(self.cosine.min()),
             "matched": float((self.cosine > MATCHED).sum()),
             "published mmcs": self.published_mmcs,
         }

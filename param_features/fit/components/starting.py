@@ -15,7 +15,7 @@ from param_features.problem import Divergence, ModelInputs, Reference
 Pairs = tuple[Tensor, Tensor]
 """Unit vectors [pair d_out] and [pair d_in]: of a gradient at a matrix's output, and of what the matrix was applied to."""
 
-_CANDIDATES = 8
+_CANDIDATES = 16
 """Gradients for each component to choose from."""
 
 _MOST_SLOTS = 16
@@ -25,7 +25,7 @@ _RIDGE = 1e-3
 _EXACT, _EXPLAINED = 0.1, 0.3
 """Pairs are taken where they leave less than the second of ‖W‖; the fewest that leave less than the first, if any do."""
 
-_MOST_OVERLAPS = 4096
+_MOST_OVERLAPS = 2048
 """Candidates whose overlaps with each other are held."""
 
 
@@ -33,18 +33,21 @@ def gradient_starts(
     engine: GradientEngine,
     divergence: Divergence,
     data: ModelInputs,
+    weights: Mapping[str, Float[Tensor, "d_out d_in"]],
     n_components: Mapping[str, int],
     generator: torch.Generator,
 ) -> dict[str, Pairs]:
     """Pairs for the components of each matrix to start from: gradients of samples that differ, common ones first.
 
-    A gradient is that of a sample's divergence from another sample's output, as a fit of gradients has it.
-    Cost: a forward and a backward pass for eight gradients a component, of the matrix that has most.
+    A gradient is that of a sample's divergence from another sample's output, as a fit of gradients has it. Of a matrix that
+    is not square the longer side of a pair is the gradient's, and the other what the matrix makes of it.
+    Cost: a forward and a backward pass for sixteen gradients a component, of the matrix that has most.
 
     Args:
         engine: Takes the gradients.
         divergence: What they are of.
         data: Samples are drawn from its rows.
+        weights: The matrices.
         n_components: How many of each matrix.
         generator: Draws samples, references and pairs.
     """
@@ -67,7 +70,8 @@ def gradient_starts(
         slots = draw_positions(batch, n_slots, generator) if engine.per_position else is_input
         engine.each_slot(batch, slots, cotangents, consume)
     joined = {name: (torch.cat([u for u, _ in pairs]), torch.cat([v for _, v in pairs])) for name, pairs in found.items()}
-    return {name: _chosen(pairs, n_components[name], generator) for name, pairs in joined.items()}
+    pairs = {name: _through(weights[name], each) for name, each in joined.items()}
+    return {name: _chosen(each, n_components[name], generator) for name, each in pairs.items()}
 
 
 def parts_along(weight: Float[Tensor, "d_out d_in"], pairs: Pairs, *, is_whole: bool = True) -> Parts | None:
@@ -135,6 +139,16 @@ def _units(left: Float[Tensor, "sample d_out one"], right: Float[Tensor, "sample
     return _normalised(left[is_there, :, 0], right[is_there, :, 0])
 
 
+def _through(weight: Float[Tensor, "d_out d_in"], pairs: Pairs) -> Pairs:
+    """Pairs with the shorter side replaced by what W makes of the longer: a part of W, as a gradient need not be."""
+    (left, right), (d_out, d_in) = pairs, weight.shape
+    if d_in > d_out:
+        left = right @ weight.T.to(right)
+    elif d_out > d_in:
+        right = left @ weight.to(left)
+    return _normalised(left, right)
+
+
 def _normalised(left: Tensor, right: Tensor) -> Pairs:
     return torch.nn.functional.normalize(left, dim=1), torch.nn.functional.normalize(right, dim=1)
 
@@ -153,9 +167,9 @@ def _chosen(pairs: Pairs, n: int, generator: torch.Generator) -> Pairs:
 def _spread_out(pairs: Pairs, n: int) -> Int[Tensor, " chosen"]:
     """Up to n pairs: each raises most the sum, over all pairs, of the largest squared overlap with a chosen one.
 
-    So a common direction comes first, and once. Cost: as many numbers as pairs of candidates, of which 4,096 are looked at.
+    So a common direction comes first, and once. Cost: as many numbers as pairs of candidates, of which 2,048 are looked at.
     """
-    left, right = (side.detach()[:_MOST_OVERLAPS].double() for side in pairs)
+    left, right = (side.detach()[:_MOST_OVERLAPS].float() for side in pairs)
     squares = ((left @ left.T) * (right @ right.T)).square()
     best, chosen = squares.new_zeros(len(squares)), []
     for _ in range(min(n, len(squares))):

@@ -136,7 +136,7 @@ class ComponentTrainer:
         if self.settings.start == "gradients" and not given:
             targets = self.data.targets
             data = self.data if targets is None else self.data.rows(targets.any(1))
-            pairs = gradient_starts(self.engine, divergence, data, n, self.generator)
+            pairs = gradient_starts(self.engine, divergence, data, self.weights, n, self.generator)
         is_whole = self.data.targets is None
         along = {
             name: parts_along(weight, pairs[name], is_whole=is_whole)

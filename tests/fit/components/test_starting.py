@@ -85,11 +85,23 @@ def test_gradients_of_inputs_with_one_feature_give_the_parts_of_each_feature():
     data = torch.eye(5).repeat(30, 1) * torch.linspace(0.5, 1, 150)[:, None]
     problem = read_problem(read_model(model, "weight"), None, data, divergence="se", reference="sample")
     engine = build_engine(problem, lambda _: None)
-    left, right = gradient_starts(engine, problem.divergence, problem.data, {"weight": 15}, generator())["weight"]
+    weights = {"weight": model.weight.detach()}
+    left, right = gradient_starts(engine, problem.divergence, problem.data, weights, {"weight": 15}, generator())["weight"]
     assert left.shape == (15, 3) and right.shape == (15, 5)
     assert set(right.abs().argmax(1).tolist()) == set(range(5))
     torch.testing.assert_close(right.abs(), nn.functional.one_hot(right.abs().argmax(1), 5).float())
-    torch.testing.assert_close(left.norm(dim=1), torch.ones(15))
+    torch.testing.assert_close(left, nn.functional.normalize(right @ model.weight.T, dim=1))
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (4, 4)])
+def test_the_shorter_side_of_a_pair_is_what_the_matrix_makes_of_the_longer(shape):
+    weight = torch.randn(shape, generator=generator())
+    left, right = units(9, shape[0]).float(), units(9, shape[1], seed=1).float()
+    found = starting._through(weight, (left, right))
+    made = nn.functional.normalize(right @ weight.T, dim=1), nn.functional.normalize(left @ weight, dim=1)
+    wanted = {(3, 7): (made[0], right), (7, 3): (left, made[1]), (4, 4): (left, right)}[shape]
+    for mine, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 class Tokens(nn.Module):
@@ -104,10 +116,10 @@ class Tokens(nn.Module):
 def test_positions_tables_and_several_matrices_have_starts_of_their_own_size():
     case = case_of(Tokens(), ["table.weight", "head.weight"], tokens=torch.arange(60).reshape(12, 5) % 11)
     sizes = {"table.weight": 4, "head.weight": 7}
-    draws = [gradient_starts(case.engine, case.divergence, case.data, sizes, generator(seed)) for seed in (0, 0, 1)]
+    weights = {site.name: site.weight() for site in case.masked_model.sites}
+    draws = [gradient_starts(case.engine, case.divergence, case.data, weights, sizes, generator(seed)) for seed in (0, 0, 1)]
     for name, n in sizes.items():
-        shape = next(site.weight() for site in case.masked_model.sites if site.name == name).shape
-        assert [side.shape for side in draws[0][name]] == [(n, size) for size in shape]
+        assert [side.shape for side in draws[0][name]] == [(n, size) for size in weights[name].shape]
         assert all(map(torch.equal, draws[0][name], draws[1][name]))
         assert not torch.equal(draws[0][name][1], draws[2][name][1])
 
@@ -115,7 +127,8 @@ def test_positions_tables_and_several_matrices_have_starts_of_their_own_size():
 def test_a_model_without_gradients_starts_anywhere():
     model = nn.Linear(4, 3)
     case = case_of(model, ["weight"], inputs=torch.zeros(20, 4), divergence="se")
-    left, right = gradient_starts(case.engine, case.divergence, case.data, {"weight": 5}, generator())["weight"]
+    weights = {"weight": model.weight.detach()}
+    left, right = gradient_starts(case.engine, case.divergence, case.data, weights, {"weight": 5}, generator())["weight"]
     torch.testing.assert_close(torch.stack([left.norm(dim=1), right.norm(dim=1)]), torch.ones(2, 5))
 
 

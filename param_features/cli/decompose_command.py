@@ -17,7 +17,7 @@ from param_features.errors import SettingError, SourceError
 from param_features.features import Featured
 from param_features.machine import launched
 
-Method = Literal["l3d", "hessian"]
+Method = Literal["l3d", "hessian", "components"]
 Format = Literal["matrix", "cp", "tucker"]
 Selection = Literal["pursuit", "top_k", "l1"]
 Divergence = Literal["auto", "kl", "se", "sum"]
@@ -34,7 +34,11 @@ DivergenceName = Annotated[Divergence, option("--divergence", FIT, "How far outp
 OptionalReferenceName = Annotated[
     ReferenceName | None, option("--reference", FIT, _REFERENCE, metavar="KIND", show_default="sample")
 ]
-NFeatures = Annotated[int, option("--n-features", FIT, "How many features.", min=1, metavar="N")]
+_N_FEATURES = "How many features; of components, of each matrix."
+NFeatures = Annotated[
+    int | None,
+    option("--n-features", FIT, _N_FEATURES, min=1, metavar="N", show_default="100; of components, by the shapes"),
+]
 L0 = Annotated[
     float | None,
     option("--l0", FIT, "Features kept per sample, on average.", metavar="N", show_default="a twentieth of the features"),
@@ -44,7 +48,9 @@ NSamples = Annotated[
     int | None,
     option("--n-samples", FIT, "Gradients to take.", min=1, metavar="N", show_default="as fit in memory, up to 65,536"),
 ]
-Steps = Annotated[int | None, option("--steps", FIT, "Optimiser steps.", min=1, metavar="N", show_default="1000")]
+Steps = Annotated[
+    int | None, option("--steps", FIT, "Optimiser steps.", min=1, metavar="N", show_default="the method's own")
+]
 Seed = Annotated[int, option("--seed", FIT, "Of every random choice.", min=0, metavar="N")]
 SelectionName = Annotated[
     Selection | None, option("--selection", FIT, "How l3d finds a sample's coordinates.", show_default="pursuit")
@@ -68,7 +74,7 @@ def decompose(
     pack: options.Pack = False,
     positions: options.Positions = "all",
     params: OptionalParams = None,
-    n_features: NFeatures = 100,
+    n_features: NFeatures = None,
     l0: L0 = None,
     rank: Rank = 1,
     n_samples: NSamples = None,
@@ -77,7 +83,7 @@ def decompose(
     divergence: DivergenceName = "auto",
     reference: OptionalReferenceName = None,
     format: Annotated[Format, option("--format", FIT, "How a feature is held during the fit.")] = "matrix",
-    method: Annotated[Method, option("--method", FIT, "What the directions are fitted to.")] = "l3d",
+    method: Annotated[Method, option("--method", FIT, "How the parameters are decomposed.")] = "l3d",
     selection: SelectionName = None,
     out: options.NewFolder,
     checkpoint_dir: options.CheckpointFolder = None,
@@ -85,7 +91,7 @@ def decompose(
     report: Annotated[bool, flag("--report", OUTPUT, "Write report.html there too.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Decompose parameters of a language model: find low-rank directions, each of which matters for few inputs.
+    """Decompose parameters of a language model: find directions or components, each of which matters for few inputs.
 
     Prints the held-out metrics beside their controls and saves the features in --out, where pf.load reads them. Ctrl-C
     during the fit saves what is found so far. Processes that accelerate launched share the work.
@@ -189,7 +195,7 @@ def _fit_settings(
     """Settings that differ from the method's own, None where none do.
 
     Raises:
-        SettingError: The method has no selection, or no formats.
+        SettingError: The method has no selection, no formats, or no ranks.
     """
     if method == "l3d":
         settings = pf.FitSettings(rank=rank, format=format)
@@ -201,6 +207,8 @@ def _fit_settings(
         )
     if format != "matrix":
         raise SettingError(f"--format {format} with --method {method}. Formats belong to l3d: leave one of them out.")
+    if method == "components" and rank != 1:
+        raise SettingError(f"--rank {rank} with --method components, which are of rank 1. Leave --rank out.")
     return None if rank == 1 else pf.HessianSettings(rank=rank)
 
 

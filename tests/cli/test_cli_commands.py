@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import param_features as pf
 from param_features.cli.app import app, main
 from param_features.cli.models import ModelSource, load_model
+from param_features.fit.components import ComponentTrainer
 from tests.saes import random_sae
 from tests.stops import stopped_after
 
@@ -52,7 +53,7 @@ def test_help_names_the_commands_and_groups_their_options():
     shown = CliRunner().invoke(app, ["decompose", "-h"], env={"COLUMNS": "100"}).stdout
     titles = re.findall(r"╭─ (\w+) ─", shown)
     assert titles == ["Options", "Model", "Data", "Fit", "Output"]
-    for choices in ("<hf|transformer-lens>", "<auto|kl|se|sum>", "<l3d|hessian>", "<pursuit|top_k|l1>"):
+    for choices in ("<hf|transformer-lens>", "<auto|kl|se|sum>", "<l3d|hessian|components>", "<pursuit|top_k|l1>"):
         assert choices in shown
     assert "[default: (64, or the model's context" in shown
 
@@ -133,6 +134,30 @@ def test_the_hessian_method_has_no_selection(command, decompose, tmp_path):
     status, _, err = command(*decompose, "--method", "hessian", "--selection", "l1", "--out", tmp_path / "run")
     assert status == 2
     assert "Selections belong to l3d" in err
+
+
+@pytest.mark.usefixtures("few_metrics")
+def test_components_are_saved_and_go_on_when_the_command_is_given_again(command, model_folder, text_file, tmp_path):
+    data = ("--model", model_folder, "--params", PARAM, "--dataset", text_file, "--n-ctx", "8")
+    call = ("decompose", *data, "--method", "components", "--n-features", "4", "--steps", "3")
+    kept = ("--checkpoint-dir", tmp_path / "kept")
+    status, out, _ = command(*call, *kept, "--out", tmp_path / "run", "-q")
+    assert status == 0 and "rounded" in out
+    with stopped_after(0, ComponentTrainer):
+        assert command(*call, *kept, "--out", tmp_path / "again", "-q")[0] == 0
+    one, other = (pf.load(tmp_path / folder) for folder in ("run", "again"))
+    assert isinstance(one, pf.ParamComponents) and one.config["n_components"] == {PARAM: 4}
+    assert torch.equal(one.dictionary.parts[PARAM].U, other.dictionary.parts[PARAM].U)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(("--rank", 2), "are of rank 1"), (("--selection", "l1"), "belong to l3d"), (("--l0", 2), "l0= is")],
+)
+def test_components_have_no_settings_of_directions(command, model_folder, text_file, tmp_path, option, message):
+    data = ("--model", model_folder, "--params", PARAM, "--dataset", text_file, "--n-ctx", "8")
+    status, _, err = command("decompose", *data, "--method", "components", *option, "--out", tmp_path / "run")
+    assert status == 2 and message in err
 
 
 def test_several_params_and_globs_are_taken_together(command, decompose, tmp_path):

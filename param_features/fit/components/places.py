@@ -6,7 +6,7 @@ from dataclasses import replace
 from jaxtyping import Bool
 from torch import Tensor
 
-from param_features.errors import AdapterError
+from param_features.errors import AdapterError, SettingError
 from param_features.gradients import GradientEngine
 from param_features.problem import ModelInputs
 
@@ -59,6 +59,25 @@ def real_positions(
             )
         found[name] = None if width == 1 else mask
     return found
+
+
+def check_same_positions(widths: Widths, aligned: Collection[str]) -> None:
+    """Refuse one network for matrices that are applied at different positions.
+
+    Args:
+        widths: At how many positions each is applied.
+        aligned: Those whose positions are the outputs'.
+
+    Raises:
+        SettingError: They differ.
+    """
+    others = [name for name, width in widths.items() if width != next(iter(widths.values()))]
+    others += [name for name in widths if aligned and name not in aligned]
+    if others:
+        raise SettingError(
+            f"importance='model' reads the inputs of all matrices at the same position, and {others[0]!r} is applied at "
+            "other positions than the first. Take importance='site', or fewer matrices."
+        )
 
 
 def _mask(engine: GradientEngine, inputs: ModelInputs) -> Bool[Tensor, "row pos"] | None:

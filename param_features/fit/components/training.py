@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from param_features.errors import SettingError
 from param_features.fit.checkpointing import Checkpoints, keeping
 from param_features.fit.components.adversary import Adversary, Sources
 from param_features.fit.components.batch import StepBatch
@@ -28,6 +27,7 @@ from param_features.fit.components.losses import (
 )
 from param_features.fit.components.parts import Parts, least_square_parts
 from param_features.fit.components.passes import CleanPass, MaskedModel, Masks, repeated
+from param_features.fit.components.places import check_same_positions
 from param_features.fit.components.settings import ComponentSettings
 from param_features.fit.components.starting import gradient_starts, parts_along, random_directions
 from param_features.fit.loop import Fit, take_steps
@@ -156,7 +156,7 @@ class ComponentTrainer:
         tables = frozenset(name for name, applied in probe.applied.items() if not applied.is_floating_point())
         net = network_of(self.settings, shapes, self.generator, tables)
         if net.kind == "model":
-            _check_same_positions(probe)
+            check_same_positions({name: applied.shape[1] for name, applied in probe.applied.items()}, probe.aligned)
         return net.to(self.tensor_like)
 
     @property
@@ -301,17 +301,6 @@ class ComponentTrainer:
         parts = {name: Parts(parts.U.detach().clone(), parts.V.detach().clone()) for name, parts in self.parts.items()}
         net = self.net.requires_grad_(False)
         return Fit(ComponentDictionary(parts, net), self.n_steps, tuple(self.errors[: self.n_steps].tolist()))
-
-
-def _check_same_positions(probe: CleanPass) -> None:
-    widths = {applied.shape[1]: name for name, applied in probe.applied.items()}
-    others = probe.applied.keys() - probe.aligned if probe.aligned else set()
-    if len(widths) > 1 or others:
-        other = next(iter(widths.values())) if len(widths) > 1 else min(others)
-        raise SettingError(
-            f"importance='model' reads the inputs of all matrices at the same position, and {other!r} is applied at other "
-            "positions than others are. Take importance='site', or fewer matrices."
-        )
 
 
 def network_of(

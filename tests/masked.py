@@ -61,6 +61,11 @@ class MaskedCase:
             found[name], rests[name] = drawn[..., :-1], drawn[..., -1]
         return Masks(found, rests)
 
+    def at_called_layers(self, masks: Masks) -> Masks:
+        """Without matrices whose layer is not called as a module: a bridge computes some from hook points of its own."""
+        names = [site.name for site in self.model.sites if site.tap.output.module is site.view.owner]
+        return Masks({name: masks.components[name] for name in names}, {name: masks.remainders[name] for name in names})
+
     def ones(self) -> Masks:
         masks = self.masks()
         return Masks(
@@ -91,6 +96,8 @@ class MaskedCase:
         """By plain forward hooks: each layer runs once for every row and position, with that position's matrix."""
         with held_still(self.model.engine.adapter.module), torch.no_grad(), ExitStack() as stack:
             for site in self.model.sites:
+                if site.name not in masks.components:
+                    continue
                 hook = self._hook(site.view, site.tap.rows, masks)
                 stack.callback(site.view.owner.register_forward_hook(hook).remove)
             return self.model._output(self.data)

@@ -82,6 +82,7 @@ def test_a_singular_loss_has_the_value_that_integration_gives():
 
 def test_what_else_was_frozen_from_collection_stays_so():
     features, inputs = at(2, lambda w: w)
+    gc.unfreeze()  # what the tests themselves froze
     assert gc.get_freeze_count() == 0
     call = {"inputs": inputs, "loss": square, "along": "all", "n_chains": 1, "n_steps": 8, "batch_size": 8}
     pf.development.learning_coefficient(features, **call)

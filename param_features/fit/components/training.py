@@ -143,7 +143,7 @@ class ComponentTrainer:
             for name, weight in self.weights.items()
             if name in pairs
         }
-        return {name: along.get(name) or self._start(name, n[name], given) for name in self.weights}
+        return {name: along[name] if name in along else self._start(name, n[name], given) for name in self.weights}
 
     def _start(self, name: str, n: int, start: Mapping[str, Tensor]) -> Parts:
         weight = self.weights[name]

@@ -39,17 +39,22 @@ def test_pairs_that_make_up_the_matrix_are_given_their_share_of_it_and_others_no
     weight = (left * size[:, None]).T @ right
     pairs = torch.cat([left, -left, units(3, 6)]), torch.cat([right, right, units(3, 7, seed=2)])
     parts = parts_along(weight, pairs)
-    assert parts is not None
     torch.testing.assert_close(parts.sum(), weight)
     torch.testing.assert_close(parts.U[:4], left * size[:, None], atol=0.02, rtol=0)
     assert torch.equal(parts.U[4:], torch.zeros(7, 6).double()) and torch.equal(parts.V, pairs[1])
 
 
-@pytest.mark.parametrize("n", [1, 4])
-def test_pairs_that_do_not_make_up_the_matrix_are_not_taken(n):
+@pytest.mark.parametrize(("n", "is_spanned"), [(1, False), (4, False), (20, True)])
+def test_pairs_that_do_not_make_up_the_matrix_give_what_is_read_alone(n, is_spanned):
     weight = torch.randn(6, 7, generator=generator())
-    assert parts_along(weight, (units(n, 6), units(n, 7, seed=1))) is None
-    assert parts_along(weight * 0, (units(n, 6), units(n, 7, seed=1))) is None
+    mean = units(1, 7, seed=2).float()
+    pairs = units(n, 6).float(), nn.functional.normalize(units(n, 7, seed=1).float() + 3 * mean, dim=1)
+    parts = parts_along(weight, pairs)
+    assert torch.allclose(parts.sum(), weight, atol=1e-4) == is_spanned
+    assert (parts.V * pairs[1]).sum(1).min() > 0
+    sizes = torch.linalg.svdvals(parts.V)
+    assert sizes.max() / sizes.min() < 3
+    assert torch.equal(parts_along(weight * 0, pairs).U, torch.zeros(n, 6))
 
 
 def superposed():

@@ -2,61 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from param_features.machine import public
+from param_features.run.estimation.component_sizes import ComponentSizes
 from param_features.run.estimation.room import advice
+from param_features.run.estimation.sizes import Sizes
 
 _GIB = 2**30
-
-
-@runtime_checkable
-class RunSizes(Protocol):
-    """How large a run is, of whatever method."""
-
-    @property
-    def settings_name(self) -> str:
-        """The class of the fit's settings."""
-        ...
-
-    @property
-    def disk_meaning(self) -> str:
-        """What would take so much of a disk."""
-        ...
-
-    @property
-    def n_train(self) -> int:
-        """Samples for fitting."""
-        ...
-
-    @property
-    def n_held_out(self) -> int:
-        """Samples for measuring."""
-        ...
-
-    @property
-    def n_samples(self) -> int:
-        """Both together."""
-        ...
-
-    @property
-    def stages(self) -> dict[str, int]:
-        """Bytes at the peak of each stage."""
-        ...
-
-    @property
-    def largest(self) -> str:
-        """The stage that takes the most."""
-        ...
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes on disk."""
-        ...
-
-    def within(self, n_bytes: int) -> dict[str, int]:
-        """For each setting the largest value with which the run takes so many bytes; nothing where it fits."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +24,7 @@ class Estimate:
     """
 
     seconds: Mapping[str, float]
-    sizes: RunSizes
+    sizes: Sizes | ComponentSizes
     base_bytes: int
     touched_bytes: int
     free_bytes: int

@@ -200,10 +200,10 @@ def _with(run: ComponentRun, weight: float, seed: int) -> ComponentRun:
 
 def _finished(job: ComponentRun, directory: Path | None, read: Read) -> Fitted | None:
     """The fit of a weight; None where Ctrl-C ended it early."""
+    wanted = job.request.record() | settings_record(job.harvest, job.fit) | {"steps_done": job.fit.steps}
     place = None
     if directory is not None:
         place = directory / f"importance_weight-{job.fit.importance_weight:g}-seed-{job.request.seed}"
-        wanted = job.request.record() | settings_record(job.harvest, job.fit) | {"steps_done": job.fit.steps}
         kept = read(place, wanted)
         if kept is not None:
             return kept

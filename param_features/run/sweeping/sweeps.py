@@ -130,6 +130,7 @@ def sweep(
         refuse_foreign(reference, harvest, store=store, l0=l0, rank=rank)
         taken = harvest or HarvestSettings()
         every_seed = listed(seeds)
+        places: Any = positions if callable(positions) else None
         component_run = ComponentRun.of(
             model,
             params,
@@ -156,7 +157,7 @@ def sweep(
                 model=model,
                 divergence=divergence if callable(divergence) else None,
                 output=output,
-                positions=positions if callable(positions) else None,
+                positions=places,
                 tokenizer=tokenizer,
             ),
             limits=settings or SweepSettings(),
@@ -211,7 +212,7 @@ def sweep(
             check_curved(problem.divergence)
         say_notices(problem, None, jobs[0].request.say)
         code = divergence if callable(divergence) else None
-        places: Any = positions if callable(positions) else None
+        places = positions if callable(positions) else None
         read = partial(read_finished, model=model, divergence=code, output=output, positions=places, tokenizer=tokenizer)
         kept_in = None if directory is None else Path(directory)
         limits = settings or SweepSettings()

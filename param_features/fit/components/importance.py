@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,25 @@ _SHAPES = Mapping[str, tuple[int, int]]
 """Of each site: its number of components, and d_in."""
 
 
+@dataclass(frozen=True, eq=False)
+class Starting:
+    """From where on a matrix's components begin with importance 1; below, it is in proportion.
+
+    Attributes:
+        V: What its components read.
+        at: Sizes of the inner activations; infinite for components that write nothing.
+        root_mean_square: Of the matrix's input; 1 for a table.
+    """
+
+    V: Float[Tensor, "component d_in"]
+    at: Float[Tensor, " component"]
+    root_mean_square: float
+
+
+_STEEP = 4.0
+"""(GELU(a) + GELU(−a)) / |a| is above 0.95 from |a| = 2 on."""
+
+
 class ImportanceNet(nn.Module, ABC):
     """Gives each component's z at every position; `gates` makes importances of it.
 
@@ -26,6 +46,9 @@ class ImportanceNet(nn.Module, ABC):
 
     kind: ClassVar[str]
     hidden: int
+
+    def begin(self, thresholds: Mapping[str, Starting]) -> None:
+        """Begin with importances that grow with the size of inner activations, where the network can read these."""
 
     @abstractmethod
     def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Float[Tensor, "row _pos _component"]]:
@@ -50,6 +73,16 @@ class PerComponent(ImportanceNet):
             shift = torch.zeros(n, hidden) if generator is not None else first
             for tensor in (first, shift, second, torch.ones(n)):
                 self.weights.append(nn.Parameter(tensor))
+
+    @torch.no_grad()
+    def begin(self, thresholds: Mapping[str, Starting]) -> None:
+        """Two hidden units of each component make z = |V_cᵀx| over the threshold; the others add nothing yet."""
+        for place, starting in enumerate(thresholds.values()):
+            first, _, second, bias = (self.weights[4 * place + k] for k in range(4))
+            second[:, 2:].mul_(0.1)
+            first[:, 0], first[:, 1] = _STEEP / starting.at, -_STEEP / starting.at
+            second[:, :2] = 1 / _STEEP
+            bias.zero_()
 
     def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Tensor]:
         """z_c = w₂·GELU(w₁ V_cᵀx + b₁) + b₂. Cost: row · pos · component · hidden."""
@@ -78,6 +111,21 @@ class PerSite(ImportanceNet):
             second = _drawn(hidden, n, generator=generator, over=hidden**0.5)
             for tensor in (first, torch.zeros(hidden), second, torch.ones(n)):
                 self.weights.append(nn.Parameter(tensor))
+
+    @torch.no_grad()
+    def begin(self, thresholds: Mapping[str, Starting]) -> None:
+        """As for `PerComponent`, for as many components as half of the hidden units, at inputs of the usual size."""
+        for place, starting in enumerate(thresholds.values()):
+            first, _, second, bias = (self.weights[4 * place + k] for k in range(4))
+            n = min(len(starting.V), self.hidden // 2)
+            scale = _STEEP * starting.root_mean_square / starting.at[:n]
+            reading = (starting.V[:n] * scale.unsqueeze(1)).T
+            second.mul_(0.1)
+            first[:, :n], first[:, n : 2 * n] = reading, -reading
+            second[: 2 * n] = 0
+            for half in (slice(0, n), slice(n, 2 * n)):
+                second[half, :n] = torch.eye(n).to(second) / _STEEP
+            bias.zero_()
 
     def forward(self, inner: ByName, applied: Mapping[str, Applied]) -> dict[str, Tensor]:
         """Z = W₂ GELU(W₁ x̂ + b₁) + b₂, x̂ the input over its root mean square; a table's index chooses a row of W₁."""

@@ -8,7 +8,7 @@ from param_features.machine import public
 
 _LARGEST = 1e30
 IMPORTANCES = ("component", "site", "model")
-STARTS = ("gradients", "random")
+STARTS = ("gradients", "inputs", "random")
 
 
 @public
@@ -40,7 +40,8 @@ class ComponentSettings:
         adversary_lr: Learning rate of the adversary's Adam.
         faithfulness_weight: Weight of Σ‖Δ‖² over the number of decomposed entries.
         clip: Largest norm of U's and V's gradient; None for any.
-        start: Where U and V start: `"gradients"`, at leading factors of single gradients, chosen to differ; or `"random"`.
+        start: Where U and V start. `"gradients"`: at leading factors of single gradients, for a matrix that these make up;
+            else as with `"inputs"`: at directions along which the matrix's inputs act independently. `"random"`.
     """
 
     steps: int = 2000
@@ -61,7 +62,7 @@ class ComponentSettings:
     adversary_lr: float = 0.01
     faithfulness_weight: float = 1.0
     clip: float | None = None
-    start: Literal["gradients", "random"] = "gradients"
+    start: Literal["gradients", "inputs", "random"] = "gradients"
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""

@@ -12,6 +12,7 @@ from param_features.fit.checkpointing import Checkpoints, keeping
 from param_features.fit.components.adversary import Adversary, Sources
 from param_features.fit.components.batch import StepBatch
 from param_features.fit.components.dictionary import ComponentDictionary
+from param_features.fit.components.from_inputs import independent_parts, seen_positions, starting_of
 from param_features.fit.components.gates import importances_for_masks, importances_for_penalties
 from param_features.fit.components.importance import NETWORKS, ImportanceNet
 from param_features.fit.components.losses import (
@@ -109,8 +110,13 @@ class ComponentTrainer:
         self.n_rows = min(len(self.data), max(2, settings.batch_size // self.data.n_pos))
         with self.model.held():
             probe = self.model.clean(self.data.rows(slice(0, 2)))
+        self._seen = {}
+        if settings.start != "random":
+            with self.model.held():
+                self._seen = seen_positions(self.model, self.data, self.n_rows, generator)
         self.parts = self._starts(divergence, n_components, start or {})
         self.net = self._network(probe)
+        del self._seen
         tensors = [tensor for parts in self.parts.values() for tensor in (parts.U, parts.V)]
         self.tensors = tensors
         for tensor in (*tensors, *self.net.parameters()):
@@ -147,6 +153,8 @@ class ComponentTrainer:
 
     def _start(self, name: str, n: int, start: Mapping[str, Tensor]) -> Parts:
         weight = self.weights[name]
+        if self.settings.start != "random" and not start:
+            return independent_parts(weight, self._seen[name], n, self.generator)
         V = start[name] if name in start else random_directions(n, weight.shape[1], self.generator)
         V = torch.nn.functional.normalize(V.to(weight), dim=1)
         return least_square_parts(weight, V)
@@ -155,6 +163,8 @@ class ComponentTrainer:
         shapes = {name: (parts.n, parts.V.shape[1]) for name, parts in self.parts.items()}
         tables = frozenset(name for name, applied in probe.applied.items() if not applied.is_floating_point())
         net = network_of(self.settings, shapes, self.generator, tables)
+        if self.settings.start != "random":
+            net.begin({name: starting_of(parts, self._seen[name]) for name, parts in self.parts.items()})
         if net.kind == "model":
             check_same_positions({name: applied.shape[1] for name, applied in probe.applied.items()}, probe.aligned)
         return net.to(self.tensor_like)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from param_features.fit.components.settings import ComponentSettings
 from param_features.gradients import Applied
 
 ByName = Mapping[str, Float[Tensor, "row _pos _component"]]
@@ -171,6 +172,22 @@ NETWORKS: dict[str, Callable[[_SHAPES, int, torch.Generator | None, frozenset[st
     kind.kind: kind for kind in (PerComponent, PerSite, ForModel)
 }
 """By name: from shapes, width, generator and the sites that read indices."""
+
+
+def network_size(settings: ComponentSettings, shapes: _SHAPES, *, has_positions: bool) -> tuple[str, int]:
+    """Kind and width of the network that the settings ask for, or that the shapes and the model choose.
+
+    Args:
+        settings: Which may leave both open.
+        shapes: Of each site: its number of components, and d_in.
+        has_positions: Whether samples are positions, as of a language model, where one network for a matrix does better: it
+            reads a component's neighbours too. On toys, whose inputs are samples, a network for each component does better.
+    """
+    kind = settings.importance
+    if kind == "auto":
+        kind = "site" if has_positions else "component"
+    reading = max(max(4 * d_in, 2 * n) for n, d_in in shapes.values())
+    return kind, settings.hidden or (16 if kind == "component" else min(1024, reading))
 
 
 def network_shaped(kind: str, shapes: _SHAPES, hidden: int) -> ImportanceNet:

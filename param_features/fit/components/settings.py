@@ -26,8 +26,9 @@ class ComponentSettings:
         lr_end: Share of `lr` to which a cosine leads it down.
         importance: What an importance is computed from, by a network of one hidden layer: `"component"`, its own inner
             activation, a network for each; `"site"`, the input of its matrix, one for each matrix; `"model"`, the inputs of
-            all matrices, one for all; `"auto"`: `"component"` where one matrix has at most 256 components, else `"site"`.
-        hidden: Width of these networks; None for 16 a component, or four times the input's width, at most 1,024.
+            all matrices, one for all; `"auto"`: `"site"` where samples are positions, else `"component"`.
+        hidden: Width of these networks; None for 16 a component, or for four times the input's width and twice the number
+            of components at least, at most 1,024.
         importance_weight: Weight of Σ_c (g + ε)^p per position: the setting to which results are most sensitive.
         p: The exponent at first.
         p_end: The exponent at the end, to which it falls linearly.
@@ -46,21 +47,21 @@ class ComponentSettings:
 
     steps: int = 2000
     batch_size: int = 1024
-    lr: float = 1e-3
+    lr: float = 4e-3
     lr_end: float = 0.1
     importance: Literal["auto", "component", "site", "model"] = "auto"
     hidden: int | None = None
-    importance_weight: float = 1e-3
+    importance_weight: float = 2e-4
     p: float = 2.0
     p_end: float = 0.4
-    frequency_weight: float = 0.0
-    stochastic_weight: float = 1.0
+    frequency_weight: float = 1e-4
+    stochastic_weight: float = 0.0
     one_at_a_time_weight: float = 0.0
-    subset_weight: float = 0.0
-    adversarial_weight: float = 0.0
+    subset_weight: float = 0.5
+    adversarial_weight: float = 0.5
     ascents: int = 2
     adversary_lr: float = 0.01
-    faithfulness_weight: float = 1.0
+    faithfulness_weight: float = 1e3
     clip: float | None = None
     start: Literal["gradients", "inputs", "random"] = "gradients"
 
@@ -112,22 +113,20 @@ PRESETS = {
     "spd": ComponentSettings(
         steps=10_000,
         batch_size=4096,
+        lr=1e-3,
         lr_end=0.0,
         importance="component",
         importance_weight=3e-3,
         p=1.0,
         p_end=1.0,
+        frequency_weight=0.0,
+        stochastic_weight=1.0,
         one_at_a_time_weight=1.0,
+        subset_weight=0.0,
+        adversarial_weight=0.0,
+        faithfulness_weight=1.0,
+        start="random",
     ),
-    "vpd": ComponentSettings(
-        importance="model",
-        importance_weight=2e-4,
-        frequency_weight=1e-4,
-        stochastic_weight=0.0,
-        subset_weight=0.5,
-        adversarial_weight=0.5,
-        faithfulness_weight=1e3,
-        clip=0.01,
-    ),
+    "vpd": ComponentSettings(lr=1e-3, importance="model", clip=0.01, start="random"),
 }
 """Settings by the method that they are from."""

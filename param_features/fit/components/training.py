@@ -14,7 +14,7 @@ from param_features.fit.components.batch import StepBatch
 from param_features.fit.components.dictionary import ComponentDictionary
 from param_features.fit.components.from_inputs import independent_parts, seen_positions, starting_of
 from param_features.fit.components.gates import importances_for_masks, importances_for_penalties
-from param_features.fit.components.importance import NETWORKS, ImportanceNet
+from param_features.fit.components.importance import NETWORKS, ImportanceNet, network_size
 from param_features.fit.components.losses import (
     Distance,
     drawn_sources,
@@ -35,9 +35,6 @@ from param_features.fit.loop import Fit, take_steps
 from param_features.gradients import GradientEngine, sites_of
 from param_features.machine import ALONE, Processes
 from param_features.problem import Divergence, ModelInputs
-
-_SMALL = 256
-"""Up to so many components of a matrix, each has a network of its own where the user leaves that open."""
 
 _ALIVE = 1e-6
 _MEMORY = 0.99
@@ -162,7 +159,8 @@ class ComponentTrainer:
     def _network(self, probe: CleanPass) -> ImportanceNet:
         shapes = {name: (parts.n, parts.V.shape[1]) for name, parts in self.parts.items()}
         tables = frozenset(name for name, applied in probe.applied.items() if not applied.is_floating_point())
-        net = network_of(self.settings, shapes, self.generator, tables)
+        kind, hidden = network_size(self.settings, shapes, has_positions=self.engine.per_position)
+        net = NETWORKS[kind](shapes, hidden, self.generator, tables)
         if self.settings.start != "random":
             net.begin({name: starting_of(parts, self._seen[name]) for name, parts in self.parts.items()})
         if net.kind == "model":
@@ -311,27 +309,3 @@ class ComponentTrainer:
         parts = {name: Parts(parts.U.detach().clone(), parts.V.detach().clone()) for name, parts in self.parts.items()}
         net = self.net.requires_grad_(False)
         return Fit(ComponentDictionary(parts, net), self.n_steps, tuple(self.errors[: self.n_steps].tolist()))
-
-
-def network_of(
-    settings: ComponentSettings, shapes: Mapping[str, tuple[int, int]], generator: torch.Generator, tables: frozenset[str]
-) -> ImportanceNet:
-    """The importance network that the settings ask for.
-
-    Args:
-        settings: Kind and width.
-        shapes: Of each site: its number of components, and d_in.
-        generator: Draws the first weights.
-        tables: The sites that read indices.
-    """
-    kind, hidden = network_size(settings, shapes)
-    return NETWORKS[kind](shapes, hidden, generator, tables)
-
-
-def network_size(settings: ComponentSettings, shapes: Mapping[str, tuple[int, int]]) -> tuple[str, int]:
-    """Kind and width of the importance network: those given, or chosen from the shapes, as of `network_of`."""
-    kind = settings.importance
-    if kind == "auto":
-        kind = "component" if max(n for n, _ in shapes.values()) <= _SMALL else "site"
-    usual = 16 if kind == "component" else min(1024, 4 * max(d_in for _, d_in in shapes.values()))
-    return kind, settings.hidden or usual

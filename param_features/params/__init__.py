@@ -3,7 +3,7 @@
 from param_features.params.adapter import Adapter, is_padded_on_the_right
 from param_features.params.attention import Attention, Rotary
 from param_features.params.edits import has_stand_ins, hooked, is_any_edited, overwrite, stand_ins
-from param_features.params.fingerprints import fingerprint
+from param_features.params.fingerprints import checksum, fingerprint
 from param_features.params.folds import Modes, default_fold, unfold_matrix
 from param_features.params.layout import Layout
 from param_features.params.listing import list_params
@@ -45,6 +45,7 @@ __all__ = [
     "copied_buffers",
     "default_fold",
     "device_for_inputs",
+    "checksum",
     "fingerprint",
     "has_rows_in",
     "has_stand_ins",

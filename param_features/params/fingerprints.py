@@ -1,8 +1,10 @@
 """Fingerprints of parameters: equal where the matrices are equal bit for bit, whatever library holds them."""
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from param_features.params.offloaded import values_of
 from param_features.params.views import ParamView
@@ -13,6 +15,14 @@ def fingerprint(view: ParamView) -> str:
 
     Cost: a copy of it to the CPU; reads values that `device_map=` put elsewhere.
     """
-    data = view.to_matrix(view.layout.read(values_of(view)).detach()).cpu().contiguous()
-    header = f"{data.dtype} {tuple(data.shape)}".encode()
-    return hashlib.sha256(header + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    return checksum([view.to_matrix(view.layout.read(values_of(view)))])
+
+
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the dtypes, shapes and bytes of some tensors. Cost: a copy of each to the CPU."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{data.dtype} {tuple(data.shape)}".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -58,6 +58,7 @@ def decompose(
     fit: FitSettings | HessianSettings | ComponentSettings | Mapping[str, Any] | str | None = None,
     checkpoints: str | PathLike | CheckpointSettings | None = None,
     targets: Any = None,
+    start: Fitted | None = None,
 ) -> Fitted:
     """Find directions in the chosen parameters, or components of their weights, each of which matters for few inputs.
 
@@ -124,6 +125,7 @@ def decompose(
             feature's strongest inputs for example; or a list of texts, beside `tokens` that are other texts. At all other
             positions Δ is whole, and importances are still driven to 0, so that components hold only what the targets need
             and Δ the rest of W. How close components sum to W is then no aim.
+        start: For `"components"`, features or other components of the same matrices, at whose directions they start.
 
     Returns:
         The features, with metrics on held-out sequences beside the same metrics of three controls.
@@ -168,6 +170,7 @@ def decompose(
             fit=component_settings(fit, steps=steps),
             processes=processes,
             targets=targets,
+            start=start,
         )
         check_room(run)
         return run.fitted(None if checkpoints is None else CheckpointSettings.of(checkpoints))
@@ -175,6 +178,8 @@ def decompose(
         raise SettingError(
             f"targets= is for method='components', not {method!r}. Give the inputs of interest alone as tokens=."
         )
+    if start is not None:
+        raise SettingError(f"start= is for method='components', not {method!r}. Leave it out.")
     fit, n_features = read_fit(method, fit), one_count(n_features, method)
     l0 = usual_l0(n_features) if l0 is None else float(l0)
     request = Request(method, n_features, l0, seed, progress and processes.is_main)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from param_features.errors import InputError, SettingError
 from param_features.fit import Checkpoints, Fit
-from param_features.fit.components import ComponentDictionary, ComponentSettings, fit_components, network_size
+from param_features.fit.components import ComponentDictionary, ComponentSettings, fit_components, network_size, pairs_of
+from param_features.fit.formats import LowRank
 from param_features.fitted import Fitted, Metrics
 from param_features.gradients import GradientEngine, HarvestSettings, SamplePlan, plan_rows, question_of
 from param_features.gradients.disk import Compression, Recipe, recipe_of
 from param_features.machine import ALONE, Processes, notify
 from param_features.measure import component_metrics
-from param_features.params import ParamSpec, named_in
+from param_features.params import ParamSpec, checksum, named_in
 from param_features.problem import (
     ModelInputs,
     Problem,
@@ -82,6 +83,26 @@ def _check_distance(problem: Problem) -> None:
         )
 
 
+def _directions_of(start: Any, engine: GradientEngine) -> LowRank | None:
+    """The directions of features, or of other components, of the engine's matrices.
+
+    Raises:
+        SettingError: It is none of these, or they are of other matrices.
+    """
+    if start is None:
+        return None
+    if not isinstance(start, Fitted):
+        raise SettingError(f"start={type(start).__name__} is nothing to start from. Give features or components, or None.")
+    for view in engine.subset.views:
+        record = start.params.get(view.name)
+        if record is None or tuple(record.matrix_shape) != view.matrix_shape:
+            raise SettingError(
+                f"start= has nothing of {view.name!r} of shape {view.matrix_shape}: it is of {', '.join(start.params)}. "
+                "Give features or components of the same matrices."
+            )
+    return start.v_out
+
+
 @dataclass(frozen=True)
 class ComponentRun:
     """One decomposition into components after its inputs were checked.
@@ -93,6 +114,7 @@ class ComponentRun:
         harvest: How many rows and examples are taken.
         fit: Settings of the fit.
         processes: Who share the work.
+        start: Directions that components start from; None for what the settings say.
     """
 
     problem: Problem
@@ -101,6 +123,7 @@ class ComponentRun:
     harvest: HarvestSettings
     fit: ComponentSettings
     processes: Processes = ALONE
+    start: LowRank | None = None
 
     @classmethod
     def of(
@@ -121,6 +144,7 @@ class ComponentRun:
         fit: ComponentSettings,
         processes: Processes,
         targets: Any = None,
+        start: Any = None,
     ) -> "ComponentRun":
         """Read and check what `pf.decompose` was given; errors are its own."""
         spec = [] if params is None else list(params) if isinstance(params, Iterator) else params
@@ -137,7 +161,7 @@ class ComponentRun:
         engine = engine_of_matrices(problem, named_in(spec, adapter.views(), adapter.aliases(), adapter.parts()))
         problem = replace(problem, subset=engine.subset)
         request = ComponentRequest(counts_of(n_features, engine.subset, adapter.aliases()), seed, progress)
-        run = cls(problem, engine, request, harvest, fit, processes)
+        run = cls(problem, engine, request, harvest, fit, processes, _directions_of(start, engine))
         say_notices(problem, divergence, request.say)
         run.say_sizes(is_count_open=n_features is None)
         return run
@@ -173,7 +197,8 @@ class ComponentRun:
     def _recipe(self) -> Recipe:
         """All that decides what the fit finds. Cost: hashes the model's weights and the data."""
         settings = {f"fit.{name}": value for name, value in asdict(self.fit).items()}
-        return self.data_recipe() | self.request.record() | settings
+        start = None if self.start is None else checksum(self.start.tensors)
+        return self.data_recipe() | self.request.record() | settings | {"start": start}
 
     def data_recipe(self) -> Recipe:
         """What the components are of. Cost: hashes the model's weights and the data."""
@@ -200,13 +225,15 @@ class ComponentRun:
         data = self.problem.data.rows(plan.train)
         if data.targets is not None and not bool(data.targets.any()):
             raise InputError("targets= marks none of the rows that were drawn for training. Mark more rows.")
+        generator = self._generator(Stage.FIT)
         return fit_components(
             self.engine,
             self.problem.divergence,
             data,
             self.request.counts,
             self.fit,
-            generator=self._generator(Stage.FIT),
+            generator=generator,
+            start=None if self.start is None else pairs_of(self.start, self.request.counts, generator),
             progress=self.request.progress,
             checkpoints=checkpoints,
             processes=self.processes,

@@ -129,3 +129,30 @@ def test_a_glob_of_which_nothing_is_left_is_refused(model):
 def test_what_it_cannot_heed_is_refused_by_name(model, given, match):
     with pytest.raises(pf.ParamFeaturesError, match=match):
         decomposed(model, **given)
+
+
+def test_features_and_components_of_the_same_matrices_are_a_start(model, tmp_path):
+    call = {"steps": 1, "fit": {"lr": 1e-12}, "n_features": 4}
+    features = pf.decompose(model, MATRIX, TOKENS, n_features=2, steps=2, n_samples=40, progress=False)
+    found = decomposed(model, start=features, **call)
+    assert not torch.equal(found.dictionary.parts[MATRIX].V, decomposed(model, **call).dictionary.parts[MATRIX].V)
+    again = decomposed(model, start=found, **call).dictionary.parts[MATRIX]
+    overlap = torch.nn.functional.cosine_similarity(again.V, found.dictionary.parts[MATRIX].V).abs()
+    assert overlap.min() > 0.99  # a tight frame stays as it is
+    decomposed(model, start=features, checkpoints=tmp_path, **call)
+    with pytest.raises(pf.errors.StoreError, match="start"):
+        decomposed(model, start=found, checkpoints=tmp_path, **call)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"start": {"V": 1}}, "start=dict is nothing to start from"),
+        ({"params": "blocks.1.attn.W_Q"}, "start= has nothing of 'blocks.1.attn.W_Q'"),
+        ({"method": "l3d"}, "start= is for method='components', not 'l3d'"),
+    ],
+)
+def test_what_is_no_start_is_refused(model, changes, told):
+    start = decomposed(model)
+    with pytest.raises(pf.errors.SettingError, match=told):
+        decomposed(model, **{"start": start} | changes)

@@ -15,6 +15,7 @@ from param_features.fit.components.losses import Distance, drawn_sources, masks_
 from param_features.fit.components.parts import Parts, least_square_parts
 from param_features.fit.components.passes import CleanPass, MaskedModel, Masks, not_applied_once
 from param_features.fit.components.settings import PRESETS, ComponentSettings
+from param_features.fit.components.starting import pairs_of
 from param_features.fit.components.training import ComponentTrainer, fit_components
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "network_shaped",
     "network_size",
     "not_applied_once",
+    "pairs_of",
 ]

@@ -75,13 +75,11 @@ def gradient_starts(
     return {name: _chosen(each, n_components[name], generator) for name, each in pairs.items()}
 
 
-def parts_along(weight: Float[Tensor, "d_out d_in"], pairs: Pairs, *, is_whole: bool = True) -> Parts:
-    """Parts along given pairs that sum to W as nearly as what they read allows.
+def parts_along(weight: Float[Tensor, "d_out d_in"], pairs: Pairs, *, is_whole: bool = True) -> Parts | None:
+    """Parts along given pairs that sum to W; None where the pairs do not make it up, as those of large models do not.
 
-    Where the pairs make W up, as those of toys do, the fewest first ones that leave less than a tenth of it are scaled to
-    sum to it, what they leave is added by the least change of their U, and the other parts write nothing. Elsewhere parts
-    read the tight frame that is nearest to the pairs' right vectors, and U are least squares: along many alike directions
-    they would be huge and cancel each other, and start with twenty times the divergence under masks of random ones.
+    The fewest first pairs that leave less than a tenth of W are scaled to sum to it, what they leave is added by the least
+    change of their U, and the other parts write nothing.
     Cost: a few systems of as many equations as pairs, and a singular value decomposition of the right vectors.
 
     Args:
@@ -94,11 +92,48 @@ def parts_along(weight: Float[Tensor, "d_out d_in"], pairs: Pairs, *, is_whole: 
         return Parts(_shares(weight, left, right).unsqueeze(1) * left, right)
     scale = _scales(weight, left, right)
     if scale is None:
-        return least_square_parts(weight, tight_frame(right))
+        return None
     n_used, U = len(scale), torch.zeros_like(left)
     U[:n_used] = scale.unsqueeze(1) * left[:n_used]
     U[:n_used] += least_square_parts(weight - U.T @ right, right[:n_used]).U
     return Parts(U, right)
+
+
+def parts_near(weight: Float[Tensor, "d_out d_in"], pairs: Pairs) -> Parts:
+    """Parts along pairs where these make W up; elsewhere parts that read the tight frame nearest to their right vectors.
+
+    U are then least squares. Along many alike directions they would be huge and cancel each other, and start with twenty
+    times the divergence under masks that random directions have.
+    """
+    return parts_along(weight, pairs) or least_square_parts(weight, tight_frame(pairs[1].to(weight)))
+
+
+def pairs_of(directions: LowRank, n_components: Mapping[str, int], generator: torch.Generator) -> dict[str, Pairs]:
+    """Pairs for the components of each matrix to start from: the leading factors of given directions, the first ones first.
+
+    Where there are too few, further ones are drawn at random.
+
+    Args:
+        directions: Such as those of features of the same matrices.
+        n_components: How many pairs of each matrix.
+        generator: Draws what is missing.
+    """
+    found = {}
+    for name, n in n_components.items():
+        left, right = _units(*leading_factors(*directions.factors[name]))
+        drawn = [torch.randn(max(0, n - len(left)), side.shape[1], generator=generator).to(side) for side in (left, right)]
+        found[name] = _normalised(*(torch.cat([side[:n], more]) for side, more in zip((left, right), drawn, strict=True)))
+    return found
+
+
+def leading_factors(
+    left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
+) -> tuple[Float[Tensor, "feature d_out one"], Float[Tensor, "feature d_in one"]]:
+    """The leading singular part of each Σ_r left_r ⊗ right_r."""
+    if left.shape[2] == 1:
+        return left, right
+    U, sizes, Vh = torch.linalg.svd(left @ right.mT, full_matrices=False)
+    return U[:, :, :1] * sizes[:, None, :1], Vh[:, :1].mT
 
 
 def _shares(

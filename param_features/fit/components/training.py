@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from param_features.fit.checkpointing import Checkpoints, keeping
@@ -30,7 +30,7 @@ from param_features.fit.components.parts import Parts, least_square_parts
 from param_features.fit.components.passes import CleanPass, MaskedModel, Masks, repeated
 from param_features.fit.components.places import check_same_positions
 from param_features.fit.components.settings import ComponentSettings
-from param_features.fit.components.starting import gradient_starts, parts_along, random_directions
+from param_features.fit.components.starting import Pairs, gradient_starts, parts_along, parts_near, random_directions
 from param_features.fit.loop import Fit, take_steps
 from param_features.gradients import GradientEngine, sites_of
 from param_features.machine import ALONE, Processes
@@ -49,7 +49,7 @@ def fit_components(
     *,
     generator: torch.Generator,
     progress: bool,
-    start: Mapping[str, Float[Tensor, "_component _d_in"]] | None = None,
+    start: Mapping[str, Pairs] | None = None,
     checkpoints: Checkpoints | None = None,
     processes: Processes = ALONE,
 ) -> Fit:
@@ -65,7 +65,7 @@ def fit_components(
         settings: How they are learned.
         generator: Draws batches, masks and starting points.
         progress: Whether to show a progress bar with D under masks, l0, how many are alive, and ‖Δ‖.
-        start: Where V starts, by matrix; as `settings.start` says where it is not given.
+        start: Pairs that components start from, by matrix; those of `settings.start` where none are given.
         checkpoints: Where the fit is kept, and gone on with.
         processes: Who share the rows of every batch; Ctrl-C then ends all of them.
     """
@@ -95,7 +95,7 @@ class ComponentTrainer:
         n_components: Mapping[str, int],
         settings: ComponentSettings,
         generator: torch.Generator,
-        start: Mapping[str, Tensor] | None = None,
+        start: Mapping[str, Pairs] | None = None,
         processes: Processes = ALONE,
     ) -> None:
         """Start with Σ U ⊗ V as close to W as the first V allow; of gradients, where the settings say so."""
@@ -134,27 +134,24 @@ class ComponentTrainer:
             shapes = {name: (n_rows, self.n_pos[name], parts.n) for name, parts in self.parts.items()}
             self.adversary = Adversary(shapes, self.settings.adversary_lr, self.generator, self.tensor_like)
 
-    def _starts(self, divergence: Divergence, n: Mapping[str, int], given: Mapping[str, Tensor]) -> dict[str, Parts]:
-        pairs = {}
-        if self.settings.start == "gradients" and not given:
-            targets = self.data.targets
-            data = self.data if targets is None else self.data.rows(targets.any(1))
-            pairs = gradient_starts(self.engine, divergence, data, self.weights, n, self.generator)
+    def _starts(self, divergence: Divergence, n: Mapping[str, int], given: Mapping[str, Pairs]) -> dict[str, Parts]:
+        if given:
+            return {name: parts_near(weight, given[name]) for name, weight in self.weights.items()}
+        if self.settings.start == "random":
+            frames = {name: random_directions(n[name], W.shape[1], self.generator) for name, W in self.weights.items()}
+            return {name: least_square_parts(W, frames[name].to(W)) for name, W in self.weights.items()}
+        pairs = self._pairs_of_gradients(divergence, n) if self.settings.start == "gradients" else {}
         is_whole = self.data.targets is None
-        along = {
-            name: parts_along(weight, pairs[name], is_whole=is_whole)
-            for name, weight in self.weights.items()
-            if name in pairs
-        }
-        return {name: along[name] if name in along else self._start(name, n[name], given) for name in self.weights}
+        found = {}
+        for name, weight in self.weights.items():
+            along = parts_along(weight, pairs[name], is_whole=is_whole) if name in pairs else None
+            found[name] = along or independent_parts(weight, self._seen[name], n[name], self.generator)
+        return found
 
-    def _start(self, name: str, n: int, start: Mapping[str, Tensor]) -> Parts:
-        weight = self.weights[name]
-        if self.settings.start != "random" and not start:
-            return independent_parts(weight, self._seen[name], n, self.generator)
-        V = start[name] if name in start else random_directions(n, weight.shape[1], self.generator)
-        V = torch.nn.functional.normalize(V.to(weight), dim=1)
-        return least_square_parts(weight, V)
+    def _pairs_of_gradients(self, divergence: Divergence, n: Mapping[str, int]) -> dict[str, Pairs]:
+        targets = self.data.targets
+        data = self.data if targets is None else self.data.rows(targets.any(1))
+        return gradient_starts(self.engine, divergence, data, self.weights, n, self.generator)
 
     def _network(self, probe: CleanPass) -> ImportanceNet:
         shapes = {name: (parts.n, parts.V.shape[1]) for name, parts in self.parts.items()}

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from param_features.fit.components import ComponentSettings, fit_components, starting
-from param_features.fit.components.starting import gradient_starts, parts_along, random_directions
+from param_features.fit.components.starting import gradient_starts, pairs_of, parts_along, parts_near, random_directions
+from param_features.fit.formats import LowRank
 from param_features.gradients import build_engine
 from param_features.problem import read_model, read_problem
 from tests.measure.component_cases import case_of
@@ -49,12 +50,28 @@ def test_pairs_that_do_not_make_up_the_matrix_give_what_is_read_alone(n, is_span
     weight = torch.randn(6, 7, generator=generator())
     mean = units(1, 7, seed=2).float()
     pairs = units(n, 6).float(), nn.functional.normalize(units(n, 7, seed=1).float() + 3 * mean, dim=1)
-    parts = parts_along(weight, pairs)
+    assert parts_along(weight, pairs) is None
+    parts = parts_near(weight, pairs)
     assert torch.allclose(parts.sum(), weight, atol=1e-4) == is_spanned
     assert (parts.V * pairs[1]).sum(1).min() > 0
     sizes = torch.linalg.svdvals(parts.V)
     assert sizes.max() / sizes.min() < 3
-    assert torch.equal(parts_along(weight * 0, pairs).U, torch.zeros(n, 6))
+    assert torch.equal(parts_near(weight * 0, pairs).U, torch.zeros(n, 6))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_directions_give_their_leading_factors_and_random_ones_where_they_are_few(rank):
+    left, right = units(3, 6).reshape(3, 6, 1), units(3, 7, seed=1).reshape(3, 7, 1)
+    if rank == 2:
+        left, right = torch.cat([left, 0.1 * units(3, 6, seed=2).unsqueeze(2)], 2), torch.cat([right, right.flip(0)], 2)
+    left[2] = 0  # a direction that does nothing in this matrix
+    u, v = pairs_of(LowRank({"w": (left, right)}), {"w": 5}, generator())["w"]
+    assert u.shape == (5, 6) and v.shape == (5, 7)
+    torch.testing.assert_close(u.norm(dim=1), torch.ones(5).double())
+    overlap = (u[:2] * left[:2, :, 0]).sum(1) * (v[:2] * right[:2, :, 0]).sum(1)
+    assert overlap.min() > 0.95
+    fewer = pairs_of(LowRank({"w": (left, right)}), {"w": 1}, generator())["w"]
+    assert torch.equal(fewer[1], v[:1])
 
 
 def superposed():

@@ -1,6 +1,7 @@
 """Stopping a fit, or a harvest to disk, in the middle of what it does."""
 
 import os
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -30,6 +31,16 @@ def stopped_after(n_steps, kind=Trainer, stop=stop_here):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "step", stopping)
         yield
+
+
+@contextmanager
+def hearing_interrupts():
+    """Let Ctrl-C be heard, also in a process that a shell started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

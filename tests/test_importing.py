@@ -10,7 +10,7 @@ import pytest
 
 import param_features as pf
 from param_features.development import Track, track
-from param_features.run import Sweep, decompose, load, sweep
+from param_features.run import ComponentSweep, Sweep, decompose, load, sweep
 
 PACKAGE = Path(pf.__file__).parent
 ADAPTERS = (PACKAGE / "adapters").resolve()
@@ -147,13 +147,16 @@ def test_every_module_can_be_imported_under_a_name_of_its_own():
     assert run(f"{code}\nprint('done')") == "done"
 
 
+EITHER = pf.ParamFeatures | pf.ParamComponents
+
+
 @pytest.mark.parametrize(
     ("name", "below", "returned"),
     [
-        ("decompose", decompose, pf.ParamFeatures),
-        ("load", load, pf.ParamFeatures),
-        ("sweep", sweep, Sweep[pf.ParamFeatures]),
-        ("track", track, Track[pf.ParamFeatures]),
+        ("decompose", decompose, EITHER),
+        ("load", load, EITHER),
+        ("sweep", sweep, Sweep[EITHER] | ComponentSweep[EITHER]),
+        ("track", track, Track[EITHER]),
     ],
 )
 def test_a_call_whose_result_gets_methods_looks_like_the_one_below(name, below, returned):

@@ -83,16 +83,14 @@ def _check_distance(problem: Problem) -> None:
         )
 
 
-def _directions_of(start: Any, engine: GradientEngine) -> LowRank | None:
+def _directions_of(start: Fitted | None, engine: GradientEngine) -> LowRank | None:
     """The directions of features, or of other components, of the engine's matrices.
 
     Raises:
-        SettingError: It is none of these, or they are of other matrices.
+        SettingError: They are of other matrices.
     """
     if start is None:
         return None
-    if not isinstance(start, Fitted):
-        raise SettingError(f"start={type(start).__name__} is nothing to start from. Give features or components, or None.")
     for view in engine.subset.views:
         record = start.params.get(view.name)
         if record is None or tuple(record.matrix_shape) != view.matrix_shape:
@@ -144,7 +142,7 @@ class ComponentRun:
         fit: ComponentSettings,
         processes: Processes,
         targets: Any = None,
-        start: Any = None,
+        start: Fitted | None = None,
     ) -> "ComponentRun":
         """Read and check what `pf.decompose` was given; errors are its own."""
         spec = [] if params is None else list(params) if isinstance(params, Iterator) else params

@@ -297,7 +297,7 @@ def test_a_hooked_transformer_end_to_end(tiny_hooked, tiny_tokens):
         ({"divergence": lambda output, _: output.sum(1)}, r"'<lambda>' is none.*Accepted: 'kl', 'se'"),
         ({"fit": pf.FitSettings()}, r"fit is a FitSettings.*takes pf\.HessianSettings"),
         ({"method": "l3d", "fit": pf.HessianSettings()}, r"fit is a HessianSettings.*takes pf\.FitSettings"),
-        ({"method": "hesian"}, r"Accepted: 'l3d', 'hessian'; nearest: 'hessian'"),
+        ({"method": "hesian"}, r"Accepted: 'l3d', 'hessian', 'components'; nearest: 'hessian'"),
     ],
 )
 def test_combinations_without_meaning_are_refused(xor, changes, message):

@@ -10,7 +10,7 @@ import param_features as pf
 from param_features.errors import StoreError
 from param_features.fit.components import ComponentTrainer
 from tests.models import hooked_transformer, integers
-from tests.stops import stopped_after
+from tests.stops import hearing_interrupts, stopped_after
 
 NAMES = ["blocks.0.attn.W_Q", "blocks.0.mlp.W_in"]
 TOKENS = integers(20, 20, 6)
@@ -95,6 +95,6 @@ def test_a_damaged_checkpoint_is_refused(model, begun, tmp_path):
 
 
 def test_an_interrupt_keeps_what_is_learned_and_a_checkpoint(model, tmp_path):
-    with stopped_after(3, ComponentTrainer, stop=lambda: signal.raise_signal(signal.SIGINT)):
+    with hearing_interrupts(), stopped_after(3, ComponentTrainer, stop=lambda: signal.raise_signal(signal.SIGINT)):
         assert fitted(model, tmp_path).config["steps_done"] == 4
     assert_same(fitted(model, tmp_path), fitted(model))

@@ -147,7 +147,7 @@ def test_features_and_components_of_the_same_matrices_are_a_start(model, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"start": {"V": 1}}, "start=dict is nothing to start from"),
+        ({"start": {"V": 1}}, "got start={'V': 1}. Accepted: features of pf.decompose"),
         ({"params": "blocks.1.attn.W_Q"}, "start= has nothing of 'blocks.1.attn.W_Q'"),
         ({"method": "l3d"}, "start= is for method='components', not 'l3d'"),
     ],

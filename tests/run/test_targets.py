@@ -1,5 +1,7 @@
 """`targets=`: components for some inputs; on all others the weights stay as they are."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -59,7 +61,8 @@ def test_components_of_one_features_inputs_hold_that_feature_alone():
     generator = torch.Generator().manual_seed(0)
     data = torch.rand(2000, 5, generator=generator) * (torch.rand(2000, 5, generator=generator) < 0.15)
     targets = data[:, 0] > 0
-    settings = {"batch_size": 128, "lr": 0.01, "lr_end": 0.0, "importance_weight": 3e-3, "p": 1.0, "p_end": 1.0}
+    changes = {"batch_size": 128, "lr": 0.01, "importance_weight": 6e-3, "one_at_a_time_weight": 0.0, "start": "gradients"}
+    settings = dataclasses.replace(pf.ComponentSettings.preset("spd"), **changes)
     found = pf.decompose(
         model,
         ["0.weight", "1.weight"],

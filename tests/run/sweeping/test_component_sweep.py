@@ -13,7 +13,7 @@ from param_features.errors import SettingError, StoreError
 from param_features.fit.components import ComponentTrainer
 from param_features.run.sweeping.components import ComponentRow, ComponentSweep, weights_around
 from tests.models import hooked_transformer, integers
-from tests.stops import stopped_after
+from tests.stops import hearing_interrupts, stopped_after
 
 pytestmark = pytest.mark.usefixtures("few_metrics")
 MATRIX = "blocks.0.attn.W_Q"
@@ -41,13 +41,18 @@ def test_five_weights_half_a_decade_apart_around_that_of_the_fit(model):
 
 def test_every_fit_is_that_of_decompose(model):
     found = swept(model, importance_weight=[0.1], seeds=[1])
+    taken = found.fits[0].config["fit"]
     alone = pf.decompose(
         model,
         MATRIX,
         TOKENS,
         method="components",
         n_features=3,
-        fit={"batch_size": 30, "importance_weight": 0.1},
+        fit={
+            "batch_size": 30,
+            "importance_weight": 0.1,
+            "frequency_weight": taken["frequency_weight"],
+        },
         steps=3,
         seed=1,
         progress=False,
@@ -97,7 +102,7 @@ def test_a_weight_must_do_with_every_seed():
 
 def test_finished_fits_are_read_and_the_rest_is_made(model, tmp_path):
     weights = {"importance_weight": [0.01, 0.1]}
-    with stopped_after(4, ComponentTrainer, stop=lambda: signal.raise_signal(signal.SIGINT)):
+    with hearing_interrupts(), stopped_after(4, ComponentTrainer, stop=lambda: signal.raise_signal(signal.SIGINT)):
         found = swept(model, tmp_path, **weights)
     assert len(found.rows) == 1 and "Interrupted after 1 of 2 fits." in repr(found)
     with stopped_after(3, ComponentTrainer):  # the first is read: three steps are left

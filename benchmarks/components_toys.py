@@ -29,19 +29,23 @@ from benchmarks.toys.component_toys import ComponentToy, residual_mlp, superposi
 from param_features.fit.components import ComponentSettings
 from param_features.problem import ModelInputs
 
-_SPD = ComponentSettings(
+_TOY = ComponentSettings(
     steps=2000,
     batch_size=256,
     lr=1e-2,
     lr_end=0.0,
-    importance="component",
+    importance="site",
+    hidden=64,
     importance_weight=3e-3,
     p=1.0,
     p_end=1.0,
-    one_at_a_time_weight=1.0,
-    start="gradients",
+    one_at_a_time_weight=2.0,
+    faithfulness_weight=10.0,
 )
-_RESIDUAL = replace(_SPD, importance_weight=3e-5, lr=3e-3, steps=600)
+_WIDE = replace(_TOY, hidden=None, importance_weight=5e-4, lr=5e-3, steps=1500, faithfulness_weight=1e3)
+_RESIDUAL = replace(
+    ComponentSettings.preset("spd"), steps=600, batch_size=256, lr=3e-3, importance_weight=3e-5, start="gradients"
+)
 _RIGHT = {"ml2r": 1.0, "mean cosine": 1.0, "min cosine": 1.0, "published mmcs": 1.0, "l0": 1.0, "l0 above 0.1": 1.0}
 _ALIVE = 1e-6
 _TELLING = ("ml2r", "min cosine", "matched", "l0", "CPU seconds")
@@ -58,9 +62,9 @@ class Case:
 
 
 CASES = {
-    "tms 5-2": Case(superposition_layers, 20, _SPD),
-    "tms 40-10": Case(partial(superposition_layers, 40, 10), 200, replace(_SPD, importance_weight=5e-4, lr=5e-3, steps=500)),
-    "tms 5-2 identity": Case(partial(superposition_layers, has_identity=True), 20, _SPD),
+    "tms 5-2": Case(superposition_layers, 20, _TOY),
+    "tms 40-10": Case(partial(superposition_layers, 40, 10), 200, _WIDE),
+    "tms 5-2 identity": Case(partial(superposition_layers, has_identity=True), 20, _TOY),
     "residual 1": Case(residual_mlp, 100, _RESIDUAL),
     "residual 2": Case(partial(residual_mlp, 2), 400, _RESIDUAL),
 }

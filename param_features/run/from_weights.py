@@ -172,7 +172,7 @@ class ComponentRun:
     def say_sizes(self, *, is_count_open: bool) -> None:
         """Print the sizes that were chosen from the shapes."""
         shapes = {view.name: (self.request.counts[view.name], view.matrix_shape[1]) for view in self.problem.subset.views}
-        kind, hidden = network_size(self.fit, shapes, has_positions=self.problem.output.per_position)
+        kind, hidden = network_size(self.fit, shapes)
         least, most = min(self.request.counts.values()), max(self.request.counts.values())
         each = f"{least}" if least == most else f"{least} to {most}"
         chosen = ", chosen from the shapes" if is_count_open else ""

@@ -11,7 +11,7 @@ from tests.models import hooked_transformer
 
 CALL = {
     "n_features": 6,
-    "fit": ComponentSettings(steps=3, batch_size=60),
+    "fit": ComponentSettings(steps=3, batch_size=60, start="random"),
     "progress": False,
 }
 

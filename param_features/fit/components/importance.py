@@ -174,18 +174,16 @@ NETWORKS: dict[str, Callable[[_SHAPES, int, torch.Generator | None, frozenset[st
 """By name: from shapes, width, generator and the sites that read indices."""
 
 
-def network_size(settings: ComponentSettings, shapes: _SHAPES, *, has_positions: bool) -> tuple[str, int]:
-    """Kind and width of the network that the settings ask for, or that the shapes and the model choose.
+def network_size(settings: ComponentSettings, shapes: _SHAPES) -> tuple[str, int]:
+    """Kind and width of the network that the settings ask for, or that the shapes choose.
+
+    A network for each matrix sees what tells neighbouring components apart, which an inner activation alone does not.
 
     Args:
         settings: Which may leave both open.
         shapes: Of each site: its number of components, and d_in.
-        has_positions: Whether samples are positions, as of a language model, where one network for a matrix does better: it
-            reads a component's neighbours too. On toys, whose inputs are samples, a network for each component does better.
     """
-    kind = settings.importance
-    if kind == "auto":
-        kind = "site" if has_positions else "component"
+    kind = "site" if settings.importance == "auto" else settings.importance
     reading = max(max(4 * d_in, 2 * n) for n, d_in in shapes.values())
     return kind, settings.hidden or (16 if kind == "component" else min(1024, reading))
 

@@ -26,7 +26,7 @@ class ComponentSettings:
         lr_end: Share of `lr` to which a cosine leads it down.
         importance: What an importance is computed from, by a network of one hidden layer: `"component"`, its own inner
             activation, a network for each; `"site"`, the input of its matrix, one for each matrix; `"model"`, the inputs of
-            all matrices, one for all; `"auto"`: `"site"` where samples are positions, else `"component"`.
+            all matrices, one for all; `"auto"` is `"site"`.
         hidden: Width of these networks; None for 16 a component, or for four times the input's width and twice the number
             of components at least, at most 1,024.
         importance_weight: Weight of Σ_c (g + ε)^p per position: the setting to which results are most sensitive.

@@ -156,7 +156,7 @@ class ComponentTrainer:
     def _network(self, probe: CleanPass) -> ImportanceNet:
         shapes = {name: (parts.n, parts.V.shape[1]) for name, parts in self.parts.items()}
         tables = frozenset(name for name, applied in probe.applied.items() if not applied.is_floating_point())
-        kind, hidden = network_size(self.settings, shapes, has_positions=self.engine.per_position)
+        kind, hidden = network_size(self.settings, shapes)
         net = NETWORKS[kind](shapes, hidden, self.generator, tables)
         if self.settings.start != "random":
             net.begin({name: starting_of(parts, self._seen[name]) for name, parts in self.parts.items()})

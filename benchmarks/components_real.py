@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from operator import le
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -134,22 +135,25 @@ def _read(value: str) -> Any:
 def metric_rows(metrics: list[Mapping[str, float]]) -> list[Row]:
     """The numbers of the whole model by seed, the controls' beside them."""
 
-    def row(case: str, number: str, name: str, most: float | None = None) -> Row:
+    def row(case: str, number: str, name: str, share: float | None = None, of_name: str = "") -> Row:
+        """A number of every seed; met where it is at most a share of the same seed's other number."""
         values = tuple(of[name] for of in metrics)
-        if most is None:
+        if share is None:
             return Row(case, number, values)
-        return Row(case, number, values, f"<= {most:.3g}", sum(value <= most for value in values))
+        most = [share * of[of_name] for of in metrics]
+        return Row(case, number, values, f"<= {median(most):.3g}", sum(map(le, values, most)))
 
-    clean = median(of["loss_clean"] for of in metrics)
-    zero = median(of["all_zero"] for of in metrics)
     rows = [row("components", "loss, clean", "loss_clean")]
     for name in _MONITORS:
-        most = clean * (1 + _WITHIN[name]) if name in _WITHIN else None
-        rows.append(row("components", f"loss, {name}", f"loss_{name}", most))
+        share = 1 + _WITHIN[name] if name in _WITHIN else None
+        rows.append(row("components", f"loss, {name}", f"loss_{name}", share, "loss_clean"))
     rows += [row("components", f"KL, {name}", name) for name in _MONITORS]
     for name in sorted(name for name in metrics[0] if re.fullmatch(r"adversarial_\d+", name)):
-        most = _MOST_ADVERSARIAL * zero if name == "adversarial_20" else None
-        rows += [row("components", f"KL, {name}", name, most), row("components", f"loss, {name}", f"loss_{name}")]
+        share = _MOST_ADVERSARIAL if name == "adversarial_20" else None
+        rows += [
+            row("components", f"KL, {name}", name, share, "all_zero"),
+            row("components", f"loss, {name}", f"loss_{name}"),
+        ]
     rows += [row("components", name, name) for name in ("loss_unrecovered", "l0", "l0_above_0.1", "alive", "faithfulness")]
     for name in metrics[0]:
         if "control_" in name and not name.startswith("loss_"):

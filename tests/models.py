@@ -88,3 +88,15 @@ class Between(nn.Module):
 
 def built(module: nn.Module) -> nn.Module:
     return randomised(module.double())
+
+
+def superposed():
+    """Five features in two dimensions, at the corners of a pentagon: what superposition trains to."""
+    corners = torch.arange(5) * 2 * torch.pi / 5
+    W = torch.stack([corners.cos(), corners.sin()])
+    model = nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 5), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(W)
+        model[1].weight.copy_(W.T)
+        model[1].bias.fill_(-0.31)
+    return model

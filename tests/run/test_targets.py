@@ -11,22 +11,10 @@ from param_features.errors import InputError, SettingError
 from param_features.fit.components import MaskedModel, Masks
 from param_features.gradients import sites_of
 from tests.components import made_components
-from tests.models import hooked_transformer, integers
+from tests.models import hooked_transformer, integers, superposed
 
 NAMES = {"blocks.0.attn.W_K": 3, "blocks.0.mlp.W_in": 4}
 pytestmark = pytest.mark.usefixtures("few_metrics")
-
-
-def superposed():
-    """Five features in two dimensions, at the corners of a pentagon."""
-    corners = torch.arange(5) * 2 * torch.pi / 5
-    W = torch.stack([corners.cos(), corners.sin()])
-    model = nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 5), nn.ReLU())
-    with torch.no_grad():
-        model[0].weight.copy_(W)
-        model[1].weight.copy_(W.T)
-        model[1].bias.fill_(-0.31)
-    return model
 
 
 @pytest.mark.parametrize("of", ["rows", "positions"])

@@ -10,6 +10,7 @@ from param_features.fit.formats import LowRank
 from param_features.gradients import build_engine
 from param_features.problem import read_model, read_problem
 from tests.measure.component_cases import case_of
+from tests.models import superposed
 
 
 def units(n, d, seed=0):
@@ -72,18 +73,6 @@ def test_directions_give_their_leading_factors_and_random_ones_where_they_are_fe
     assert overlap.min() > 0.95
     fewer = pairs_of(LowRank({"w": (left, right)}), {"w": 1}, generator())["w"]
     assert torch.equal(fewer[1], v[:1])
-
-
-def superposed():
-    """Five features in two dimensions, at the corners of a pentagon: what superposition trains to."""
-    corners = torch.arange(5) * 2 * torch.pi / 5
-    W = torch.stack([corners.cos(), corners.sin()])
-    model = nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 5), nn.ReLU())
-    with torch.no_grad():
-        model[0].weight.copy_(W)
-        model[1].weight.copy_(W.T)
-        model[1].bias.fill_(-0.31)
-    return model
 
 
 def test_features_in_superposition_are_the_parts_from_the_start():

@@ -56,7 +56,16 @@ class ImportanceNet(nn.Module, ABC):
         """From inner activations and what matrices are applied to, by site."""
 
 
-class PerComponent(ImportanceNet):
+class _BySite(ImportanceNet):
+    """Four tensors for each matrix: what reads, its shift, what follows, its bias."""
+
+    weights: nn.ParameterList
+
+    def _of_site(self, place: int) -> list[Tensor]:
+        return list(self.weights[4 * place : 4 * place + 4])
+
+
+class PerComponent(_BySite):
     """A network for each component on its own inner activation."""
 
     kind = "component"
@@ -79,7 +88,7 @@ class PerComponent(ImportanceNet):
     def begin(self, thresholds: Mapping[str, Starting]) -> None:
         """Two hidden units of each component make z = |V_cᵀx| over the threshold; the others add nothing yet."""
         for place, starting in enumerate(thresholds.values()):
-            first, _, second, bias = (self.weights[4 * place + k] for k in range(4))
+            first, _, second, bias = self._of_site(place)
             second[:, 2:].mul_(0.1)
             first[:, 0], first[:, 1] = _STEEP / starting.at, -_STEEP / starting.at
             second[:, :2] = 1 / _STEEP
@@ -89,12 +98,12 @@ class PerComponent(ImportanceNet):
         """z_c = w₂·GELU(w₁ V_cᵀx + b₁) + b₂. Cost: row · pos · component · hidden."""
         found = {}
         for place, (name, values) in enumerate(inner.items()):
-            first, shift, second, bias = (self.weights[4 * place + k] for k in range(4))
+            first, shift, second, bias = self._of_site(place)
             found[name] = (functional.gelu(values.unsqueeze(-1) * first + shift) * second).sum(-1) + bias
         return found
 
 
-class PerSite(ImportanceNet):
+class PerSite(_BySite):
     """A network for each matrix, shared by its components, on the matrix's input."""
 
     kind = "site"
@@ -117,7 +126,7 @@ class PerSite(ImportanceNet):
     def begin(self, thresholds: Mapping[str, Starting]) -> None:
         """As for `PerComponent`, for as many components as half of the hidden units, at inputs of the usual size."""
         for place, starting in enumerate(thresholds.values()):
-            first, _, second, bias = (self.weights[4 * place + k] for k in range(4))
+            first, _, second, bias = self._of_site(place)
             n = min(len(starting.V), self.hidden // 2)
             scale = _STEEP * starting.root_mean_square / starting.at[:n]
             reading = (starting.V[:n] * scale.unsqueeze(1)).T
@@ -132,7 +141,7 @@ class PerSite(ImportanceNet):
         """Z = W₂ GELU(W₁ x̂ + b₁) + b₂, x̂ the input over its root mean square; a table's index chooses a row of W₁."""
         found = {}
         for place, name in enumerate(inner):
-            first, shift, second, bias = (self.weights[4 * place + k] for k in range(4))
+            first, shift, second, bias = self._of_site(place)
             found[name] = functional.gelu(read(applied[name], first) + shift) @ second + bias
         return found
 

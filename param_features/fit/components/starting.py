@@ -9,7 +9,14 @@ from torch import Tensor
 from param_features.fit.components.parts import Parts, least_square_parts
 from param_features.fit.formats import LowRank
 from param_features.fit.loop import leading_part
-from param_features.gradients import AgainstDrawn, GradientEngine, Gradients, draw_positions
+from param_features.gradients import (
+    AgainstDrawn,
+    Factored,
+    GradientEngine,
+    Gradients,
+    draw_positions,
+    leading_of_factored,
+)
 from param_features.problem import Divergence, ModelInputs, Reference
 
 Pairs = tuple[Tensor, Tensor]
@@ -120,20 +127,10 @@ def pairs_of(directions: LowRank, n_components: Mapping[str, int], generator: to
     """
     found = {}
     for name, n in n_components.items():
-        left, right = _units(*leading_factors(*directions.factors[name]))
+        left, right = _units(*leading_of_factored(Factored(*(side.mT for side in directions.factors[name])), 1))
         drawn = [torch.randn(max(0, n - len(left)), side.shape[1], generator=generator).to(side) for side in (left, right)]
         found[name] = _normalised(*(torch.cat([side[:n], more]) for side, more in zip((left, right), drawn, strict=True)))
     return found
-
-
-def leading_factors(
-    left: Float[Tensor, "feature d_out rank"], right: Float[Tensor, "feature d_in rank"]
-) -> tuple[Float[Tensor, "feature d_out one"], Float[Tensor, "feature d_in one"]]:
-    """The leading singular part of each Σ_r left_r ⊗ right_r."""
-    if left.shape[2] == 1:
-        return left, right
-    U, sizes, Vh = torch.linalg.svd(left @ right.mT, full_matrices=False)
-    return U[:, :, :1] * sizes[:, None, :1], Vh[:, :1].mT
 
 
 def _shares(

@@ -12,7 +12,7 @@ from param_features.fit.checkpointing import Checkpoints, keeping
 from param_features.fit.components.adversary import Adversary, Sources
 from param_features.fit.components.batch import StepBatch
 from param_features.fit.components.dictionary import ComponentDictionary
-from param_features.fit.components.from_inputs import independent_parts, seen_positions, starting_of
+from param_features.fit.components.from_inputs import Positions, independent_parts, seen_positions, starting_of
 from param_features.fit.components.gates import importances_for_masks, importances_for_penalties
 from param_features.fit.components.importance import NETWORKS, ImportanceNet, network_size
 from param_features.fit.components.losses import (
@@ -107,13 +107,10 @@ class ComponentTrainer:
         self.n_rows = min(len(self.data), max(2, settings.batch_size // self.data.n_pos))
         with self.model.held():
             probe = self.model.clean(self.data.rows(slice(0, 2)))
-        self._seen = {}
-        if settings.start != "random":
-            with self.model.held():
-                self._seen = seen_positions(self.model, self.data, self.n_rows, generator)
-        self.parts = self._starts(divergence, n_components, start or {})
-        self.net = self._network(probe)
-        del self._seen
+            is_random = settings.start == "random"
+            seen = {} if is_random else seen_positions(self.model, self.data, self.n_rows, generator)
+        self.parts = self._starts(divergence, n_components, start or {}, seen)
+        self.net = self._network(probe, seen)
         tensors = [tensor for parts in self.parts.values() for tensor in (parts.U, parts.V)]
         self.tensors = tensors
         for tensor in (*tensors, *self.net.parameters()):
@@ -134,7 +131,9 @@ class ComponentTrainer:
             shapes = {name: (n_rows, self.n_pos[name], parts.n) for name, parts in self.parts.items()}
             self.adversary = Adversary(shapes, self.settings.adversary_lr, self.generator, self.tensor_like)
 
-    def _starts(self, divergence: Divergence, n: Mapping[str, int], given: Mapping[str, Pairs]) -> dict[str, Parts]:
+    def _starts(
+        self, divergence: Divergence, n: Mapping[str, int], given: Mapping[str, Pairs], seen: Mapping[str, Positions]
+    ) -> dict[str, Parts]:
         if given:
             return {name: parts_near(weight, given[name]) for name, weight in self.weights.items()}
         if self.settings.start == "random":
@@ -145,7 +144,7 @@ class ComponentTrainer:
         found = {}
         for name, weight in self.weights.items():
             along = parts_along(weight, pairs[name], is_whole=is_whole) if name in pairs else None
-            found[name] = along or independent_parts(weight, self._seen[name], n[name], self.generator)
+            found[name] = along or independent_parts(weight, seen[name], n[name], self.generator)
         return found
 
     def _pairs_of_gradients(self, divergence: Divergence, n: Mapping[str, int]) -> dict[str, Pairs]:
@@ -153,13 +152,13 @@ class ComponentTrainer:
         data = self.data if targets is None else self.data.rows(targets.any(1))
         return gradient_starts(self.engine, divergence, data, self.weights, n, self.generator)
 
-    def _network(self, probe: CleanPass) -> ImportanceNet:
+    def _network(self, probe: CleanPass, seen: Mapping[str, Positions]) -> ImportanceNet:
         shapes = {name: (parts.n, parts.V.shape[1]) for name, parts in self.parts.items()}
         tables = frozenset(name for name, applied in probe.applied.items() if not applied.is_floating_point())
         kind, hidden = network_size(self.settings, shapes)
         net = NETWORKS[kind](shapes, hidden, self.generator, tables)
-        if self.settings.start != "random":
-            net.begin({name: starting_of(parts, self._seen[name]) for name, parts in self.parts.items()})
+        if seen:
+            net.begin({name: starting_of(parts, seen[name]) for name, parts in self.parts.items()})
         if net.kind == "model":
             check_same_positions({name: applied.shape[1] for name, applied in probe.applied.items()}, probe.aligned)
         return net.to(self.tensor_like)

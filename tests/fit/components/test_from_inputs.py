@@ -3,9 +3,19 @@
 import pytest
 import torch
 
-from param_features.fit.components.from_inputs import independent_parts, rotation_to_independence, starting_of
+from param_features.fit.components.from_inputs import (
+    independent_parts,
+    rotation_to_independence,
+    seen_positions,
+    starting_of,
+)
 from param_features.fit.components.importance import NETWORKS
 from param_features.fit.components.parts import Parts
+from param_features.fit.components.passes import MaskedModel
+from param_features.gradients import build_engine, sites_of
+from param_features.problem import read_model, read_problem
+from tests.adapters.zoo import hf_gpt2
+from tests.models import integers
 
 D_OUT, D_IN, N_POS = 6, 8, 4000
 
@@ -84,3 +94,27 @@ def test_importances_begin_with_the_size_of_what_components_do(kind):
     assert is_large.any() and not is_large.all()
     torch.testing.assert_close(z[:, :D_IN][is_large], wanted[:, :D_IN][is_large], rtol=0.2, atol=0.5)
     assert float(z[:, D_IN:].abs().max()) < 0.5
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_matrices_are_applied_to_is_seen_without_padding(side):
+    tokens = integers(20, 6, 5)
+    mask = torch.ones(6, 5, dtype=torch.long)
+    mask[:, :2] = 0
+    mask = mask if side == "left" else mask.flip(1)
+    pytest.importorskip("transformers")
+    model = hf_gpt2()
+    problem = read_problem(
+        read_model(model, ["transformer.h.0.mlp.c_fc.weight"]),
+        {"input_ids": tokens, "attention_mask": mask},
+        None,
+        divergence="kl",
+        reference="sample",
+    )
+    engine = build_engine(problem, print)
+    masked = MaskedModel(engine, sites_of(engine))
+    with masked.held():
+        (seen,) = seen_positions(masked, problem.data, 2, torch.Generator().manual_seed(0)).values()
+        (whole,) = masked.clean(problem.data).applied.values()
+    real = {tuple(row) for row in whole[mask.bool()].tolist()}
+    assert len(seen) == int(mask.sum()) and {tuple(row) for row in seen.tolist()} == real
